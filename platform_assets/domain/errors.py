@@ -1,0 +1,68 @@
+"""Every error that Signalbox raises on purpose.
+
+    SignalboxError
+    ├── UsageError            wrong use: an unknown name, a malformed spec           (exit code 2)
+    │   └── SpecError         a catalog entry that cannot be read
+    ├── RefusedError          the signal is at danger: something is missing or held  (exit code 1)
+    │   └── HeldError         partitions that may not be built, each with its reason
+    ├── HomeError             the home cannot be used as it is                       (exit code 1)
+    └── TransientError        may succeed if tried again: a full disk, a conflict    (exit code 1)
+
+Whether an error may be retried is a matter of its type, never of its text.
+"""
+
+from collections.abc import Mapping
+
+
+class SignalboxError(Exception):
+    """Base of the tree; its text is one sentence for a person."""
+
+    exit_code = 1
+    retryable = False
+
+
+class UsageError(SignalboxError):
+    """The caller named something that does not exist or is not allowed."""
+
+    exit_code = 2
+
+
+class SpecError(UsageError):
+    """A catalog file is wrong: names file, field, the value found and what is allowed."""
+
+    def __init__(self, origin: str, problems: Mapping[str, str]) -> None:
+        self.origin = origin
+        self.problems = dict(problems)
+        listed = "; ".join(f"{field}: {why}" for field, why in self.problems.items())
+        super().__init__(f"{origin} is refused, no pipeline is loaded from it: {listed}")
+
+
+class RefusedError(SignalboxError):
+    """An action was refused because a rule does not hold."""
+
+
+class HeldError(RefusedError):
+    """Partitions that may not be built now.
+
+    Attributes:
+        held: reason by partition key.
+    """
+
+    def __init__(self, asset: str, held: Mapping[str, str]) -> None:
+        self.asset = asset
+        self.held = dict(held)
+        listed = "; ".join(f"{key}: {why}" for key, why in self.held.items())
+        super().__init__(
+            f"{asset} is held for {len(self.held)} partition(s), nothing was written for them. "
+            f"{listed}"
+        )
+
+
+class HomeError(SignalboxError):
+    """SIGNALBOX_HOME is missing, unwritable, or made by another version."""
+
+
+class TransientError(SignalboxError):
+    """The same call may succeed later; nothing was half-written."""
+
+    retryable = True

@@ -1,0 +1,453 @@
+"""What a user writes: one frozen PipelineSpec a pipeline, from YAML, Python or a Component."""
+
+import ast
+import re
+from collections.abc import Iterable, Mapping
+from datetime import date, timedelta
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, available_timezones
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from platform_assets.domain.errors import SpecError, UsageError
+from platform_assets.domain.partition import PartitionKey, date_range
+from platform_assets.domain.promotion import Kind
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_ENTRY_POINT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+ColumnType = Literal["string", "int", "float", "bool", "timestamp"]
+
+
+def _name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise ValueError("allowed are lower-case letters, digits and _, starting with a letter")
+    return text
+
+
+def _timezone(text: str) -> str:
+    if text not in available_timezones():
+        raise ValueError("allowed are IANA timezone names, such as America/New_York")
+    return text
+
+
+def _partition_value(text: str) -> str:
+    if not text or set(text) & set("|/\\,[]") or text != text.strip() or text.startswith("."):
+        raise ValueError("a key must be non-empty, without any of | / \\ , [ ] or outer spaces")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_name)]
+PartitionValue = Annotated[str, AfterValidator(_partition_value)]
+
+
+def names_in(expression: str) -> frozenset[str]:
+    """The column names that an expression reads.
+
+    Raises:
+        ValueError: it is not one Python expression, or it reaches beyond its columns.
+    """
+    try:
+        tree = ast.parse(expression, mode="eval")
+    except SyntaxError as error:
+        raise ValueError(f"{expression!r} is not an expression: {error.msg}") from error
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+            raise ValueError(f"{expression!r} reads {node.attr!r}; only public names are allowed")
+    called = {id(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
+    return frozenset(
+        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in called
+    )
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ColumnSpec(_Frozen):
+    """One column of a source.
+
+    `known` says when its value exists: `before` the event that a row predicts, or `after` it.
+    A feature may read only the former.
+    """
+
+    type: ColumnType
+    known: Literal["before", "after"] = "before"
+    nullable: bool = False
+    description: str = ""
+
+
+class SourceSpec(_Frozen):
+    """Hourly files of one producer."""
+
+    description: str = ""
+    time_column: str
+    columns: Mapping[str, ColumnSpec] = Field(min_length=1)
+    unique: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _columns_exist(self) -> "SourceSpec":
+        for column in (self.time_column, *self.unique):
+            if column not in self.columns:
+                raise ValueError(
+                    f"{column!r} is no column of this source; allowed are {_listed(self.columns)}"
+                )
+        if self.columns[self.time_column].type != "timestamp":
+            raise ValueError(f"time_column {self.time_column!r} must be of type timestamp")
+        return self
+
+
+class JoinSpec(_Frozen):
+    """Columns of another source, joined to each row by partition key and time column."""
+
+    source: Name
+    columns: tuple[str, ...] = Field(min_length=1)
+
+
+class TargetSpec(_Frozen):
+    """What the model predicts, as an expression over the columns of `rows` and joins."""
+
+    name: Name
+    expression: str
+
+
+class DatasetSpec(_Frozen):
+    """How source rows become training rows."""
+
+    description: str = ""
+    rows: Name
+    joins: tuple[JoinSpec, ...] = ()
+    exclude: Mapping[Name, str] = {}
+    derive: Mapping[Name, str] = {}
+    features: tuple[str, ...] = Field(min_length=1)
+    categories: tuple[str, ...] = ()
+    target: TargetSpec
+    relevance: str | None = None
+    """Gain of a row in the day's ranking (NDCG); none: no ranking metric."""
+
+
+class ModelSpec(_Frozen):
+    """What is trained, by whom, on how much."""
+
+    description: str = ""
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
+    kind: Kind
+    trainer: str
+    parameters: Mapping[str, bool | int | float | str] = {}
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    window_days: int = Field(ge=1, le=366)
+    min_days: int = Field(ge=1)
+
+    @field_validator("trainer")
+    @classmethod
+    def _entry_point(cls, text: str) -> str:
+        if not _ENTRY_POINT.fullmatch(text):
+            raise ValueError("an entry point is written package.module:object")
+        return text
+
+    @model_validator(mode="after")
+    def _enough_days(self) -> "ModelSpec":
+        if self.min_days > self.window_days:
+            raise ValueError(
+                f"min_days is {self.min_days}; allowed are 1 to window_days ({self.window_days}), "
+                "else no model would ever train"
+            )
+        return self
+
+
+class EvaluationSpec(_Frozen):
+    """A model of date D is judged on D+1 .. D+days."""
+
+    days: int = Field(ge=1, le=60)
+    ndcg_at: int = Field(default=50, ge=1)
+
+
+class PartitionsSpec(_Frozen):
+    """The grid: a key dimension (an airport) and calendar days of one timezone."""
+
+    key: Name
+    values: tuple[PartitionValue, ...] = Field(min_length=1)
+    timezone: Annotated[str, AfterValidator(_timezone)]
+    start: date
+    end: date
+
+    @field_validator("key")
+    @classmethod
+    def _not_date(cls, text: str) -> str:
+        if text == "date":
+            raise ValueError("the other dimension is called date already")
+        return text
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PartitionsSpec":
+        if self.end < self.start:
+            raise ValueError(f"end ({self.end}) lies before start ({self.start})")
+        if len(set(self.values)) != len(self.values):
+            raise ValueError("values must differ from each other")
+        return self
+
+
+class ScheduleSpec(_Frozen):
+    """Which days the sensors look after, and by which clock."""
+
+    live_from: date
+    clock: Literal["wall", "landed"] = "wall"
+    """`landed`: a replay, as_of is what `signalbox land` has reached."""
+    sensor_interval_seconds: int = Field(default=10, ge=1)
+
+
+class CompletenessSpec(_Frozen):
+    """The sub-windows that every source partition must have."""
+
+    sub_window: Literal["hour"] = "hour"
+
+
+class FreshnessSpec(_Frozen):
+    """Dagster's freshness policy on dataset and model, on the wall clock."""
+
+    warn_after_hours: int = Field(default=24, ge=1)
+    fail_after_hours: int = Field(default=30, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "FreshnessSpec":
+        if self.warn_after_hours >= self.fail_after_hours:
+            raise ValueError("warn_after_hours must be less than fail_after_hours")
+        return self
+
+
+class LimitsSpec(_Frozen):
+    """How much one run may carry."""
+
+    partitions_per_run: int = Field(default=15, ge=1)
+    models_per_run: int = Field(default=15, ge=1)
+
+
+class PipelineSpec(_Frozen):
+    """One pipeline, from landing zone to champion."""
+
+    pipeline: Name
+    description: str = ""
+    owners: tuple[str, ...] = ()
+    partitions: PartitionsSpec
+    sources: Mapping[Name, SourceSpec] = Field(min_length=1)
+    dataset: DatasetSpec
+    model: ModelSpec
+    evaluation: EvaluationSpec
+    schedule: ScheduleSpec
+    completeness: CompletenessSpec = CompletenessSpec()
+    freshness: FreshnessSpec = FreshnessSpec()
+    limits: LimitsSpec = LimitsSpec()
+
+    @field_validator("owners")
+    @classmethod
+    def _owners(cls, owners: tuple[str, ...]) -> tuple[str, ...]:
+        for owner in owners:
+            if not (owner.startswith("team:") and len(owner) > 5) and "@" not in owner:
+                raise ValueError(f"{owner!r}: an owner is an e-mail address or team:name")
+        return owners
+
+    @model_validator(mode="after")
+    def _references(self) -> "PipelineSpec":
+        dataset = self.dataset
+        for name in (dataset.rows, *(join.source for join in dataset.joins)):
+            if name not in self.sources:
+                raise ValueError(
+                    f"dataset reads source {name!r}; declared are {_listed(self.sources)}"
+                )
+        key = self.partitions.key
+        for name, source in self.sources.items():
+            if key in source.columns or "date" in source.columns:
+                raise ValueError(
+                    f"source {name} declares {key!r} or 'date': the partition key comes from the "
+                    "folder of the landing file and is added to each row, leave it out"
+                )
+        readable: dict[str, ColumnSpec] = {
+            key: ColumnSpec(type="string"),
+            **self.sources[dataset.rows].columns,
+        }
+        for join in dataset.joins:
+            columns = self.sources[join.source].columns
+            for column in join.columns:
+                if column not in columns:
+                    raise ValueError(
+                        f"dataset joins {join.source}.{column}; its columns are {_listed(columns)}"
+                    )
+                if column in readable:
+                    raise ValueError(
+                        f"dataset joins {join.source}.{column}, but {column!r} is already a "
+                        f"column of {dataset.rows}"
+                    )
+                readable[column] = columns[column]
+        self._expressions(readable)
+        last = self.partitions.end - timedelta(days=self.evaluation.days)
+        if self.first_model_date > last:
+            raise ValueError(
+                f"partitions run from {self.partitions.start} to {self.partitions.end}, too short "
+                f"for one window of {self.model.window_days} days and {self.evaluation.days} "
+                "days to judge it"
+            )
+        return self
+
+    def _expressions(self, readable: Mapping[str, ColumnSpec]) -> None:
+        dataset = self.dataset
+        late = {name for name, column in readable.items() if column.known == "after"}
+        derived: set[str] = set()
+        for name, expression in dataset.derive.items():
+            read = _checked(f"dataset.derive.{name}", expression, {*readable, *derived})
+            if name in readable:
+                raise ValueError(f"dataset.derive.{name}: a column of that name exists already")
+            derived.add(name)
+            if read & late:
+                late.add(name)
+        known = {*readable, *derived}
+        for label, expression in (
+            *((f"dataset.exclude.{k}", v) for k, v in dataset.exclude.items()),
+            ("dataset.target.expression", dataset.target.expression),
+            *((("dataset.relevance", dataset.relevance),) if dataset.relevance else ()),
+        ):
+            _checked(label, expression, known)
+        if dataset.target.name in known:
+            raise ValueError(f"dataset.target.name: {dataset.target.name!r} is a column already")
+        for feature in dataset.features:
+            if feature not in known:
+                raise ValueError(
+                    f"dataset.features: {feature!r} is neither a column nor derived; allowed are "
+                    f"{_listed(known - late)}"
+                )
+            if feature in late:
+                raise ValueError(
+                    f"dataset.features: {feature!r} is known only after the event that it would "
+                    f"predict (known: after), the model would leak; allowed are "
+                    f"{_listed(known - late)}"
+                )
+        for category in dataset.categories:
+            if category not in dataset.features:
+                raise ValueError(f"dataset.categories: {category!r} is not among the features")
+
+    # --- keys and dates ---------------------------------------------------------------------
+
+    @property
+    def first_model_date(self) -> date:
+        """The first date whose window is not clipped by the start of the data."""
+        return self.partitions.start + timedelta(days=self.model.window_days - 1)
+
+    @property
+    def last_judged_date(self) -> date:
+        """The last date whose following days lie within the partitions."""
+        return self.partitions.end - timedelta(days=self.evaluation.days)
+
+    @property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.partitions.timezone)
+
+    def dates(self) -> tuple[date, ...]:
+        return date_range(self.partitions.start, self.partitions.end)
+
+    def keys_of(self, day: date) -> tuple[str, ...]:
+        """The partition keys of one date, `EWR|2013-01-05` and so on."""
+        return tuple(str(PartitionKey(day, value)) for value in self.partitions.values)
+
+    def judged_on(self, day: date) -> tuple[date, ...]:
+        """The dates that a model of this date is judged on."""
+        return date_range(day + timedelta(days=1), day + timedelta(days=self.evaluation.days))
+
+    def require_partition(self, key: PartitionKey, *, keyed: bool) -> PartitionKey:
+        """Refuse a partition that this pipeline does not have.
+
+        Raises:
+            UsageError: the key or the date lies outside of what is declared.
+        """
+        grid = self.partitions
+        example = str(PartitionKey(grid.start, grid.values[0] if keyed else None))
+        if keyed and key.key not in grid.values:
+            raise UsageError(
+                f"partition {str(key)!r} of pipeline {self.pipeline}: {grid.key} "
+                f"{key.key or 'is missing'}; allowed are {_listed(grid.values)}, as in {example}"
+            )
+        if not keyed and key.key is not None:
+            raise UsageError(
+                f"partition {str(key)!r}: this asset has one partition a date, as in {example}"
+            )
+        if not grid.start <= key.date <= grid.end:
+            raise UsageError(
+                f"partition {str(key)!r} lies outside of pipeline {self.pipeline}; allowed are "
+                f"dates from {grid.start} to {grid.end}"
+            )
+        return key
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def _checked(label: str, expression: str, known: set[str]) -> frozenset[str]:
+    try:
+        read = names_in(expression)
+    except ValueError as error:
+        raise ValueError(f"{label}: {error}") from error
+    unknown = read - known
+    if unknown:
+        raise ValueError(
+            f"{label} reads {_listed(unknown)}, which no source declares; allowed are "
+            f"{_listed(known)}"
+        )
+    return read
+
+
+def parse_spec(document: Any, origin: str) -> PipelineSpec:
+    """Validate a document as a pipeline.
+
+    Args:
+        document: what a YAML file holds.
+        origin: the file, for the message.
+
+    Raises:
+        SpecError: with one entry a wrong field: the value found and what is allowed.
+    """
+    if not isinstance(document, Mapping):
+        raise SpecError(
+            origin,
+            {"(file)": f"found {type(document).__name__}, a mapping with the fields of "
+             f"{_listed(PipelineSpec.model_fields)} is needed"},
+        )
+    try:
+        return PipelineSpec.model_validate(document)
+    except ValidationError as error:
+        raise SpecError(origin, dict(_explain(error))) from error
+
+
+def _explain(error: ValidationError) -> Iterable[tuple[str, str]]:
+    for problem in error.errors(include_url=False):
+        field = ".".join(str(part) for part in problem["loc"]) or "(file)"
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "missing":
+            yield field, "is missing"
+        elif problem["type"] == "extra_forbidden":
+            allowed = _allowed_fields(problem["loc"])
+            yield field, f"is no field here; allowed are {allowed}" if allowed else "is no field"
+        elif isinstance(problem["input"], Mapping):
+            yield field, message
+        else:
+            yield field, f"found {problem['input']!r}: {message}"
+
+
+def _allowed_fields(location: tuple[int | str, ...]) -> str:
+    model: Any = PipelineSpec
+    for part in location[:-1]:
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            field = model.model_fields.get(str(part))
+            model = field.annotation if field else None
+        for candidate in (model, *getattr(model, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                model = candidate
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        return _listed(model.model_fields)
+    return ""
