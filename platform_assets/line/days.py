@@ -91,6 +91,21 @@ def manifest_path(services: Services, day: date, version: str) -> Path:
     return folder / f"{version}.json"
 
 
+def decide_snapshot(services: Services, day: date) -> Snapshot | WindowRefusal:
+    """What the training of a date would read now, or why it may not."""
+    spec = services.spec
+    inside = [d for d in window(day, spec.model.window_days) if d >= spec.partitions.start]
+    return take_snapshot(
+        pipeline=spec.pipeline,
+        dataset=spec.asset("features"),
+        day=day,
+        data_start=spec.partitions.start,
+        window_days=spec.model.window_days,
+        min_days=spec.model.min_days,
+        days=days_of(services, inside),
+    )
+
+
 def build_snapshot(services: Services, partition: PartitionKey, run_id: str) -> Outcome:
     """Write down which partition versions the training of a date reads.
 
@@ -100,17 +115,7 @@ def build_snapshot(services: Services, partition: PartitionKey, run_id: str) -> 
     """
     spec, name = services.spec, str(partition)
     asset = spec.asset("snapshot")
-    wanted = window(partition.date, spec.model.window_days)
-    inside = [day for day in wanted if day >= spec.partitions.start]
-    taken = take_snapshot(
-        pipeline=spec.pipeline,
-        dataset=spec.asset("features"),
-        day=partition.date,
-        data_start=spec.partitions.start,
-        window_days=spec.model.window_days,
-        min_days=spec.model.min_days,
-        days=days_of(services, inside),
-    )
+    taken = decide_snapshot(services, partition.date)
     if isinstance(taken, WindowRefusal):
         services.record_verdict(
             asset, name, "held", {"reason": taken.reason}, services.clock.as_of()
