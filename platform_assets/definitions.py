@@ -1,11 +1,15 @@
 """The code location: every pipeline of the catalog, its sensors, and the executor."""
 
+from pathlib import Path
+
 import dagster as dg
 
-from platform_assets.factory import build_pipeline
+from platform_assets.component import pipeline_definitions
 from resources.catalog import load_catalog
-from sensors.readiness import build_readiness_sensor
 from sensors.tracking_truth import tracking_truth_sensors
+
+COMPONENTS = Path(__file__).parent / "defs"
+"""Where `dg scaffold defs` writes to; the folder is optional."""
 
 
 def build_definitions() -> dg.Definitions:
@@ -15,17 +19,17 @@ def build_definitions() -> dg.Definitions:
         SpecError: a catalog file is wrong; nothing is loaded, so that nothing runs half-defined.
     """
     catalog = load_catalog()
-    return dg.Definitions.merge(
-        *(build_pipeline(spec, f"{name}.yaml") for name, spec in catalog.items()),
+    parts = [pipeline_definitions(spec, f"{name}.yaml") for name, spec in catalog.items()]
+    if COMPONENTS.is_dir():
+        parts.append(dg.load_from_defs_folder(path_within_project=COMPONENTS))
+    parts.append(
         dg.Definitions(
-            sensors=[
-                *(build_readiness_sensor(spec) for spec in catalog.values()),
-                *tracking_truth_sensors(catalog),
-            ],
+            sensors=tracking_truth_sensors(catalog),
             # Process start and imports cost more than the work of a partition.
             executor=dg.in_process_executor,
-        ),
+        )
     )
+    return dg.Definitions.merge(*parts)
 
 
 defs = build_definitions()
