@@ -6,17 +6,17 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from types import TracebackType
 
-import psutil
-
+from platform_assets.demo import guard
 from platform_assets.domain.errors import RefusedError, TransientError
 from resources.dagster_api import DagsterApi
 from resources.home import Home
 
 READY_SECONDS = 120.0
-END_SECONDS = 20.0
+END_SECONDS = guard.INTERRUPT_SECONDS + 3 * guard.TERMINATE_SECONDS
 
 
 def require_free_port(port: int) -> None:
@@ -45,7 +45,7 @@ class DagsterDev:
     """Webserver, daemon and code location of a home, on 127.0.0.1.
 
     Used as a context manager: every process that it started, run workers included, has ended when
-    the block is left.
+    the block is left. They also end when the calling process is killed, a few seconds later.
     """
 
     def __init__(self, home: Home, port: int) -> None:
@@ -54,28 +54,20 @@ class DagsterDev:
         self.url = f"http://127.0.0.1:{port}"
         self.api = DagsterApi(self.url)
         self.log = home.root / "dagster-dev.log"
-        self._process: subprocess.Popen[bytes] | None = None
-        self._seen: dict[int, psutil.Process] = {}
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._mark = uuid.uuid4().hex
 
     def __enter__(self) -> "DagsterDev":
         require_free_port(self.port)
         workspace = workspace_file()
-        command = [
-            str(Path(sys.executable).with_name("dagster")),
-            "dev",
-            "-w",
-            str(workspace),
-            "-h",
-            "127.0.0.1",
-            "-p",
-            str(self.port),
-        ]
+        dagster = str(Path(sys.executable).with_name("dagster"))
+        command = [dagster, "dev", "-w", str(workspace), "-h", "127.0.0.1", "-p", str(self.port)]
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
+            self._guard = subprocess.Popen(
+                [sys.executable, "-m", guard.__name__, self._mark, *command],
                 cwd=workspace.parent,
                 env={**os.environ, **self.home.environment()},
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -108,11 +100,10 @@ class DagsterDev:
         Raises:
             RefusedError: with the place of its log.
         """
-        self._note_children()
-        assert self._process is not None
-        if self._process.poll() is not None:
+        assert self._guard is not None
+        if self._guard.poll() is not None:
             raise RefusedError(
-                f"Dagster ended with code {self._process.returncode}; its log is {self.log}"
+                f"Dagster ended with code {self._guard.returncode}; its log is {self.log}"
             )
 
     def wait(self) -> None:
@@ -121,15 +112,6 @@ class DagsterDev:
             self.require_alive()
             time.sleep(1)
 
-    def _note_children(self) -> None:
-        if self._process is None:
-            return
-        try:
-            children = psutil.Process(self._process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            return
-        self._seen |= {child.pid: child for child in children}
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -137,39 +119,25 @@ class DagsterDev:
         trace: TracebackType | None,
     ) -> None:
         # A second Ctrl-C must not leave processes behind.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
         try:
             self._end()
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _end(self) -> None:
-        process = self._process
-        if process is None:
+        if self._guard is None or self._guard.stdin is None:
             return
-        self._note_children()
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(END_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        # psutil compares start times: a recycled pid is never hit.
-        left = [child for child in self._seen.values() if child.is_running()]
-        for child in left:
-            _signal(child, signal.SIGTERM)
-        _, alive = psutil.wait_procs(left, timeout=5)
-        for child in alive:
-            _signal(child, signal.SIGKILL)
-        psutil.wait_procs(alive, timeout=5)
-
-
-def _signal(process: psutil.Process, number: int) -> None:
-    try:
-        process.send_signal(number)
-    except psutil.NoSuchProcess:
-        return
+        self._guard.stdin.close()
+        try:
+            self._guard.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._guard.kill()
+            self._guard.wait()
+        # Nothing is left by now, unless the guard itself was killed.
+        guard.end_marked(self._mark)
 
 
 def run_mlflow_ui(home: Home, port: int) -> None:
