@@ -174,6 +174,7 @@ def _plan(spec: PipelineSpec) -> _Plan:
 
 def _contract(spec: PipelineSpec, columns: list[OutputColumn]) -> Any:
     """What the rows must keep beyond their types, which the Arrow schema fixes."""
+    import numpy as np
     import pandera.pandas as pa
 
     unique = spec.sources[spec.dataset.rows].unique
@@ -181,9 +182,11 @@ def _contract(spec: PipelineSpec, columns: list[OutputColumn]) -> Any:
     if spec.model.kind == "binary_classification":
         checks[spec.dataset.target.name] = pa.Check.isin([0, 1])
     else:
-        checks[spec.dataset.target.name] = pa.Check.in_range(-1.7e308, 1.7e308, name="is_finite")
+        checks[spec.dataset.target.name] = pa.Check(np.isfinite, error="is_finite")
     if spec.dataset.relevance is not None:
-        checks[RELEVANCE] = pa.Check.in_range(0, 1.7e308, name="is_a_gain (0 or more)")
+        checks[RELEVANCE] = pa.Check(
+            lambda gains: np.isfinite(gains) & (gains >= 0), error="is_finite_and_not_negative"
+        )
     return pa.DataFrameSchema(
         {
             column.name: pa.Column(None, checks.get(column.name), nullable=column.nullable)
