@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from datetime import date, timedelta
 from typing import Annotated, Any, Literal
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo
 
 from pydantic import (
     AfterValidator,
@@ -34,8 +34,10 @@ def _name(text: str) -> str:
 
 
 def _timezone(text: str) -> str:
-    if text not in available_timezones():
-        raise ValueError("allowed are IANA timezone names, such as America/New_York")
+    try:
+        ZoneInfo(text)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError("allowed are IANA timezone names, such as America/New_York") from error
     return text
 
 
@@ -428,8 +430,10 @@ def parse_spec(document: Any, origin: str) -> PipelineSpec:
     if not isinstance(document, Mapping):
         raise SpecError(
             origin,
-            {"(file)": f"found {type(document).__name__}, a mapping with the fields of "
-             f"{_listed(PipelineSpec.model_fields)} is needed"},
+            {
+                "(file)": f"found {type(document).__name__}, a mapping with the fields of "
+                f"{_listed(PipelineSpec.model_fields)} is needed"
+            },
         )
     try:
         return PipelineSpec.model_validate(document)
