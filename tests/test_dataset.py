@@ -2,8 +2,7 @@
 
 import random
 from collections.abc import Mapping
-from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from datetime import UTC, date, datetime
 
 import pandas as pd
 import pyarrow as pa
@@ -12,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from platform_assets.domain.errors import RefusedError, UsageError
+from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.partition import local_hours
 from platform_assets.domain.spec import PipelineSpec
 from resources.columns import output_columns
 from resources.dataset import BuiltRows, build_rows
 from resources.lake import content_digest
-from tests.nyc import changed, flights_spec, sources
+from tests.nyc import changed, flights_spec, sources, with_cell, with_column
 
 SPEC = flights_spec()
 DAY = date(2013, 1, 5)
@@ -26,18 +25,6 @@ DAY = date(2013, 1, 5)
 
 def build(tables: Mapping[str, pa.Table], day: date = DAY, spec: PipelineSpec = SPEC) -> BuiltRows:
     return build_rows(spec, "JFK", day, tables)
-
-
-def with_cell(table: pa.Table, column: str, row: int, value: object) -> pa.Table:
-    cells = table[column].to_pylist()
-    cells[row] = value
-    at = table.column_names.index(column)
-    return table.set_column(at, column, pa.array(cells, table.schema.field(column).type))
-
-
-def with_column(table: pa.Table, column: str, values: Any) -> pa.Table:
-    at = table.column_names.index(column)
-    return table.set_column(at, column, pa.array(values, table.schema.field(column).type))
 
 
 # --- what the rows are --------------------------------------------------------------------------
@@ -244,134 +231,6 @@ def test_a_late_column_that_makes_rows_unique_is_checked_but_not_kept() -> None:
         build({**tables, "flights": doubled}, spec=spec)
 
 
-# --- what is refused ----------------------------------------------------------------------------
-
-
-def test_two_rows_on_the_join_side_are_refused() -> None:
-    tables = sources("JFK", DAY)
-    weather = pa.concat_tables([tables["weather"], tables["weather"].slice(7, 2)])
-    multiplied = tables["flights"].to_pandas().merge(weather.to_pandas(), how="left")
-    assert len(multiplied) > tables["flights"].num_rows  # what would have happened
-    with pytest.raises(
-        RefusedError,
-        match=r"flights JFK\|2013-01-05: source weather has several rows for 2 time\(s\), first "
-        r"2013-01-05 12:00:00\+00:00, 2013-01-05 13:00:00\+00:00; one at most",
-    ):
-        build({**tables, "weather": weather})
-
-
-def test_a_row_of_another_day_is_refused() -> None:
-    """By UTC its day would be the same one."""
-    tables = sources("JFK", DAY)
-    hours = local_hours(DAY, "America/New_York")
-    for odd in (hours[0] - timedelta(hours=1), hours[-1] + timedelta(hours=1), None):
-        flights = with_cell(tables["flights"], "time_hour", 5, odd)
-        with pytest.raises(RefusedError, match="a partition holds times from 2013-01-05 05:00"):
-            build({**tables, "flights": flights})
-
-
-def test_a_repeated_row_is_refused_and_named() -> None:
-    tables = sources("JFK", DAY)
-    doubled = pa.concat_tables([tables["flights"], tables["flights"].slice(0, 1)])
-    with pytest.raises(
-        RefusedError,
-        match=r"2 rows share their time_hour, carrier, flight with another \(unique is required\), "
-        r"first: 2013-01-05 \d\d:00:00\+00:00 \w\w \d+",
-    ):
-        build({**tables, "flights": doubled})
-
-
-def test_a_missing_value_that_may_not_be_missing_is_refused() -> None:
-    tables = sources("JFK", DAY)
-    flights = with_cell(with_cell(tables["flights"], "dest", 3, None), "dest", 9, None)
-    with pytest.raises(RefusedError, match=r"column 'dest' breaks not_nullable in 2 row\(s\)"):
-        build({**tables, "flights": flights})
-
-
-def test_an_unknown_outcome_is_no_zero() -> None:
-    """NaN >= 15 is false in plain pandas: a cancelled flight would be a punctual one."""
-    assert not (pd.Series([float("nan")]) >= 15).any()
-    keep_all = changed(SPEC, dataset={"exclude": {}, "relevance": None})
-    tables = sources("JFK", DAY)
-    with pytest.raises(RefusedError, match=r"column 'delayed' breaks not_nullable in 2 row\(s\)"):
-        build(tables, spec=keep_all)
-
-
-def test_nan_is_a_missing_value() -> None:
-    tables = sources("JFK", DAY)
-    flights = tables["flights"]
-    values = [float("nan") if v is None else v for v in flights["arr_delay"].to_pylist()]
-    nan = pa.array(values, pa.float64(), from_pandas=False)
-    assert nan.null_count == 0
-    at = flights.column_names.index("arr_delay")
-    other = build({**tables, "flights": flights.set_column(at, "arr_delay", nan)})
-    assert other.excluded == {"cancelled": 2}
-    assert other.table.equals(build(tables).table)
-    weather = with_column(tables["weather"], "temp", [float("nan")] * 24)
-    assert build({**tables, "weather": weather}).table["temp"].null_count == 300
-
-
-@pytest.mark.parametrize(
-    ("dataset", "message"),
-    [
-        (
-            {"exclude": {"odd": "distance * 2"}},
-            r"dataset.exclude.odd = distance \* 2 gives Float64",
-        ),
-        (
-            {"target": {"name": "y", "expression": "arr_delay"}},
-            r"column 'y' breaks isin\(\[0, 1\]\) in \d+ row",
-        ),
-        (
-            {"relevance": "arr_delay"},
-            r"column 'relevance' breaks is_finite_and_not_negative in \d+ row",
-        ),
-        (
-            {"target": {"name": "y", "expression": "carrier.str.upper()"}},
-            "column 'y' must hold double, but",
-        ),
-        (
-            {"derive": {"odd": "distance.no_such_method()"}, "features": ["odd"], "categories": []},
-            "odd = distance.no_such_method.. cannot be computed .AttributeError",
-        ),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_an_expression_that_does_not_fit_is_refused(
-    dataset: dict[str, object], message: str
-) -> None:
-    with pytest.raises(RefusedError, match=message):
-        build(sources("JFK", DAY), spec=changed(SPEC, dataset=dataset))
-
-
-def test_an_expression_reaches_nothing_but_its_columns() -> None:
-    """Names of this module, such as UsageError, are not to be had."""
-    spec = changed(
-        SPEC,
-        dataset={"derive": {"odd": "names_in(carrier)"}, "features": ["odd"], "categories": []},
-    )
-    with pytest.raises(RefusedError, match="cannot be computed"):
-        build(sources("JFK", DAY), spec=spec)
-
-
-def test_an_infinite_target_is_refused() -> None:
-    spec = changed(
-        SPEC,
-        model={"kind": "regression"},
-        dataset={"target": {"name": "y", "expression": "1 / (distance - distance)"}},
-    )
-    with pytest.raises(RefusedError, match=r"column 'y' breaks is_finite in 300 row"):
-        build(sources("JFK", DAY), spec=spec)
-
-
-def test_a_source_that_was_not_given_is_named() -> None:
-    tables = sources("JFK", DAY)
-    with pytest.raises(UsageError, match="reads source 'weather', but was given flights"):
-        build({"flights": tables["flights"]})
-    with pytest.raises(UsageError, match=r"given without its column\(s\) temp;"):
-        build({**tables, "weather": tables["weather"].drop_columns("temp")})
-
-
 # --- other specs --------------------------------------------------------------------------------
 
 
@@ -401,45 +260,3 @@ def test_categories_are_text_and_constants_are_allowed() -> None:
     assert set(table["hour"].to_pylist()) <= {str(hour) for hour in range(24)}
     assert str(table.schema.field("flight").type) == "string"
     assert set(table["one"].to_pylist()) == {1.0}
-
-
-def test_lineage_goes_through_derived_columns() -> None:
-    spec = changed(
-        SPEC,
-        dataset={
-            "derive": {"a": "distance + temp", "b": "a * 2"},
-            "features": ["airport", "b", "humid"],
-            "categories": ["airport"],
-        },
-    )
-    columns = {column.name: column for column in output_columns(spec)}
-    assert columns["b"].inputs == (("flights", "distance"), ("weather", "temp"))
-    assert columns["humid"].inputs == (("weather", "humid"),)
-    assert columns["humid"].description == "per cent"
-    assert columns["airport"].inputs == ()
-    assert columns["delayed"].inputs == (("flights", "arr_delay"),)
-    assert columns["b"].nullable
-    assert not columns["delayed"].nullable
-
-
-@pytest.mark.parametrize(
-    ("dataset", "message"),
-    [
-        ({"derive": {"relevance": "distance"}, "features": ["relevance"]}, "'relevance' twice"),
-        ({"derive": {"date": "distance"}, "features": ["date"]}, "'date' twice"),
-        (
-            {
-                "target": {"name": "relevance", "expression": "arr_delay > 1"},
-                "features": ["distance"],
-            },
-            "'relevance' twice",
-        ),
-        ({"features": ["tailnum"]}, "'tailnum' is a string, a model reads numbers and categories"),
-        ({"features": ["time_hour"]}, "'time_hour' is a timestamp"),
-    ],
-)
-def test_a_dataset_that_cannot_be_is_refused_before_any_data(
-    dataset: dict[str, object], message: str
-) -> None:
-    with pytest.raises(UsageError, match=message):
-        output_columns(changed(SPEC, dataset={"categories": [], **dataset}))
