@@ -259,7 +259,7 @@ def _join(
             "one at most is allowed, since each would multiply the rows of "
             f"{spec.dataset.rows}; correct the landing files"
         )
-    positions = pc.index_in(table[time], value_set=theirs.combine_chunks(), skip_nulls=True)
+    positions = pc.index_in(table[time], value_set=theirs.combine_chunks())
     positions = positions.combine_chunks()
     joined = other.select(list(columns)).take(positions)
     for column in columns:

@@ -64,7 +64,9 @@ class Commit:
 class DatasetTable:
     """A Delta table partitioned by a key column and `date`.
 
-    An object is a name, it holds nothing open: it may be sent to another process.
+    An object is a name, it holds nothing open: it may be sent to another process. A process that
+    has used a table must not fork: delta-rs refuses to work in the child (spawn it, or fork from
+    a process that has only imported it).
     """
 
     def __init__(self, path: Path | str, key_column: str) -> None:

@@ -216,6 +216,16 @@ def test_the_same_versions_give_the_same_rows_in_the_same_order(
     assert table.read(list(reversed(versions)), at).equals(first)
 
 
+def test_the_order_in_which_rows_were_written_does_not_matter(table: DatasetTable) -> None:
+    first = commit(table, KEY)
+    before = table.read([first], first.table_version)
+    turned = rows().take(pa.array(reversed(range(50))))
+    second = pinned(KEY, table.commit(KEY, turned, previous=None))
+    assert second.data_version == first.data_version
+    assert second.table_version > first.table_version
+    assert table.read([second], second.table_version).equals(before)
+
+
 def test_compaction_of_several_files_keeps_digest_and_order(
     table: DatasetTable, path: Path
 ) -> None:
@@ -291,6 +301,11 @@ def test_a_vacuum_by_the_table_s_own_rules_spares_what_models_pin(
     version = commit(table, KEY)
     commit(table, KEY, mark=1.0)
     assert DeltaTable(path).vacuum(dry_run=False) == []
+    # By default that would only hold for a week, and the log for a month.
+    kept = DeltaTable(path).metadata().configuration
+    assert kept["delta.deletedFileRetentionDuration"] == "interval 5200 weeks"
+    assert kept["delta.logRetentionDuration"] == "interval 5200 weeks"
+    assert kept["delta.enableExpiredLogCleanup"] == "false"
     assert table.read([version], version.table_version).num_rows == 50
 
 

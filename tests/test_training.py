@@ -107,6 +107,28 @@ def test_an_entry_point_that_leads_nowhere(entry_point: str, message: str) -> No
         load_trainer(entry_point)
 
 
+def test_importing_the_adapters_loads_no_heavy_package() -> None:
+    """The code location imports them, at each start of each process."""
+    modules = "lake, content, columns, dataset, expressions, training, scoring, plots"
+    program = f"""
+import sys
+from resources import {modules}
+from platform_assets.trainers import lightgbm_tabular, sklearn_linear
+heavy = "pandas pyarrow numpy deltalake pandera lightgbm sklearn matplotlib"
+print(sorted(set(heavy.split()) & set(sys.modules)))
+"""
+    root = Path(__file__).parent.parent
+    child = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert child.stdout.strip() == "[]"
+
+
 # --- the same input, the same model -------------------------------------------------------------
 
 CHILD = """
