@@ -332,7 +332,20 @@ class PipelineSpec(_Frozen):
             if category not in dataset.features:
                 raise ValueError(f"dataset.categories: {category!r} is not among the features")
 
-    # --- keys and dates ---------------------------------------------------------------------
+    # --- assets, keys and dates -------------------------------------------------------------
+
+    def asset(self, stage: str) -> str:
+        """The asset key of a stage, `flights/features`."""
+        return f"{self.pipeline}/{stage}"
+
+    def landed(self, source: str) -> str:
+        """The asset key of a source, `flights/landed_weather`."""
+        return self.asset(f"landed_{source}")
+
+    @property
+    def read_sources(self) -> tuple[str, ...]:
+        """The sources that the dataset reads, the one of its rows first."""
+        return (self.dataset.rows, *(join.source for join in self.dataset.joins))
 
     @property
     def first_model_date(self) -> date:
