@@ -19,7 +19,7 @@ from resources.ledger.records import (
 from resources.ledger.tables import tables
 
 if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement, Connection, Select, Table
+    from sqlalchemy import ColumnElement, Select, Table
 
 CHUNK = 500
 """How many values one IN list holds: databases limit the variables of a statement."""
@@ -190,7 +190,7 @@ class Ledger:
         """
         t = tables().clocks
         with writing(self.url) as connection:
-            insert = _insert(connection, t).values(name=name, as_of=utc(as_of))
+            insert = _insert(t, connection.dialect.name).values(name=name, as_of=utc(as_of))
             connection.execute(
                 insert.on_conflict_do_update(
                     index_elements=[t.c.name],
@@ -222,21 +222,20 @@ class Ledger:
         if not rows:
             return
         with writing(self.url) as connection:
-            connection.execute(upsert_statement(connection, table), rows)
+            connection.execute(upsert_statement(table, connection.dialect.name), rows)
 
 
-def upsert_statement(connection: "Connection", table: "Table") -> Any:
-    """INSERT .. ON CONFLICT (primary key) DO UPDATE, in the connection's dialect."""
-    insert = _insert(connection, table)
+def upsert_statement(table: "Table", dialect: str) -> Any:
+    """INSERT .. ON CONFLICT (primary key) DO UPDATE, for sqlite or postgresql."""
+    insert = _insert(table, dialect)
     replaced = {c.name: insert.excluded[c.name] for c in table.c if not c.primary_key}
     return insert.on_conflict_do_update(index_elements=list(table.primary_key), set_=replaced)
 
 
-def _insert(connection: "Connection", table: "Table") -> Any:
+def _insert(table: "Table", dialect: str) -> Any:
     from sqlalchemy.dialects import postgresql, sqlite
 
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    return dialect.insert(table)
+    return (postgresql if dialect == "postgresql" else sqlite).insert(table)
 
 
 def _columns(table: "Table") -> "Select[Any]":
