@@ -151,11 +151,11 @@ def _mlflow_uri(root: Path) -> str:
 
 def _read_marker(root: Path) -> Mapping[str, object] | None:
     try:
-        text = (root / MARKER).read_text(encoding="utf-8")
+        content = (root / MARKER).read_bytes()
     except FileNotFoundError:
         return None
     try:
-        found = json.loads(text)
+        found = json.loads(content)
     except ValueError as error:
         raise HomeError(
             f"{root / MARKER} is not JSON ({error}); restore it, or set SIGNALBOX_HOME to "
