@@ -6,15 +6,19 @@ from typing import Any
 import dagster as dg
 
 from platform_assets.domain.spec import PipelineSpec, parse_spec
-from platform_assets.factory import build_pipeline
+from platform_assets.factory import build_jobs, build_pipeline
 from resources.catalog import read_document
 from sensors.readiness import build_readiness_sensor
 
 
-def pipeline_definitions(spec: PipelineSpec, origin: str) -> dg.Definitions:
+def pipeline_definitions(
+    spec: PipelineSpec, origin: str = "a spec written in Python"
+) -> dg.Definitions:
     """Assets, checks, jobs and the readiness sensor of one pipeline: what every door leads to."""
+    jobs = build_jobs(spec)
     return dg.Definitions.merge(
-        build_pipeline(spec, origin), dg.Definitions(sensors=[build_readiness_sensor(spec)])
+        build_pipeline(spec, jobs, origin),
+        dg.Definitions(sensors=[build_readiness_sensor(spec, jobs)]),
     )
 
 

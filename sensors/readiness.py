@@ -1,9 +1,13 @@
 """Retraining by itself: a look at the landing zone's live days every few seconds."""
 
 import json
+from collections.abc import Sequence
 from datetime import date
 
 import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import (
+    UnresolvedAssetJobDefinition,
+)
 
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.readiness import Request
@@ -26,13 +30,14 @@ def run_request(spec: PipelineSpec, request: Request) -> dg.RunRequest:
     )
 
 
-def build_readiness_sensor(spec: PipelineSpec) -> dg.SensorDefinition:
+def build_readiness_sensor(
+    spec: PipelineSpec, jobs: Sequence[UnresolvedAssetJobDefinition]
+) -> dg.SensorDefinition:
     """Request what is whole; name what is held, and what it lacks."""
 
     @dg.sensor(
         name=f"{spec.pipeline}_readiness",
-        jobs=None,
-        job_names=[job_name(spec, job) for job in ("features", "train", "judge")],
+        jobs=list(jobs),
         minimum_interval_seconds=spec.schedule.sensor_interval_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=f"Looks after the days from {spec.schedule.live_from} on: features when a "

@@ -128,6 +128,18 @@ def window(day: date, window_days: int) -> tuple[date, ...]:
     return date_range(day - timedelta(days=window_days - 1), day)
 
 
+def describe_dates(dates: Sequence[date]) -> str:
+    """Dates with runs folded: `2013-01-01, 2013-01-05 to 2013-01-09`."""
+    ordered = sorted(dates)
+    parts, start = [], 0
+    for i in range(1, len(ordered) + 1):
+        if i == len(ordered) or ordered[i] - ordered[i - 1] != timedelta(days=1):
+            run = ordered[start:i]
+            parts.append(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}")
+            start = i
+    return ", ".join(parts)
+
+
 def take_snapshot(
     *,
     pipeline: str,
@@ -157,13 +169,12 @@ def take_snapshot(
             f"({data_start}); the first date that can train is "
             f"{data_start + timedelta(days=window_days - 1)}",
         )
-    missing = [d for d in wanted if d not in days or days[d].state is DayState.UNBUILT]
-    if missing:
-        listed = "; ".join(days[d].reason() if d in days else f"{d}: unknown" for d in missing)
+    unbuilt = [d for d in wanted if d not in days or days[d].state is DayState.UNBUILT]
+    if unbuilt:
         return WindowRefusal(
             date=day,
-            reason=f"{len(missing)} day(s) of its window are whole but not built: {listed}; "
-            f"backfill {dataset} for them first",
+            reason=f"{len(unbuilt)} day(s) of its window have landed whole but are not built "
+            f"({describe_dates(unbuilt)}); backfill {dataset} for them first",
         )
     if days[day].state is not DayState.WHOLE:
         return WindowRefusal(date=day, reason=f"its own day is held: {days[day].reason()}")

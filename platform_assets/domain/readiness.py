@@ -10,7 +10,7 @@ from platform_assets.domain.completeness import CompletenessReport
 from platform_assets.domain.digests import digest_of
 from platform_assets.domain.manifest import Day, DayState, Snapshot, WindowRefusal
 
-Job = Literal["features", "train", "judge"]
+Job = Literal["features", "day", "train", "judge"]
 
 
 class Request(BaseModel):
@@ -70,7 +70,7 @@ def plan_training(
     snapshots: Mapping[date, Snapshot | WindowRefusal],
     trained: Mapping[date, str],
 ) -> Plan:
-    """Training of each day that is whole, has no model yet, and whose snapshot can be taken.
+    """Roll-up and training of each whole day that has no model and whose snapshot can be taken.
 
     Args:
         pipeline: its name.
@@ -86,14 +86,21 @@ def plan_training(
         if isinstance(taken, WindowRefusal):
             held[day.isoformat()] = taken.reason
             continue
-        requests.append(
+        name = day.isoformat()
+        requests += [
+            Request(
+                job="day",
+                partition=name,
+                run_key=run_key(pipeline, "day", name, roll_up.data_version()),
+                reason=f"all {len(roll_up.partitions)} partitions are built",
+            ),
             Request(
                 job="train",
-                partition=day.isoformat(),
-                run_key=run_key(pipeline, "train", day.isoformat(), taken.data_version()),
+                partition=name,
+                run_key=run_key(pipeline, "train", name, taken.data_version()),
                 reason=f"{len(taken.days)} days, {taken.rows} rows",
-            )
-        )
+            ),
+        ]
     return Plan(requests=tuple(requests), held=held)
 
 

@@ -92,7 +92,7 @@ def _partitioned(
     version = asset.code_version or ""
 
     @dg.multi_asset(
-        name=f"{spec.pipeline}_{stage}",
+        name=f"{spec.pipeline}__{stage}",
         specs=[asset],
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.multi_run(per_run),
@@ -277,7 +277,7 @@ def _champion(spec: PipelineSpec) -> dg.AssetsDefinition:
     )
 
     @dg.multi_asset(
-        name=f"{spec.pipeline}_champion",
+        name=f"{spec.pipeline}__champion",
         specs=[asset],
         pool=f"{spec.pipeline}_champion",
     )

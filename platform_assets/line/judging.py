@@ -12,6 +12,7 @@ from platform_assets.domain.promotion import PRIMARY_METRIC, Contender, Decision
 from platform_assets.line.days import days_of
 from platform_assets.line.models import require_version
 from platform_assets.line.services import Outcome, Services
+from resources import plots
 from resources.ledger.records import ChampionRecord, ScoreRecord, VersionRecord
 from resources.scoring import score
 from resources.training import load_trainer, training_frame
@@ -127,8 +128,6 @@ def _scored(
     services.ledger.record_score(record)
     figures: dict[str, bytes] = {}
     if with_figures and spec.model.kind == "binary_classification":
-        from resources import plots
-
         figures["calibration"] = plots.calibration(target.to_numpy(), predictions)
     return record, figures
 
@@ -149,7 +148,8 @@ def decide_champion(services: Services, run_id: str) -> Outcome:
     models = ledger.current_versions(spec.asset("model"))
     champion: VersionRecord | None = None
     decisions: list[Decision] = []
-    curve: list[tuple[date, float]] = []
+    curve: dict[date, float] = {}
+    crowned: dict[date, str] = {}
     for name, evaluation in sorted(evaluations.items()):
         model = models.get(name)
         if model is None or model.detail["model_version"] != evaluation.detail["model_version"]:
@@ -162,9 +162,10 @@ def decide_champion(services: Services, run_id: str) -> Outcome:
         incumbent = _contender(services, champion, rows) if champion else None
         decision = compare(candidate, incumbent, spec.model.kind)
         decisions.append(decision)
-        curve.append((rows.date, candidate.metrics[PRIMARY_METRIC[spec.model.kind]]))
+        curve[rows.date] = candidate.metrics[PRIMARY_METRIC[spec.model.kind]]
         if decision.promoted:
             champion = model
+            crowned[rows.date] = f"v{candidate.version}"
     if champion is None:
         raise HeldError(
             asset,
@@ -173,7 +174,8 @@ def decide_champion(services: Services, run_id: str) -> Outcome:
                 f"{spec.evaluation.days} whole days after a model's own"
             },
         )
-    return _crown(services, champion, decisions, curve, run_id)
+    figure = plots.metric_over_time(PRIMARY_METRIC[spec.model.kind], curve, crowned)
+    return _crown(services, champion, decisions, figure, run_id)
 
 
 def _contender(services: Services, model: VersionRecord, rows: JudgedRows) -> Contender:
@@ -185,11 +187,9 @@ def _crown(
     services: Services,
     champion: VersionRecord,
     decisions: list[Decision],
-    curve: list[tuple[date, float]],
+    figure: bytes,
     run_id: str,
 ) -> Outcome:
-    from resources import plots
-
     spec, ledger = services.spec, services.ledger
     asset, version = spec.asset("champion"), int(champion.detail["model_version"])
     won = next(d for d in reversed(decisions) if d.promoted)
@@ -218,6 +218,5 @@ def _crown(
         "mlflow_run_id": champion.detail["mlflow_run_id"],
         "decisions": [d.model_dump() for d in decisions],
     }
-    metric = PRIMARY_METRIC[spec.model.kind]
-    figures = {f"{metric} over time": plots.metric_over_time(curve, metric)} if curve else {}
+    figures = {f"{PRIMARY_METRIC[spec.model.kind]} over time": figure}
     return Outcome(asset, None, champion.data_version, changed, metadata, figures)

@@ -9,6 +9,7 @@ from platform_assets.domain.partition import PartitionKey
 from platform_assets.line.days import load_snapshot
 from platform_assets.line.services import Outcome, Services
 from resources.ledger.records import VersionRecord
+from resources import plots
 from resources.training import load_trainer, training_frame
 
 EXAMPLE_ROWS = 5
@@ -143,11 +144,10 @@ def train_model(
 
 
 def _figures(rounds: list[dict[str, float]], importance: dict[str, float]) -> dict[str, bytes]:
-    from resources import plots
-
     figures = {}
-    if len(rounds) > 1:
-        figures["training curve"] = plots.training_curve(rounds)
+    for metric in rounds[0] if len(rounds) > 1 else ():
+        values = [values[metric] for values in rounds]
+        figures[f"training {metric}"] = plots.training_curve(metric, values)
     if importance:
         figures["feature importance"] = plots.importance(importance)
     return figures

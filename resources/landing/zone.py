@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from platform_assets.domain.completeness import Arrival, CompletenessReport, assess_source
 from platform_assets.domain.errors import HomeError, RefusedError, UsageError
 from platform_assets.domain.partition import PartitionKey, date_range, local_hours
-from resources.landing import hourfile
+from resources.landing.atomic import write_whole
+from resources.landing.hourfile import HourFormat, UnreadableError, arrow_schema
 from resources.landing.layout import hour_of, hour_path
 from resources.ledger.records import ArrivalRecord
 
@@ -49,7 +50,7 @@ class LandingZone:
         self.spec = spec
         self.ledger = ledger
         self._folder = root / spec.pipeline
-        self._statistics = {name: [source.time_column] for name, source in spec.sources.items()}
+        self._formats = {name: HourFormat(source) for name, source in spec.sources.items()}
         self._warned: set[str] = set()
 
     # --- delivering -------------------------------------------------------------------------
@@ -72,9 +73,7 @@ class LandingZone:
         """
         self._require(source, key)
         path = self._folder / hour_path(source, key, hour)
-        time_column = self.spec.sources[source].time_column
-        statistics = [time_column] if time_column in table.column_names else []
-        hourfile.write_whole(path, hourfile.encode(table, statistics))
+        write_whole(path, self._formats[source].encode(table))
         return path
 
     def _require(self, source: str, key: str) -> SourceSpec:
@@ -202,7 +201,7 @@ class LandingZone:
                 if hour is None:
                     self._warn(path)
                     continue
-                look = hourfile.inspect(Path(entry.path), self.spec.sources[source])
+                look = self._formats[source].inspect(Path(entry.path), hour)
                 rejected = look.rejected
                 if linked:
                     target = os.path.realpath(entry.path)
@@ -319,37 +318,46 @@ class LandingZone:
         """
         import pyarrow as pa
 
-        spec = self._require(source, key)
+        schema = arrow_schema(self._require(source, key))
         hours = local_hours(day, self.spec.partitions.timezone)
-        schema = hourfile.arrow_schema(spec)
         tables = [
-            self._read_hour(record, spec, schema)
+            self._read_hour(record)
             for record in self.ledger.arrivals(self.spec.pipeline, source, key, hours[0], hours[-1])
             if record.rejected is None
         ]
         return pa.concat_tables([schema.empty_table(), *tables]).combine_chunks()
 
-    def _read_hour(self, record: ArrivalRecord, source: SourceSpec, schema: pa.Schema) -> pa.Table:
+    def _read_hour(self, record: ArrivalRecord) -> pa.Table:
         path = self.root / record.path
-        advice = "refresh the landing zone, and have the hour delivered again if it stays rejected"
         try:
             with path.open("rb") as handle:
-                before = os.fstat(handle.fileno())
-                table = hourfile.read_rows(handle, before, source, schema)
-                after = os.fstat(handle.fileno())
+                state = os.fstat(handle.fileno())
+                self._require_recorded(path, record, state)
+                table = self._formats[record.source].read(handle, state)
+                # Somebody may have written into it meanwhile.
+                self._require_recorded(path, record, os.fstat(handle.fileno()))
         except FileNotFoundError as error:
             raise RefusedError(
-                f"{path} has vanished since its arrival was recorded; {advice}"
+                f"{path} has vanished since its arrival was recorded; refresh the landing zone"
             ) from error
-        except (hourfile.UnreadableError, OSError) as error:
-            raise RefusedError(f"{path} cannot be read ({error}); {advice}") from error
-        for state in (before, after):
-            if (state.st_size, state.st_mtime_ns) != (record.size, record.mtime_ns):
-                raise RefusedError(
-                    f"{path} has changed since its arrival was recorded ({record.size} bytes "
-                    f"then, {state.st_size} now); {advice}"
-                )
+        except (UnreadableError, OSError) as error:
+            raise RefusedError(
+                f"{path} cannot be read ({error}), although its footer was in order when it "
+                "arrived; have the hour delivered again"
+            ) from error
         return table
+
+    def _require_recorded(self, path: Path, record: ArrivalRecord, state: os.stat_result) -> None:
+        if (state.st_size, state.st_mtime_ns) != (record.size, record.mtime_ns):
+            raise RefusedError(
+                f"{path} has changed since its arrival was recorded ({record.size} bytes of "
+                f"{_stamp(record.mtime_ns)} then, {state.st_size} bytes of "
+                f"{_stamp(state.st_mtime_ns)} now); refresh the landing zone"
+            )
+
+
+def _stamp(nanoseconds: int) -> str:
+    return datetime.fromtimestamp(nanoseconds / 1e9, UTC).isoformat(timespec="milliseconds")
 
 
 def _within(boundary: str, path: str) -> bool:
