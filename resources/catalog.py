@@ -121,7 +121,7 @@ def read_document(path: Path) -> Any:
         raise SpecError(
             str(path),
             {
-                f"line {line}": f"found the character {error.character!r}; YAML allows no control "
+                f"line {line}": f"found the character {chr(error.character)!r}; YAML allows no control "
                 "characters"
             },
         ) from error
