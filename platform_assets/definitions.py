@@ -10,7 +10,7 @@ from resources.catalog import load_catalog
 from sensors.tracking_truth import tracking_truth_sensors
 
 COMPONENTS = Path(__file__).parent / "defs"
-"""Where `dg scaffold defs` writes to; the folder is optional."""
+"""Where `dg scaffold defs` writes to."""
 
 
 def build_definitions() -> dg.Definitions:

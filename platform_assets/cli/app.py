@@ -6,15 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
+from platform_assets.domain.errors import SignalboxError, UsageError
+from platform_assets.domain.spec import PipelineSpec
+from platform_assets.line.services import Services
 from platform_assets.terminal import (
     print_explanation,
     print_json,
     print_status,
     print_table,
 )
-from platform_assets.domain.errors import SignalboxError, UsageError
-from platform_assets.domain.spec import PipelineSpec
-from platform_assets.line.services import Services
 from resources.catalog import load_catalog
 from resources.home import Home
 
@@ -253,4 +253,3 @@ def _usage_errors() -> type[Any]:
     import click
 
     return click.ClickException
-

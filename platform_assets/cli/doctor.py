@@ -81,7 +81,9 @@ def _versions(_: Home) -> Iterator[Finding]:
     if wrong:
         yield Finding("versions", False, "; ".join(wrong), "run `make setup`")
     else:
-        yield Finding("versions", True, f"{count} packages as required, dagster {version('dagster')}")
+        yield Finding(
+            "versions", True, f"{count} packages as required, dagster {version('dagster')}"
+        )
 
 
 def _home(home: Home) -> Iterator[Finding]:
@@ -117,9 +119,7 @@ def _instance(home: Home) -> Iterator[Finding]:
         return
     live = yaml.safe_load(config.read_text()) or {}
     wanted = yaml.safe_load(dagster_yaml().read_text())
-    differing = sorted(
-        key for key in {*live, *wanted} if live.get(key) != wanted.get(key)
-    )
+    differing = sorted(key for key in {*live, *wanted} if live.get(key) != wanted.get(key))
     with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
         runs = instance.get_runs_count()
     if differing:

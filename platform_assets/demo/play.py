@@ -9,7 +9,6 @@ from datetime import date
 from types import FrameType
 from typing import Any
 
-from platform_assets.line.landing import land_flights
 from platform_assets.demo.screen import Screen
 from platform_assets.demo.server import DagsterDev, require_free_port
 from platform_assets.domain.errors import RefusedError, SignalboxError
@@ -17,6 +16,7 @@ from platform_assets.domain.partition import PartitionKey
 from platform_assets.factory import grid
 from platform_assets.factory.instance import make_home
 from platform_assets.line.history import plan_history
+from platform_assets.line.landing import land_flights
 from platform_assets.line.services import Services
 from platform_assets.line.status import status
 from resources.catalog import load_catalog
@@ -119,7 +119,7 @@ def _acts(services: Services, server: DagsterDev, summary: Summary, screen: Scre
 def _backfill(services: Services, server: DagsterDev, summary: Summary, screen: Screen) -> None:
     spec = services.spec
     plan = plan_history(services, FIRST, LAST_OF_HISTORY)
-    summary.held = {name: why for name, why in plan.held["features"].items()}
+    summary.held = dict(plan.held["features"])
     partitions: dict[str, Any] = {}
     definitions = {
         "features": grid.keyed(spec),
@@ -201,14 +201,13 @@ def _today(services: Services, server: DagsterDev, summary: Summary, screen: Scr
         f"the model of {TODAY}",
     )
     screen.say(f"All hours are there: {spec.asset('model')} {TODAY} trained by itself.")
-    judged = [d for d in spec.dates() if TODAY in spec.judged_on(d) and spec.judged_on(d)[-1] == TODAY]
-    for day in judged:
-        _wait(
-            server,
-            lambda day=day: ledger.current_version(spec.asset("evaluation"), day.isoformat())
-            is not None,
-            f"the judgement of the model of {day}",
-        )
+    ripe = [day for day in spec.dates() if spec.judged_on(day)[-1] == TODAY]
+
+    def judged() -> bool:
+        names = [day.isoformat() for day in ripe]
+        return len(ledger.current_versions(spec.asset("evaluation"), names)) == len(names)
+
+    _wait(server, judged, f"the judgement of the model of {ripe[0]}, which waited for {TODAY}")
     _wait(server, lambda: _settled(server), "the last runs to end")
 
 

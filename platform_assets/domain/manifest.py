@@ -5,6 +5,7 @@ whole, is refused; so is one with a day that has landed whole but has not been b
 the model would depend on the order of the runs.
 """
 
+import datetime as dt
 from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from enum import StrEnum
@@ -37,7 +38,7 @@ class Day(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    date: date
+    date: dt.date
     state: DayState
     partitions: tuple[PartitionVersion, ...] = ()
     reasons: Mapping[str, str] = {}
@@ -73,11 +74,8 @@ def roll_up(
     partitions = tuple(built[key] for key in keys if key in built)
     reasons = {key: held[key] for key in keys if key not in built and key in held}
     unbuilt = [key for key in keys if key not in built and key not in held]
-    reasons |= {key: "its hours are whole, but it has not been built yet" for key in unbuilt}
-    if not reasons:
-        state = DayState.WHOLE
-    else:
-        state = DayState.UNBUILT if unbuilt else DayState.HELD
+    reasons |= dict.fromkeys(unbuilt, "its hours are whole, but it has not been built yet")
+    state = DayState.UNBUILT if unbuilt else DayState.HELD if reasons else DayState.WHOLE
     return Day(date=day, state=state, partitions=partitions, reasons=reasons)
 
 
@@ -88,9 +86,9 @@ class Snapshot(BaseModel):
 
     pipeline: str
     dataset: str
-    date: date
-    window_start: date
-    days: tuple[date, ...]
+    date: dt.date
+    window_start: dt.date
+    days: tuple[dt.date, ...]
     partitions: tuple[PartitionVersion, ...]
     held: Mapping[str, str]
 
@@ -119,7 +117,7 @@ class WindowRefusal(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    date: date
+    date: dt.date
     reason: str
 
 

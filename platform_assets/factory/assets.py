@@ -142,9 +142,7 @@ def _features(spec: PipelineSpec) -> dg.AssetsDefinition:
         freshness=_freshness(spec),
     )
 
-    def work(
-        context: dg.AssetExecutionContext, services: Services, key: PartitionKey
-    ) -> Outcome:
+    def work(context: dg.AssetExecutionContext, services: Services, key: PartitionKey) -> Outcome:
         outcome, changes = build_features(services, key, context.run.run_id)
         for change in changes:
             context.instance.report_runless_asset_event(source_event(spec, change))
@@ -219,9 +217,7 @@ def _model(spec: PipelineSpec, origin: str) -> dg.AssetsDefinition:
         freshness=_freshness(spec),
     )
 
-    def work(
-        context: dg.AssetExecutionContext, services: Services, key: PartitionKey
-    ) -> Outcome:
+    def work(context: dg.AssetExecutionContext, services: Services, key: PartitionKey) -> Outcome:
         return train_model(
             services,
             key,

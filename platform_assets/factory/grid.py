@@ -57,9 +57,7 @@ def partition_tags(spec: PipelineSpec, partition: PartitionKey) -> dict[str, str
     }
 
 
-def ranges(
-    definition: dg.PartitionsDefinition, keys: Iterable[str]
-) -> Sequence[tuple[str, str]]:
+def ranges(definition: dg.PartitionsDefinition, keys: Iterable[str]) -> Sequence[tuple[str, str]]:
     """Keys as ranges of a partitions definition, each from first to last."""
     subset = definition.subset_with_partition_keys(list(keys))
     return [(r.start, r.end) for r in subset.get_partition_key_ranges(definition)]

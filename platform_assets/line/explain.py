@@ -103,9 +103,7 @@ def _state(services: Services, stage: str, key: PartitionKey) -> dict[str, Any]:
 
 def _hours(services: Services, stage: str, key: PartitionKey) -> dict[str, Any]:
     report = assess(services, key)
-    wanted = [
-        s for s in report.sources if stage == "features" or stage == f"landed_{s.source}"
-    ]
+    wanted = [s for s in report.sources if stage == "features" or stage == f"landed_{s.source}"]
     shown = report.model_copy(update={"sources": tuple(wanted)})
     word = "done" if stage != "features" else "ready"
     state = {

@@ -88,7 +88,10 @@ def build_features(
         table_version=commit.table_version,
         rows=commit.rows,
         run_id=run_id,
-        detail={"excluded": built.excluded, "hours": {s.source: s.observed for s in report.sources}},
+        detail={
+            "excluded": built.excluded,
+            "hours": {s.source: s.observed for s in report.sources},
+        },
     )
     metadata = {
         "rows": commit.rows,

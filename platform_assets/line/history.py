@@ -91,9 +91,7 @@ def plan_history(
     wanted = date_range(first, last)
     build: dict[str, list[str]] = {stage: [] for stage in STAGES}
     held: dict[str, dict[str, str]] = {stage: {} for stage in STAGES}
-    done = {
-        stage: set(services.ledger.current_versions(spec.asset(stage))) for stage in STAGES
-    }
+    done = {stage: set(services.ledger.current_versions(spec.asset(stage))) for stage in STAGES}
     for partition, report in reports.items():
         name = str(partition)
         if partition.date < first or name in built:

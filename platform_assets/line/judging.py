@@ -94,8 +94,8 @@ def evaluate_model(services: Services, partition: PartitionKey, run_id: str) -> 
     metadata = {
         "registered_version": found.model_version,
         "judged_on": f"{spec.judged_on(day)[0]} to {spec.judged_on(day)[-1]}",
-        "rows": found.rows,
         **found.metrics,
+        "rows": found.rows,
     }
     inputs = {spec.asset("model"): model.data_version}
     return Outcome(asset, name, version, changed, metadata, figures, inputs)

@@ -33,9 +33,7 @@ def check_range(
         )
     unknown = [key for key in keys if key not in grid.values]
     if unknown:
-        raise UsageError(
-            f"--{grid.key} {', '.join(unknown)}: allowed are {', '.join(grid.values)}"
-        )
+        raise UsageError(f"--{grid.key} {', '.join(unknown)}: allowed are {', '.join(grid.values)}")
 
 
 def land_flights(

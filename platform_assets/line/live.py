@@ -35,8 +35,9 @@ def look(services: Services, open_from: date | None = None) -> Tick:
     spec, ledger = services.spec, services.ledger
     as_of = services.clock.as_of()
     first = max(spec.schedule.live_from, spec.partitions.start, open_from or date.min)
-    last = min(local_date(as_of - timedelta(microseconds=1), spec.partitions.timezone),
-               spec.partitions.end)
+    last = min(
+        local_date(as_of - timedelta(microseconds=1), spec.partitions.timezone), spec.partitions.end
+    )
     if last < first:
         return Tick(Plan(), (), first)
     live = date_range(first, last)

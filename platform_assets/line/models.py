@@ -8,8 +8,8 @@ from platform_assets.domain.errors import HeldError
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.line.days import load_snapshot
 from platform_assets.line.services import Outcome, Services
-from resources.ledger.records import VersionRecord
 from resources import plots
+from resources.ledger.records import VersionRecord
 from resources.training import load_trainer, training_frame
 
 EXAMPLE_ROWS = 5
@@ -137,7 +137,7 @@ def train_model(
         "days": len(snapshot.days),
         "held": dict(snapshot.held),
         "snapshot": snapshot_record.data_version,
-        **({f"train_{k}": v for k, v in rounds[-1].items()} if rounds else {}),
+        **(rounds[-1] if rounds else {}),
     }
     inputs = {spec.asset("snapshot"): snapshot_record.data_version}
     return Outcome(asset, name, logged.digest, True, metadata, figures, inputs)

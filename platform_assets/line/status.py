@@ -10,7 +10,14 @@ from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.history import STAGES, Grid, plan_history, read_grid
 from platform_assets.line.services import Services
 
-EMPTY: dict[str, Any] = {"partitions": 0, "complete": 0, "ready": 0, "held": 0, "missing": 0, "watermark": None}
+EMPTY: dict[str, Any] = {
+    "partitions": 0,
+    "complete": 0,
+    "ready": 0,
+    "held": 0,
+    "missing": 0,
+    "watermark": None,
+}
 
 
 def reached(services: Services) -> date | None:

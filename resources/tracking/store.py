@@ -5,11 +5,11 @@ from __future__ import annotations
 import getpass
 import hashlib
 import logging
-import time
 import re
 import sqlite3
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from functools import partial
