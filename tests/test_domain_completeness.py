@@ -5,7 +5,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from platform_assets.domain.completeness import (
@@ -18,6 +18,7 @@ from platform_assets.domain.completeness import (
 )
 from platform_assets.domain.partition import local_hours
 
+unhurried = settings(deadline=None)  # a busy machine is no failure
 NEW_YORK = "America/New_York"
 HOUR = timedelta(hours=1)
 PLAIN, SPRING, AUTUMN = date(2013, 1, 5), date(2013, 3, 10), date(2013, 11, 3)
@@ -44,6 +45,7 @@ def deliveries(draw: st.DrawFn) -> tuple[Sequence[datetime], list[Arrival], date
     return expected, arrivals, as_of
 
 
+@unhurried
 @given(deliveries())
 def test_every_expected_hour_is_accounted_for_once(
     case: tuple[Sequence[datetime], list[Arrival], datetime],
@@ -61,6 +63,7 @@ def test_every_expected_hour_is_accounted_for_once(
     assert report.rows == sum(a.rows for a in accepted)
 
 
+@unhurried
 @given(deliveries())
 def test_complete_means_that_all_hours_were_accepted(
     case: tuple[Sequence[datetime], list[Arrival], datetime],
@@ -73,6 +76,7 @@ def test_complete_means_that_all_hours_were_accepted(
     assert (report.verdict is Verdict.ABSENT) == (not anything)
 
 
+@unhurried
 @given(deliveries(), st.randoms(use_true_random=False))
 def test_the_order_of_arrivals_does_not_matter(
     case: tuple[Sequence[datetime], list[Arrival], datetime], random: object
@@ -85,6 +89,7 @@ def test_the_order_of_arrivals_does_not_matter(
     )
 
 
+@unhurried
 @given(days, st.integers(0, 24))
 def test_taking_one_hour_away_is_noticed(day: date, which: int) -> None:
     expected = local_hours(day, NEW_YORK)
@@ -131,6 +136,7 @@ def report_of(*verdicts: Verdict) -> CompletenessReport:
     )
 
 
+@unhurried
 @given(st.lists(st.sampled_from(Verdict), max_size=4))
 def test_a_partition_is_whole_only_if_each_source_is(verdicts: list[Verdict]) -> None:
     report = report_of(*verdicts)
@@ -190,6 +196,7 @@ def test_runs_of_hours_are_folded(day: date, indices: tuple[int, ...], text: str
     assert describe_hours(hours_of(day, *indices), NEW_YORK) == text
 
 
+@unhurried
 @given(days, st.sets(st.integers(0, 22)))
 def test_folding_names_as_many_runs_as_there_are(day: date, indices: set[int]) -> None:
     text = describe_hours(hours_of(day, *sorted(indices)), NEW_YORK)
@@ -197,6 +204,7 @@ def test_folding_names_as_many_runs_as_there_are(day: date, indices: set[int]) -
     assert len([part for part in text.split(", ") if part]) == len(runs)
 
 
+@unhurried
 @given(st.sets(st.integers(0, 24), min_size=1))
 def test_different_hours_never_read_the_same(indices: set[int]) -> None:
     """On the day that has one o'clock twice, too."""

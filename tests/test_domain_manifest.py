@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import date, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from platform_assets.domain.manifest import (
@@ -20,6 +20,7 @@ from platform_assets.domain.manifest import (
 )
 from platform_assets.domain.partition import date_range
 
+unhurried = settings(deadline=None)  # a busy machine is no failure
 AIRPORTS = ("EWR", "JFK", "LGA")
 START = date(2013, 1, 1)
 WINDOW, ENOUGH = 7, 5
@@ -71,6 +72,7 @@ LAST = START + timedelta(days=WINDOW - 1)
 # --- the roll-up ------------------------------------------------------------------------------
 
 
+@unhurried
 @given(st.lists(st.sampled_from(DayState), min_size=3, max_size=3))
 def test_a_day_is_whole_only_if_each_key_is_built(states: list[DayState]) -> None:
     by_key = dict(zip(keys(START), states, strict=True))
@@ -124,6 +126,7 @@ def windows(draw: st.DrawFn) -> tuple[date, dict[date, Day], int]:
     return day, days, draw(st.integers(1, WINDOW))
 
 
+@unhurried
 @given(windows())
 def test_a_snapshot_is_taken_exactly_when_every_rule_holds(
     case: tuple[date, dict[date, Day], int],
@@ -154,6 +157,7 @@ def test_a_snapshot_is_taken_exactly_when_every_rule_holds(
     assert taken.read_version == max(p.table_version for p in taken.partitions)
 
 
+@unhurried
 @given(windows(), st.randoms(use_true_random=False))
 def test_the_order_in_which_days_are_known_does_not_matter(
     case: tuple[date, dict[date, Day], int], random: object
@@ -165,6 +169,7 @@ def test_the_order_in_which_days_are_known_does_not_matter(
     assert snapshot_of(day, again, enough=enough) == snapshot_of(day, days, enough=enough)
 
 
+@unhurried
 @given(clipped=st.integers(1, WINDOW))
 def test_a_window_that_the_start_of_the_data_clips_never_trains(clipped: int) -> None:
     days = {d: whole(d) for d in date_range(START - timedelta(days=WINDOW), LAST)}
@@ -231,6 +236,7 @@ def test_the_version_of_a_snapshot_is_what_it_reads_not_where_it_lies() -> None:
     assert fewer.data_version() != first.data_version()
 
 
+@unhurried
 @given(st.permutations(range(9)))
 def test_the_version_of_a_snapshot_does_not_depend_on_order(order: list[int]) -> None:
     partitions = [version(f"JFK|2013-01-{n + 1:02}", n) for n in range(9)]
@@ -258,6 +264,7 @@ def test_a_snapshot_survives_its_json() -> None:
 # --- dates in words ---------------------------------------------------------------------------
 
 
+@unhurried
 @given(st.sets(st.integers(0, 40)))
 def test_runs_of_dates_are_folded(numbers: set[int]) -> None:
     text = describe_dates([START + timedelta(days=n) for n in numbers])

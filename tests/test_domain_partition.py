@@ -5,12 +5,13 @@ from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from platform_assets.domain.errors import UsageError
 from platform_assets.domain.partition import PartitionKey, date_range, local_date, local_hours
 
+unhurried = settings(deadline=None)  # a busy machine is no failure
 NEW_YORK = "America/New_York"
 ZONES = (NEW_YORK, "UTC", "Europe/Berlin", "America/Sao_Paulo", "Atlantic/Azores", "Asia/Tokyo")
 dates = st.dates(date(1990, 1, 1), date(2049, 12, 31))
@@ -22,6 +23,7 @@ names = st.text(
 # --- hours ------------------------------------------------------------------------------------
 
 
+@unhurried
 @given(day=dates, timezone=st.sampled_from(ZONES))
 def test_the_hours_of_a_day_are_all_of_its_hours(day: date, timezone: str) -> None:
     hours = local_hours(day, timezone)
@@ -36,12 +38,14 @@ def test_the_hours_of_a_day_are_all_of_its_hours(day: date, timezone: str) -> No
         assert hours[-1].astimezone(zone).hour == 23
 
 
+@unhurried
 @given(day=dates, timezone=st.sampled_from(ZONES))
 def test_days_neither_overlap_nor_leave_a_gap(day: date, timezone: str) -> None:
     following = local_hours(day + timedelta(days=1), timezone)
     assert local_hours(day, timezone)[-1] + timedelta(hours=1) == following[0]
 
 
+@unhurried
 @given(moment=st.datetimes(datetime(1990, 1, 2), datetime(2049, 12, 30)))  # noqa: DTZ001
 def test_every_instant_lies_in_one_hour_of_its_local_day(moment: datetime) -> None:
     instant = moment.replace(tzinfo=UTC)
@@ -73,12 +77,14 @@ def test_the_hour_that_comes_twice_is_two_hours() -> None:
 # --- keys -------------------------------------------------------------------------------------
 
 
+@unhurried
 @given(day=dates, name=st.none() | names)
 def test_a_key_survives_its_text(day: date, name: str | None) -> None:
     key = PartitionKey(day, name)
     assert PartitionKey.parse(str(key)) == key
 
 
+@unhurried
 @given(day=dates, name=names)
 def test_the_two_dimensions_may_stand_in_either_order(day: date, name: str) -> None:
     assert PartitionKey.parse(f"{day}|{name}") == PartitionKey.parse(f"{name}|{day}")
@@ -123,6 +129,7 @@ def test_what_is_no_key_is_refused_with_what_is(text: str) -> None:
         PartitionKey.parse(text)
 
 
+@unhurried
 @given(first=dates, days=st.integers(-5, 40))
 def test_a_date_range_holds_both_ends(first: date, days: int) -> None:
     last = first + timedelta(days=days)

@@ -3,11 +3,12 @@
 from datetime import date
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from platform_assets.domain.promotion import PRIMARY_METRIC, Contender, Kind, compare
 
+unhurried = settings(deadline=None)  # a busy machine is no failure
 kinds = st.sampled_from(sorted(PRIMARY_METRIC))
 losses = st.floats(0, 10, allow_nan=False)
 
@@ -17,6 +18,7 @@ def contender(version: int, loss: float, kind: str) -> Contender:
     return Contender(version=version, date=date(2013, 1, 28), metrics=metrics)
 
 
+@unhurried
 @given(kind=kinds, mine=losses, theirs=losses)
 def test_the_smaller_loss_wins(kind: Kind, mine: float, theirs: float) -> None:
     decision = compare(contender(7, mine, kind), contender(4, theirs, kind), kind)
@@ -24,6 +26,7 @@ def test_the_smaller_loss_wins(kind: Kind, mine: float, theirs: float) -> None:
     assert (decision.candidate, decision.incumbent) == (7, 4)
 
 
+@unhurried
 @given(kind=kinds, loss=losses)
 def test_a_tie_keeps_the_incumbent(kind: Kind, loss: float) -> None:
     decision = compare(contender(7, loss, kind), contender(4, loss, kind), kind)
@@ -31,6 +34,7 @@ def test_a_tie_keeps_the_incumbent(kind: Kind, loss: float) -> None:
     assert "the incumbent stays" in decision.reason
 
 
+@unhurried
 @given(kind=kinds, mine=losses, theirs=losses)
 def test_of_two_models_at_most_one_displaces_the_other(
     kind: Kind, mine: float, theirs: float
@@ -39,6 +43,7 @@ def test_of_two_models_at_most_one_displaces_the_other(
     assert not (compare(a, b, kind).promoted and compare(b, a, kind).promoted)
 
 
+@unhurried
 @given(kind=kinds, loss=losses)
 def test_the_first_to_be_judged_is_champion(kind: Kind, loss: float) -> None:
     decision = compare(contender(1, loss, kind), None, kind)

@@ -20,7 +20,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy.dialects import postgresql
 
@@ -39,6 +39,7 @@ from resources.ledger import (
 from resources.ledger.store import upsert_statement
 from resources.ledger.tables import SCHEMA, tables
 
+unhurried = settings(deadline=None)  # a busy machine is no failure
 NEW_YORK = ZoneInfo("America/New_York")
 NOON = datetime(2013, 1, 5, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -197,6 +198,7 @@ def test_a_batch_is_recorded_whole_or_not_at_all(ledger: Ledger) -> None:
     assert ledger.arrivals("flights", "weather") == []
 
 
+@unhurried
 @given(
     moment=st.datetimes(
         min_value=datetime(1970, 1, 2),  # noqa: DTZ001 - the strategy adds the timezone
@@ -682,8 +684,7 @@ def test_a_locked_ledger_is_transient_and_can_be_read(
     with pytest.raises(TransientError, match="locked by another process") as error:
         ledger.advance_clock("flights", NOON)
     one_sentence(error)
-    with pytest.raises(TransientError, match="locked by another process"):
-        upgrade(locked)
+    upgrade(locked)  # has nothing to do, and does not wait
 
 
 def _write_on_a_full_disk(url: str, _: Barrier, report: Path) -> None:

@@ -57,5 +57,20 @@ def test_the_domain_reads_no_yaml_either() -> None:
     assert not import_all("platform_assets.domain")[1] & {"yaml", "resources", "sensors"}
 
 
+def test_opening_a_good_home_again_loads_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from resources.home import Home, initialise;"
+        "initialise(Home.locate(Path(sys.argv[1])), dagster_yaml=Path('dagster.yaml'));"
+        "print(sorted({'sqlalchemy', 'alembic'} & set(sys.modules)))"
+    )
+    args = [sys.executable, "-c", code, tmp_path / "home"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    outputs = [
+        subprocess.run(args, env=environment, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+        for _ in range(2)
+    ]
+    assert outputs == [b"['alembic', 'sqlalchemy']\n", b"[]\n"]
+
+
 def test_a_heavy_import_would_be_noticed() -> None:
     assert "sqlalchemy" in import_all("sqlalchemy.event")[1]
