@@ -62,7 +62,13 @@ def test_other_metrics_do_not_decide() -> None:
     )
 
 
-def test_a_model_without_the_metric_that_decides_is_an_error() -> None:
-    nothing = Contender(version=2, date=date(2013, 2, 1), metrics={"auc": 0.9})
-    with pytest.raises(KeyError, match="log_loss"):
-        compare(nothing, None, "binary_classification")
+@pytest.mark.parametrize("metrics", [{"rows": 0.0}, {"rows": 3.0, "log_loss": float("nan")}])
+def test_without_the_deciding_metric_nobody_is_promoted(metrics: dict[str, float]) -> None:
+    judged = Contender(version=1, date=date(2013, 1, 28), metrics={"log_loss": 0.5})
+    empty = Contender(version=2, date=date(2013, 1, 29), metrics=metrics)
+    alone = compare(empty, None, "binary_classification")
+    assert not alone.promoted
+    assert "has no log_loss" in alone.reason
+    assert not compare(empty, judged, "binary_classification").promoted
+    # An incumbent that was never measured cannot hold its place against one that was.
+    assert compare(judged, empty, "binary_classification").promoted
