@@ -9,6 +9,7 @@ import re
 import sqlite3
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -109,6 +110,14 @@ class Tracking:
             self._end_quietly(tracked, "KILLED" if names & INTERRUPTS else "FAILED")
             raise
         self._end(tracked.run_id, "FINISHED")
+
+    def log_judgement(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        """Adds metrics to a run that has ended: what was found out about its model later."""
+        from mlflow.entities import Metric
+
+        client, now = self._client(), int(time.time() * 1000)
+        batch = [Metric(name, value, now, 0) for name, value in metrics.items()]
+        attempt(self.uri, lambda: client.log_batch(run_id, metrics=batch))
 
     def set_alias(self, model: str, alias: str, version: int) -> None:
         """Points the alias at that version. The last writer wins: MLflow compares nothing."""

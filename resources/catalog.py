@@ -1,0 +1,122 @@
+"""The catalog: one YAML file a pipeline, what a user writes."""
+
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from platform_assets.domain.errors import SpecError, UsageError
+from platform_assets.domain.spec import PipelineSpec, parse_spec
+
+
+def catalog_folder() -> Path:
+    """SIGNALBOX_CATALOG, else the catalog that comes with the project."""
+    chosen = os.environ.get("SIGNALBOX_CATALOG")
+    return Path(chosen).expanduser() if chosen else Path(str(files("platform_assets"))) / "catalog"
+
+
+def load_catalog(folder: Path | None = None) -> dict[str, PipelineSpec]:
+    """Read every `*.yaml` of a folder, in the order of the file names.
+
+    Args:
+        folder: the catalog; by default `catalog_folder()`.
+
+    Returns:
+        the pipelines by name.
+
+    Raises:
+        UsageError: there is no such folder, or no pipeline in it.
+        SpecError: a file is no YAML or no pipeline, or two of them clash; names file and line
+            or field.
+    """
+    place = folder or catalog_folder()
+    if not place.is_dir():
+        raise UsageError(
+            f"the catalog {place} is no folder; set SIGNALBOX_CATALOG to a folder that holds one "
+            "YAML file a pipeline"
+        )
+    paths = sorted(p for p in place.iterdir() if not p.name.startswith("."))
+    for path in paths:
+        if path.suffix == ".yml":
+            raise SpecError(str(path), {"(file)": "only *.yaml is read here; rename it"})
+    specs: dict[str, PipelineSpec] = {}
+    origins: dict[str, Path] = {}
+    for path in (p for p in paths if p.suffix == ".yaml"):
+        spec = parse_spec(read_document(path), str(path))
+        for field, name in (("pipeline", spec.pipeline), ("model.name", spec.model.name)):
+            other = origins.setdefault(f"{field} {name}", path)
+            if other != path:
+                raise SpecError(
+                    str(path),
+                    {field: f"found {name!r}, which {other.name} has taken; each needs its own"},
+                )
+        specs[spec.pipeline] = spec
+    if not specs:
+        raise UsageError(
+            f"the catalog {place} holds no *.yaml; write one file a pipeline, or set "
+            "SIGNALBOX_CATALOG to a folder that has some"
+        )
+    return specs
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses what YAML would pass over, or crash on."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that stands twice: the first one would be lost without a word."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"{key.value!r} stands twice in one mapping",
+                        problem_mark=key.start_mark,
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Name the line of a scalar that has the form of a date but is none."""
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:
+            raise yaml.constructor.ConstructorError(
+                problem=f"found {getattr(node, 'value', '')!r}: {error}",
+                problem_mark=node.start_mark,
+            ) from error
+
+
+def read_document(path: Path) -> Any:
+    """One YAML document.
+
+    Raises:
+        SpecError: it cannot be read, is not UTF-8 or not YAML; names the line.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SpecError(str(path), {"(file)": f"cannot be read: {error.strerror}"}) from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise SpecError(
+            str(path),
+            {
+                f"line {line}": f"found byte 0x{data[error.start]:02x}, which is not UTF-8; "
+                "save the file as UTF-8"
+            },
+        ) from error
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "(file)"
+        found = "; ".join(part for part in (error.context, error.problem) if part)
+        raise SpecError(str(path), {where: f"{found}; valid YAML is needed"}) from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        why = f"found {chr(error.character)!r}; YAML allows no control characters"
+        raise SpecError(str(path), {f"line {line}": why}) from error

@@ -1,0 +1,249 @@
+"""The home: the one folder that holds all state of the embedded default."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from platform_assets.domain.errors import HomeError, SignalboxError, TransientError
+from resources.ledger.engine import explain_sqlite, upgrade
+
+FORMAT = 1
+"""Layout of the home. A home of another format is refused, never guessed at."""
+
+MARKER = "home.json"
+LOCK = "init.lock"
+LOCK_SECONDS = 300.0
+DEFAULT_ROOT = ".signalbox"
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where everything lies. Locating a home touches nothing on the disk."""
+
+    root: Path
+    landing: Path
+    lake: Path
+    dagster: Path
+    ledger_url: str
+    mlflow_uri: str
+    mlflow_artifacts: Path
+
+    @classmethod
+    def locate(cls, root: Path | None = None) -> "Home":
+        """The home at a folder.
+
+        Args:
+            root: the folder; without it SIGNALBOX_HOME, else `.signalbox` in the working folder.
+
+        Raises:
+            HomeError: the folder's name cannot stand in a database URL.
+        """
+        chosen = root or Path(os.environ.get("SIGNALBOX_HOME") or DEFAULT_ROOT)
+        place = chosen.expanduser().resolve()
+        odd = sorted(set(str(place)) & set("?#%"))
+        if odd:
+            raise HomeError(
+                f"SIGNALBOX_HOME is {place}, which holds {' '.join(odd)}; database URLs allow "
+                "none of ? # % in a path, choose another folder"
+            )
+        return cls(
+            root=place,
+            landing=place / "landing",
+            lake=place / "lake",
+            dagster=place / "dagster",
+            ledger_url=os.environ.get("SIGNALBOX_LEDGER_URL") or _ledger_url(place),
+            mlflow_uri=os.environ.get("SIGNALBOX_MLFLOW_URI") or _mlflow_uri(place),
+            mlflow_artifacts=place / "mlflow" / "artifacts",
+        )
+
+    def environment(self) -> dict[str, str]:
+        """The variables by which a child process finds the same home, and keeps quiet."""
+        variables = {
+            "SIGNALBOX_HOME": str(self.root),
+            "DAGSTER_HOME": str(self.dagster),
+            "GIT_PYTHON_REFRESH": "quiet",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_LOGGING_LEVEL": "WARNING",
+            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+            "MLFLOW_PRINT_MODEL_URLS_ON_CREATION": "false",
+            "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        }
+        if self.ledger_url != _ledger_url(self.root):
+            variables["SIGNALBOX_LEDGER_URL"] = self.ledger_url
+        if self.mlflow_uri != _mlflow_uri(self.root):
+            variables["SIGNALBOX_MLFLOW_URI"] = self.mlflow_uri
+        return variables
+
+    def require(self) -> None:
+        """Refuse to go on without a good home.
+
+        Raises:
+            HomeError: it is missing, unfinished, unreadable, or of another format.
+        """
+        with _explained(self.root):
+            if self.root.exists() and not self.root.is_dir():
+                raise HomeError(_in_the_way(self.root))
+            found = _read_marker(self.root)
+        if found is None:
+            state = "was never finished" if self.root.exists() else "does not exist"
+            raise HomeError(
+                f"SIGNALBOX_HOME is {self.root}, which {state}; run `signalbox init`, or set "
+                "SIGNALBOX_HOME to a home that is there"
+            )
+        _require_format(self.root, found)
+
+
+def initialise(
+    home: Home, *, dagster_yaml: Path, prepare: Callable[[Home], None] | None = None
+) -> None:
+    """Make a home, once; on a good home it only brings the ledger's schema up to date.
+
+    Any number of processes may call it at once: one works, the others wait for it. A home whose
+    making was killed half-way is completed by the next call; `home.json` is written last.
+
+    Args:
+        home: where.
+        dagster_yaml: becomes the configuration of the home's Dagster instance.
+        prepare: called inside the lock, only while the home is not finished yet; creates the
+            databases of Dagster and MLflow, which break when two processes do so at once.
+
+    Raises:
+        HomeError: the folder cannot be used, or holds a home of another format.
+        TransientError: the disk is full, or another process holds the lock for too long.
+    """
+    with _explained(home.root):
+        if home.root.exists() and not home.root.is_dir():
+            raise HomeError(_in_the_way(home.root))
+        home.root.mkdir(parents=True, exist_ok=True)
+        with _locked(home.root / LOCK):
+            found = _read_marker(home.root)
+            if found is not None:
+                _require_format(home.root, found)
+            for folder in (home.landing, home.lake, home.dagster, home.mlflow_artifacts):
+                folder.mkdir(parents=True, exist_ok=True)
+            upgrade(home.ledger_url)
+            if found is not None:
+                return
+            shutil.copyfile(dagster_yaml, home.dagster / "dagster.yaml")
+            if prepare is not None:
+                prepare(home)
+            _write_marker(home.root)
+
+
+def _ledger_url(root: Path) -> str:
+    return f"sqlite:///{root / 'ledger.db'}"
+
+
+def _mlflow_uri(root: Path) -> str:
+    return f"sqlite:///{root / 'mlflow' / 'mlflow.db'}"
+
+
+def _read_marker(root: Path) -> Mapping[str, object] | None:
+    try:
+        content = (root / MARKER).read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise HomeError(
+            f"{root / MARKER} is not JSON ({error}); restore it, or set SIGNALBOX_HOME to "
+            "another folder"
+        ) from error
+    if not isinstance(found, dict):
+        raise HomeError(
+            f"{root / MARKER} holds {type(found).__name__}, an object with the field format is "
+            "needed; restore it, or set SIGNALBOX_HOME to another folder"
+        )
+    return found
+
+
+def _require_format(root: Path, found: Mapping[str, object]) -> None:
+    if found.get("format") != FORMAT:
+        raise HomeError(
+            f"SIGNALBOX_HOME is {root}, a home of format {found.get('format')!r} made by version "
+            f"{found.get('created_by', 'unknown')}; version {_own_version()} needs format "
+            f"{FORMAT}: use the version that made it, or set SIGNALBOX_HOME to a new folder"
+        )
+
+
+def _write_marker(root: Path) -> None:
+    document = {
+        "format": FORMAT,
+        "created_by": _own_version(),
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    draft = root / f".{MARKER}.new"
+    with draft.open("w", encoding="utf-8") as file:
+        json.dump(document, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(root / MARKER)
+
+
+def _own_version() -> str:
+    try:
+        return version("signalbox")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("a") as file:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise TransientError(
+                        f"another process has been initialising {path.parent} for more than "
+                        f"{LOCK_SECONDS:.0f} s; wait for it or end it, then try again"
+                    ) from error
+                time.sleep(0.05)
+        yield
+
+
+def _in_the_way(root: Path) -> str:
+    return (
+        f"SIGNALBOX_HOME is {root}, which is a file; a folder is needed, move the file away or "
+        "choose another folder"
+    )
+
+
+@contextlib.contextmanager
+def _explained(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ConnectionError, TimeoutError, SignalboxError):
+        raise  # of a server that `prepare` talked to, or explained already
+    except OSError as error:
+        what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        if error.errno in _FULL:
+            raise TransientError(
+                f"the disk of SIGNALBOX_HOME ({root}) is full ({what}); free some space and try "
+                "again"
+            ) from error
+        raise HomeError(
+            f"SIGNALBOX_HOME is {root}, which cannot be used ({what}); a folder that can be "
+            "written is needed, choose another one or give yourself the right to write there"
+        ) from error
+    except Exception as error:
+        mine = explain_sqlite(error, f"a database in SIGNALBOX_HOME ({root})")
+        if mine is None:
+            raise
+        raise mine from error

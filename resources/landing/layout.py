@@ -1,0 +1,37 @@
+"""Where the file of an hour lies: `<source>/<key>/2013-01-01/2013-01-01T10Z.parquet`, in UTC."""
+
+import re
+from datetime import UTC, date, datetime
+from pathlib import PurePosixPath
+
+from platform_assets.domain.errors import UsageError
+
+_NAME = re.compile(r"(\d{4}-\d{2}-\d{2})T(\d{2})Z\.parquet")
+
+
+def hour_path(source: str, key: str, hour: datetime) -> PurePosixPath:
+    """Where the file of an hour belongs, relative to `<landing>/<pipeline>`.
+
+    Raises:
+        UsageError: the instant has no timezone, or is no whole hour in UTC.
+    """
+    if hour.tzinfo is None:
+        raise UsageError(
+            f"hour {hour.isoformat()} has no timezone; give an aware datetime, since the files "
+            "are named in UTC"
+        )
+    moment = hour.astimezone(UTC)
+    if moment.minute or moment.second or moment.microsecond:
+        raise UsageError(
+            f"{hour.isoformat()} is no whole hour in UTC; the file of an hour is named by its "
+            "start, such as 2013-01-01T10Z"
+        )
+    return PurePosixPath(source, key, f"{moment:%Y-%m-%d}", f"{moment:%Y-%m-%dT%H}Z.parquet")
+
+
+def hour_of(name: str, folder: date) -> datetime | None:
+    """The hour that a file name stands for; None if it is malformed or in another day's folder."""
+    match = _NAME.fullmatch(name)
+    if match is None or match[1] != folder.isoformat() or int(match[2]) > 23:
+        return None
+    return datetime(folder.year, folder.month, folder.day, int(match[2]), tzinfo=UTC)

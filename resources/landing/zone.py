@@ -1,0 +1,372 @@
+"""Hourly files under one folder, seen through the ledger's record of their arrival."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import defaultdict
+from datetime import UTC, date, datetime, time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from platform_assets.domain.completeness import Arrival, CompletenessReport, assess_source
+from platform_assets.domain.errors import HomeError, RefusedError, UsageError
+from platform_assets.domain.partition import PartitionKey, date_range, local_hours
+from resources.landing.atomic import write_whole
+from resources.landing.hourfile import HourFormat, UnreadableError, arrow_schema
+from resources.landing.layout import hour_of, hour_path
+from resources.ledger.records import ArrivalRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import pyarrow as pa
+
+    from platform_assets.domain.spec import PipelineSpec, SourceSpec
+    from resources.ledger import Ledger
+
+_log = logging.getLogger(__name__)
+
+# Folder days that are compared and recorded at a time: bounds memory, and keeps what a killed
+# refresh has got done.
+_CHUNK_DAYS = 31
+
+
+class LandingZone:
+    """The landed files of one pipeline.
+
+    `refresh` looks at the disk and records in the ledger; `report` and `reports` read the ledger
+    alone; `read` gives rows, and refuses any file that is not the one that was recorded.
+    """
+
+    def __init__(self, root: Path, spec: PipelineSpec, ledger: Ledger) -> None:
+        """
+        Args:
+            root: the landing folder of the home; the pipeline has a folder of its own in it.
+            spec: the pipeline.
+            ledger: where arrivals are recorded.
+        """
+        self.root = root
+        self.spec = spec
+        self.ledger = ledger
+        self._folder = root / spec.pipeline
+        self._formats = {name: HourFormat(source) for name, source in spec.sources.items()}
+        self._warned: set[str] = set()
+
+    # --- delivering -------------------------------------------------------------------------
+
+    def deliver(self, source: str, key: str, hour: datetime, table: pa.Table) -> Path:
+        """Land the rows of one hour, atomically; a file of the same content is left untouched.
+
+        What the table holds is judged when the file is seen, as that of any other producer.
+
+        Args:
+            source: a source of the spec.
+            key: a partition key value of the spec.
+            hour: start of the hour, timezone-aware.
+            table: its rows; none for an hour in which nothing happened.
+
+        Raises:
+            UsageError: unknown source or key, or no whole hour.
+            TransientError: the disk is full.
+            HomeError: the folder cannot be written.
+        """
+        self._require(source, key)
+        path = self._folder / hour_path(source, key, hour)
+        write_whole(path, self._formats[source].encode(table))
+        return path
+
+    def _require(self, source: str, key: str) -> SourceSpec:
+        spec = self.spec
+        if source not in spec.sources:
+            raise UsageError(
+                f"pipeline {spec.pipeline} has no source {source!r}; allowed are "
+                f"{', '.join(sorted(spec.sources))}"
+            )
+        if key not in spec.partitions.values:
+            raise UsageError(
+                f"pipeline {spec.pipeline} has no {spec.partitions.key} {key!r}; allowed are "
+                f"{', '.join(spec.partitions.values)}"
+            )
+        return spec.sources[source]
+
+    # --- observing --------------------------------------------------------------------------
+
+    def refresh(
+        self,
+        first: date,
+        last: date,
+        keys: Sequence[str] | None = None,
+        now: datetime | None = None,
+    ) -> int:
+        """Bring the ledger up to what lies on the disk for some local days.
+
+        Looks at the UTC day folders that these days touch. Only files whose size or time of
+        change the ledger does not know are opened, and those that were rejected: a corrected spec
+        may accept them.
+
+        Args:
+            first, last: local dates, both included.
+            keys: partition key values, default all.
+            now: when the arrivals are said to be seen, default the machine's time.
+
+        Returns:
+            The number of files that arrived, changed or vanished.
+
+        Raises:
+            UsageError: unknown key.
+        """
+        if last < first:
+            return 0
+        chosen = tuple(keys) if keys is not None else self.spec.partitions.values
+        for key in chosen:
+            self._require(next(iter(self.spec.sources)), key)
+        seen_at = now if now is not None else datetime.now(UTC)
+        timezone = self.spec.partitions.timezone
+        days = date_range(
+            local_hours(first, timezone)[0].date(), local_hours(last, timezone)[-1].date()
+        )
+        boundary = os.path.realpath(self.root)
+        changed = 0
+        for source in self.spec.sources:
+            for start in range(0, len(days), _CHUNK_DAYS):
+                chunk = days[start : start + _CHUNK_DAYS]
+                changed += self._refresh_chunk(source, chosen, chunk, boundary, seen_at)
+        return changed
+
+    def _refresh_chunk(
+        self,
+        source: str,
+        keys: Sequence[str],
+        days: Sequence[date],
+        boundary: str,
+        seen_at: datetime,
+    ) -> int:
+        known = {
+            record.path: record
+            for record in self.ledger.arrivals(
+                self.spec.pipeline,
+                source,
+                keys[0] if len(keys) == 1 else None,
+                datetime.combine(days[0], time(0), UTC),
+                datetime.combine(days[-1], time(23), UTC),
+            )
+            if record.key in keys
+        }
+        arrived: list[ArrivalRecord] = []
+        for key in keys:
+            for day in days:
+                arrived.extend(self._scan(source, key, day, known, boundary, seen_at))
+        # What the scan did not take out of `known` is on the disk no more.
+        if arrived:
+            self.ledger.upsert_arrivals(arrived)
+        if known:
+            self.ledger.forget_arrivals(self.spec.pipeline, source, list(known))
+        return len(arrived) + len(known)
+
+    def _scan(
+        self,
+        source: str,
+        key: str,
+        day: date,
+        known: dict[str, ArrivalRecord],
+        boundary: str,
+        seen_at: datetime,
+    ) -> Iterator[ArrivalRecord]:
+        """The new and changed files of one day folder; takes the files that exist from `known`."""
+        relative = f"{self.spec.pipeline}/{source}/{key}/{day.isoformat()}"
+        folder = self.root / relative
+        try:
+            with os.scandir(folder) as found:
+                entries = [entry for entry in found if not entry.name.startswith(".")]
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise HomeError(
+                f"{folder} cannot be listed ({error.strerror}); the folders of the landing zone "
+                "must be readable by this user"
+            ) from error
+        outside = bool(entries) and not _within(boundary, os.path.realpath(folder))
+        for entry in entries:
+            path = f"{relative}/{entry.name}"
+            record = known.get(path)
+            linked = outside or entry.is_symlink()
+            try:
+                if record is not None and record.rejected is None and not linked:
+                    state = entry.stat()
+                    if (state.st_size, state.st_mtime_ns) == (record.size, record.mtime_ns):
+                        del known[path]
+                        continue
+                hour = record.hour if record is not None else hour_of(entry.name, day)
+                if hour is None:
+                    self._warn(path)
+                    continue
+                look = self._formats[source].inspect(Path(entry.path), hour)
+                rejected = look.rejected
+                if linked:
+                    target = os.path.realpath(entry.path)
+                    if not _within(boundary, target):
+                        rejected = (
+                            f"a symbolic link leads to {target}, outside of the landing zone; "
+                            "a file inside of it is expected"
+                        )
+            except FileNotFoundError:
+                continue
+            fresh = ArrivalRecord(
+                zone=self.spec.pipeline,
+                source=source,
+                key=key,
+                hour=hour,
+                path=path,
+                size=look.size,
+                mtime_ns=look.mtime_ns,
+                rows=0 if rejected else look.rows,
+                rejected=rejected,
+                seen_at=seen_at,
+            )
+            known.pop(path, None)
+            if record is None or _content(record) != _content(fresh):
+                yield fresh
+
+    def _warn(self, path: str) -> None:
+        if path not in self._warned:
+            self._warned.add(path)
+            _log.warning(
+                "%s is ignored: a file of the landing zone is named by its hour in UTC, such as "
+                "2013-01-01/2013-01-01T10Z.parquet; rename it, or let its name start with a dot",
+                path,
+            )
+
+    # --- judging ----------------------------------------------------------------------------
+
+    def report(self, key: str, day: date, as_of: datetime) -> CompletenessReport:
+        """Expected against observed hours of every source, by the arrivals in the ledger.
+
+        Raises:
+            UsageError: unknown key.
+        """
+        self._require(next(iter(self.spec.sources)), key)
+        hours = local_hours(day, self.spec.partitions.timezone)
+        arrivals = {
+            source: [
+                _arrival(record)
+                for record in self.ledger.arrivals(
+                    self.spec.pipeline, source, key, hours[0], hours[-1]
+                )
+            ]
+            for source in self.spec.sources
+        }
+        return self._assess(key, day, hours, arrivals, as_of)
+
+    def reports(
+        self, first: date, last: date, as_of: datetime
+    ) -> dict[PartitionKey, CompletenessReport]:
+        """`report` of every key and local date, with one query a source."""
+        days = date_range(first, last)
+        if not days:
+            return {}
+        timezone = self.spec.partitions.timezone
+        hours = {day: local_hours(day, timezone) for day in days}
+        day_of = {hour: day for day, own in hours.items() for hour in own}
+        grouped: dict[tuple[str, str, date], list[Arrival]] = defaultdict(list)
+        for source in self.spec.sources:
+            for record in self.ledger.arrivals(
+                self.spec.pipeline, source, None, hours[first][0], hours[last][-1]
+            ):
+                grouped[source, record.key, day_of[record.hour]].append(_arrival(record))
+        return {
+            PartitionKey(day, key): self._assess(
+                key,
+                day,
+                hours[day],
+                {source: grouped.get((source, key, day), []) for source in self.spec.sources},
+                as_of,
+            )
+            for day in days
+            for key in self.spec.partitions.values
+        }
+
+    def _assess(
+        self,
+        key: str,
+        day: date,
+        hours: Sequence[datetime],
+        arrivals: dict[str, list[Arrival]],
+        as_of: datetime,
+    ) -> CompletenessReport:
+        return CompletenessReport(
+            partition=str(PartitionKey(day, key)),
+            timezone=self.spec.partitions.timezone,
+            as_of=as_of,
+            sources=tuple(
+                assess_source(source, hours, found, as_of) for source, found in arrivals.items()
+            ),
+        )
+
+    # --- reading ----------------------------------------------------------------------------
+
+    def read(self, source: str, key: str, day: date) -> pa.Table:
+        """All accepted hours of a local day as one table.
+
+        Returns:
+            The declared columns of the source in their order: string, int64, float64, bool,
+            timestamp[us, UTC]; rows ordered by hour, within an hour as delivered.
+
+        Raises:
+            UsageError: unknown source or key.
+            RefusedError: a file changed or vanished since its arrival was recorded.
+        """
+        import pyarrow as pa
+
+        schema = arrow_schema(self._require(source, key))
+        hours = local_hours(day, self.spec.partitions.timezone)
+        tables = [
+            self._read_hour(record)
+            for record in self.ledger.arrivals(self.spec.pipeline, source, key, hours[0], hours[-1])
+            if record.rejected is None
+        ]
+        return pa.concat_tables([schema.empty_table(), *tables]).combine_chunks()
+
+    def _read_hour(self, record: ArrivalRecord) -> pa.Table:
+        path = self.root / record.path
+        try:
+            with path.open("rb") as handle:
+                state = os.fstat(handle.fileno())
+                self._require_recorded(path, record, state)
+                table = self._formats[record.source].read(handle, state)
+                # Somebody may have written into it meanwhile.
+                self._require_recorded(path, record, os.fstat(handle.fileno()))
+        except FileNotFoundError as error:
+            raise RefusedError(
+                f"{path} has vanished since its arrival was recorded; refresh the landing zone"
+            ) from error
+        except (UnreadableError, OSError) as error:
+            raise RefusedError(
+                f"{path} cannot be read ({error}), although its footer was in order when it "
+                "arrived; have the hour delivered again"
+            ) from error
+        return table
+
+    def _require_recorded(self, path: Path, record: ArrivalRecord, state: os.stat_result) -> None:
+        if (state.st_size, state.st_mtime_ns) != (record.size, record.mtime_ns):
+            raise RefusedError(
+                f"{path} has changed since its arrival was recorded ({record.size} bytes of "
+                f"{_stamp(record.mtime_ns)} then, {state.st_size} bytes of "
+                f"{_stamp(state.st_mtime_ns)} now); refresh the landing zone"
+            )
+
+
+def _stamp(nanoseconds: int) -> str:
+    return datetime.fromtimestamp(nanoseconds / 1e9, UTC).isoformat(timespec="milliseconds")
+
+
+def _within(boundary: str, path: str) -> bool:
+    return path == boundary or path.startswith(boundary + os.sep)
+
+
+def _content(record: ArrivalRecord) -> tuple[object, ...]:
+    return (record.hour, record.size, record.mtime_ns, record.rows, record.rejected)
+
+
+def _arrival(record: ArrivalRecord) -> Arrival:
+    return Arrival(hour=record.hour, rows=record.rows, rejected=record.rejected)

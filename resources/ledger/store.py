@@ -1,0 +1,260 @@
+"""Reading and writing the ledger: the same SQL on SQLite and on Postgres."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from datetime import date, datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from resources.ledger.engine import reading, writing
+from resources.ledger.records import (
+    ArrivalRecord,
+    ChampionRecord,
+    ScoreRecord,
+    VerdictRecord,
+    VersionRecord,
+    utc,
+)
+from resources.ledger.tables import tables
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement, Select, Table
+
+CHUNK = 500
+"""How many values one IN list holds: databases limit the variables of a statement."""
+
+
+@cache
+def open_ledger(url: str) -> "Ledger":
+    """The ledger at a database URL; connects on first use, once a process.
+
+    It may be used from several threads, and on both sides of a fork.
+    """
+    return Ledger(url)
+
+
+class Ledger:
+    """What neither Dagster nor MLflow can hold.
+
+    Each method is one transaction, and raises:
+        HomeError: the database is missing, unwritable, damaged, or has another schema.
+        TransientError: the disk is full, the database locked; nothing was recorded.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    # --- arrivals -------------------------------------------------------------------------------
+
+    def upsert_arrivals(self, rows: Sequence[ArrivalRecord]) -> None:
+        """Record files that are new or changed; a path that is known already is replaced."""
+        # Postgres refuses one statement that touches a row twice: of equal paths the last wins.
+        latest = {(row.zone, row.source, row.path): row for row in rows}
+        self._upsert(tables().arrivals, [_fields(row) for row in latest.values()])
+
+    def forget_arrivals(self, zone: str, source: str, paths: Sequence[str]) -> None:
+        """Remove files that have vanished from the landing zone; unknown paths are ignored."""
+        t = tables().arrivals
+        with writing(self.url) as connection:
+            for chunk in _chunks(paths):
+                connection.execute(
+                    t.delete().where(t.c.zone == zone, t.c.source == source, t.c.path.in_(chunk))
+                )
+
+    def arrivals(
+        self,
+        zone: str,
+        source: str,
+        key: str | None = None,
+        first: datetime | None = None,
+        last: datetime | None = None,
+    ) -> list[ArrivalRecord]:
+        """The known files of a source whose hour lies in [first, last], ordered by hour."""
+        t = tables().arrivals
+        query = t.select().where(t.c.zone == zone, t.c.source == source)
+        if key is not None:
+            query = query.where(t.c.key == key)
+        if first is not None:
+            query = query.where(t.c.hour >= utc(first))
+        if last is not None:
+            query = query.where(t.c.hour <= utc(last))
+        query = query.order_by(t.c.hour, t.c.key, t.c.path)
+        return [ArrivalRecord(*row) for row in self._rows(query)]
+
+    # --- verdicts -------------------------------------------------------------------------------
+
+    def record_verdict(self, report: VerdictRecord) -> None:
+        """Keep the verdict on a partition in place of the one before."""
+        self._upsert(tables().verdicts, [_fields(report)])
+
+    def verdict(self, pipeline: str, asset: str, partition: str) -> VerdictRecord | None:
+        """The latest verdict on a partition."""
+        t = tables().verdicts
+        query = t.select().where(
+            t.c.pipeline == pipeline, t.c.asset == asset, t.c.partition == partition
+        )
+        return next((VerdictRecord(*row) for row in self._rows(query)), None)
+
+    def verdicts(self, pipeline: str, asset: str) -> dict[str, VerdictRecord]:
+        """The latest verdicts on an asset, by partition."""
+        t = tables().verdicts
+        query = t.select().where(t.c.pipeline == pipeline, t.c.asset == asset)
+        records = (VerdictRecord(*row) for row in self._rows(query.order_by(t.c.partition)))
+        return {record.partition: record for record in records}
+
+    # --- versions -------------------------------------------------------------------------------
+
+    def record_version(self, record: VersionRecord) -> None:
+        """Append a version: it becomes the partition's current one."""
+        self._append(tables().partition_versions, record)
+
+    def current_version(self, asset: str, partition: str) -> VersionRecord | None:
+        """The version that was recorded last."""
+        return self.current_versions(asset, [partition]).get(partition)
+
+    def current_versions(
+        self, asset: str, partitions: Iterable[str] | None = None
+    ) -> dict[str, VersionRecord]:
+        """The current version of each partition that has one; of all of them by default."""
+        import sqlalchemy as sa
+
+        t = tables().partition_versions
+        newest = sa.select(sa.func.max(t.c.id)).where(t.c.asset == asset).group_by(t.c.partition)
+        wanted = [None] if partitions is None else _chunks(sorted(set(partitions)))
+        found: dict[str, VersionRecord] = {}
+        with reading(self.url) as connection:
+            for chunk in wanted:
+                ids = newest if chunk is None else newest.where(t.c.partition.in_(chunk))
+                query = _columns(t).where(t.c.id.in_(ids)).order_by(t.c.partition)
+                for row in connection.execute(query):
+                    record = VersionRecord(*row)
+                    found[record.partition] = record
+        return found
+
+    def history(self, asset: str, partition: str) -> list[VersionRecord]:
+        """All versions of a partition, oldest first."""
+        t = tables().partition_versions
+        query = _columns(t).where(t.c.asset == asset, t.c.partition == partition)
+        return [VersionRecord(*row) for row in self._rows(query.order_by(t.c.id))]
+
+    # --- scores ---------------------------------------------------------------------------------
+
+    def record_score(self, record: ScoreRecord) -> None:
+        """Keep a model's score on the rows of a judged date, in place of the one before."""
+        row = _fields(record) | {"metrics": _finite(record.metrics)}
+        self._upsert(tables().scores, [row])
+
+    def score(
+        self, pipeline: str, model_version: int, judged_date: date, rows_digest: str
+    ) -> ScoreRecord | None:
+        """A model's score on these very rows."""
+        t = tables().scores
+        query = t.select().where(
+            t.c.pipeline == pipeline,
+            t.c.model_version == model_version,
+            t.c.judged_date == judged_date,
+            t.c.rows_digest == rows_digest,
+        )
+        for row in self._rows(query):
+            values = dict(row._mapping)
+            values["metrics"] = {k: float(v) for k, v in row.metrics.items()}
+            return ScoreRecord(**values)
+        return None
+
+    # --- champions ------------------------------------------------------------------------------
+
+    def record_champion(self, record: ChampionRecord) -> None:
+        """Append a champion: it is the one in force."""
+        self._append(tables().champions, record)
+
+    def champion(self, pipeline: str) -> ChampionRecord | None:
+        """The champion in force."""
+        t = tables().champions
+        query = _columns(t).where(t.c.pipeline == pipeline).order_by(t.c.id.desc()).limit(1)
+        return next((ChampionRecord(*row) for row in self._rows(query)), None)
+
+    def champions(self, pipeline: str) -> list[ChampionRecord]:
+        """All champions that there were, oldest first."""
+        t = tables().champions
+        query = _columns(t).where(t.c.pipeline == pipeline).order_by(t.c.id)
+        return [ChampionRecord(*row) for row in self._rows(query)]
+
+    # --- clocks ---------------------------------------------------------------------------------
+
+    def advance_clock(self, name: str, as_of: datetime) -> datetime:
+        """Move a clock forward; it never moves back.
+
+        Returns:
+            the instant in force: as_of, or a later one that the clock had reached before.
+        """
+        t = tables().clocks
+        with writing(self.url) as connection:
+            insert = _insert(t, connection.dialect.name).values(name=name, as_of=utc(as_of))
+            connection.execute(
+                insert.on_conflict_do_update(
+                    index_elements=[t.c.name],
+                    set_={"as_of": insert.excluded.as_of},
+                    where=t.c.as_of < insert.excluded.as_of,
+                )
+            )
+            query = t.select().where(t.c.name == name)
+            reached: datetime = connection.execute(query).one().as_of
+            return reached
+
+    def clock(self, name: str) -> datetime | None:
+        """The instant that a clock has reached."""
+        t = tables().clocks
+        return next((row.as_of for row in self._rows(t.select().where(t.c.name == name))), None)
+
+    # --- plumbing -------------------------------------------------------------------------------
+
+    def _rows(self, query: "Select[Any]") -> Sequence[Any]:
+        with reading(self.url) as connection:
+            return connection.execute(query).all()
+
+    def _append(self, table: "Table", record: Any) -> None:
+        with writing(self.url) as connection:
+            connection.execute(table.insert(), _fields(record))
+
+    def _upsert(self, table: "Table", rows: Sequence[Mapping[str, Any]]) -> None:
+        """Insert or replace by primary key, all rows in one transaction."""
+        if not rows:
+            return
+        with writing(self.url) as connection:
+            connection.execute(upsert_statement(table, connection.dialect.name), rows)
+
+
+def upsert_statement(table: "Table", dialect: str) -> Any:
+    """INSERT .. ON CONFLICT (primary key) DO UPDATE, for sqlite or postgresql."""
+    insert = _insert(table, dialect)
+    replaced = {c.name: insert.excluded[c.name] for c in table.c if not c.primary_key}
+    return insert.on_conflict_do_update(index_elements=list(table.primary_key), set_=replaced)
+
+
+def _insert(table: "Table", dialect: str) -> Any:
+    from sqlalchemy.dialects import postgresql, sqlite
+
+    return (postgresql if dialect == "postgresql" else sqlite).insert(table)
+
+
+def _columns(table: "Table") -> "Select[Any]":
+    """The record's columns: all but the row's own number."""
+    import sqlalchemy as sa
+
+    columns: list[ColumnElement[Any]] = [c for c in table.c if c.name != "id"]
+    return sa.select(*columns)
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    # Not dataclasses.asdict: its deep copies take ten times as long as the database does.
+    return {field.name: getattr(record, field.name) for field in fields(record)}
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float | str]:
+    """JSON has no NaN and no infinity: such a number is kept as text, which float() reads."""
+    return {k: float(v) if math.isfinite(v) else str(float(v)) for k, v in metrics.items()}
+
+
+def _chunks(values: Sequence[str]) -> Iterable[Sequence[str]]:
+    return (values[i : i + CHUNK] for i in range(0, len(values), CHUNK))
