@@ -456,6 +456,23 @@ def test_whole_life_is_silent_and_reaches_for_nothing(tmp_path: Path) -> None:
     }
 
 
+def test_telemetry_is_off_before_mlflow_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in QUIET:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "DEBUG")  # a person's own choice
+    Tracking("sqlite:///nowhere.db", None)
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert os.environ["MLFLOW_LOGGING_LEVEL"] == "DEBUG"
+
+
+def test_judgement_is_added_to_a_run_that_has_ended(tracking: Tracking) -> None:
+    with tracking.run("e", "judged", {}) as run:
+        pass
+    tracking.log_judgement(run.run_id, {"log_loss": 0.4})
+    found = client_of(tracking).get_run(run.run_id)
+    assert (found.info.status, found.data.metrics) == ("FINISHED", {"log_loss": 0.4})
+
+
 def test_importing_the_package_loads_nothing_heavy() -> None:
     code = "import sys, resources.tracking; print(*sys.modules)"
     done = subprocess.run(

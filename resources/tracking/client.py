@@ -44,10 +44,15 @@ ATTEMPTS = 5
 FIRST_PAUSE = 0.05  # seconds
 
 
-def quiet_mlflow() -> None:
-    """Imports MLflow so that it neither prints nor reports; cheap when called again."""
+def quiet_environment() -> None:
+    """What has to be set before anybody in this process imports MLflow."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+
+
+def quiet_mlflow() -> None:
+    """Imports MLflow so that it neither prints nor reports; cheap when called again."""
+    quiet_environment()
     import mlflow  # noqa: F401
 
     # Where somebody else imported MLflow first, the environment came too late.

@@ -22,6 +22,7 @@ from resources.tracking.client import (
     SQLITE,
     attempt,
     open_client,
+    quiet_environment,
     quiet_mlflow,
     sqlite_path,
 )
@@ -51,6 +52,7 @@ class Tracking:
     """
 
     def __init__(self, uri: str, artifacts: Path | None) -> None:
+        quiet_environment()
         self.uri = uri
         self.artifacts = artifacts
         self._opened: MlflowClient | None = None
@@ -113,9 +115,9 @@ class Tracking:
 
     def log_judgement(self, run_id: str, metrics: Mapping[str, float]) -> None:
         """Adds metrics to a run that has ended: what was found out about its model later."""
+        client, now = self._client(), int(time.time() * 1000)
         from mlflow.entities import Metric
 
-        client, now = self._client(), int(time.time() * 1000)
         batch = [Metric(name, value, now, 0) for name, value in metrics.items()]
         attempt(self.uri, lambda: client.log_batch(run_id, metrics=batch))
 
