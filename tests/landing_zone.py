@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import yaml
 
 from platform_assets.domain.spec import PipelineSpec, parse_spec
 from resources.landing import LandingZone
@@ -18,9 +20,8 @@ HOUR = datetime(2013, 2, 9, 15, tzinfo=UTC)
 LATER = datetime(2014, 1, 2, tzinfo=UTC)
 
 
+@cache
 def flights_spec() -> PipelineSpec:
-    import yaml
-
     document = yaml.safe_load((CATALOG / "flights.yaml").read_text())
     return parse_spec(document, "flights.yaml")
 

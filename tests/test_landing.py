@@ -19,6 +19,7 @@ from platform_assets.domain.completeness import Verdict
 from platform_assets.domain.errors import HomeError, RefusedError, UsageError
 from platform_assets.domain.partition import PartitionKey, local_hours
 from resources.landing import LandingZone, hour_path
+from resources.landing.atomic import write_whole
 from resources.landing.hourfile import HourFormat
 from resources.landing.layout import hour_of
 from resources.ledger import ArrivalRecord
@@ -202,8 +203,18 @@ def test_another_content_of_the_same_size_is_noticed(zone: LandingZone) -> None:
     size = path.stat().st_size
     zone.deliver("weather", "JFK", HOUR, weather(temp=2.0))
     assert path.stat().st_size == size
+    assert path.stat().st_mtime_ns > ahead
     assert zone.refresh(DAY, DAY) == 1
     assert zone.read("weather", "JFK", DAY)["temp"].to_pylist() == [2.0]
+
+
+def test_a_link_to_the_same_content_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "target").write_bytes(b"./././target")
+    link = tmp_path / "link"
+    link.symlink_to("./././target")  # as long as the content, so that their sizes agree
+    assert write_whole(link, b"./././target")
+    assert not link.is_symlink()
+    assert not write_whole(link, b"./././target")
 
 
 def torn_reads(write: Callable[[Path], object], path: Path) -> tuple[int, int]:
@@ -325,7 +336,7 @@ def _other_hour(path: Path, **options: object) -> None:
 
 
 def _null_time(path: Path, **options: object) -> None:
-    rows = pa.concat_tables([weather(), weather().set_column(0, "time_hour", _no_time())])
+    rows = pa.concat_tables([weather().set_column(0, "time_hour", _no_time()), *[weather()] * 2])
     pq.write_table(rows, path, **options)
 
 
@@ -370,14 +381,14 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: _other_hour(p, write_statistics=False),
         "column time_hour runs from 2013-02-09T15:00:00Z to 2013-02-09T16:00:00Z, only instants",
     ),
-    "null": (_null_time, "column time_hour is null in 1 of 2 rows"),
+    "null": (_null_time, "column time_hour is null in 1 of 3 rows"),
     "null, no statistics": (
         lambda p: _null_time(p, write_statistics=False),
-        "column time_hour is null in 1 of 2 rows",
+        "column time_hour is null in 1 of 3 rows",
     ),
     "null in another row group": (
-        lambda p: _null_time(p, row_group_size=1),
-        "column time_hour is null in 1 of 2 rows",
+        lambda p: _null_time(p, row_group_size=2),
+        "column time_hour is null in 1 of 3 rows",
     ),
 }
 
@@ -408,6 +419,21 @@ def test_a_refused_file_does_not_count_and_heals(zone: LandingZone, case: str) -
     assert zone.refresh(DAY, DAY) == 1
     assert zone.report("JFK", DAY, LATER).sources[1].observed == 2
     assert hours_of(zone.read("weather", "JFK", DAY)) == [before, HOUR]
+
+
+def test_the_verdict_does_not_depend_on_the_file_before(zone: LandingZone) -> None:
+    # Parquet stores both as plain whole numbers; only the metadata tells a duration.
+    whole = weather(temp=30)
+    duration = whole.set_column(1, "temp", pa.array([30], pa.duration("us")))
+    pq.write_table(whole, place(zone), store_schema=False)
+    later = HOUR + timedelta(hours=1)
+    moment = pa.array([later], pa.timestamp("us", tz="UTC"))
+    pq.write_table(duration.set_column(0, "time_hour", moment), place(zone, later))
+    zone.refresh(DAY, DAY)
+    assert [record.rejected for record in arrivals(zone)] == [
+        None,
+        "column temp is duration[us], float is expected",
+    ]
 
 
 def test_every_part_of_a_file_is_refused(zone: LandingZone) -> None:
@@ -565,6 +591,9 @@ def test_a_file_that_changed_after_its_arrival_is_not_read(zone: LandingZone) ->
         zone.read("weather", "JFK", DAY)
     assert zone.refresh(DAY, DAY) == 1
     assert zone.read("weather", "JFK", DAY)["temp"].to_pylist() == [2.0]
+    place(zone).write_bytes(b"PAR1 of somebody else")
+    with pytest.raises(RefusedError, match="has changed since its arrival"):
+        zone.read("weather", "JFK", DAY)
 
 
 def test_a_file_that_vanished_is_missing_after_the_next_look(zone: LandingZone) -> None:
@@ -639,8 +668,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> LandingZone:
 def test_report_and_reports_agree(
     shared: LandingZone, days: list[date], data: st.DataObject, as_of_hours: int
 ) -> None:
-    spec = respecify(flights_spec())
-    spec = spec.model_copy(update={"pipeline": f"example{next(_examples)}"})
+    # A pipeline of its own, so that no example sees the arrivals of another.
+    spec = flights_spec().model_copy(update={"pipeline": f"example{next(_examples)}"})
     zone = LandingZone(shared.root, spec, shared.ledger)
     begin = local_hours(days[0], NEW_YORK)[0]
     picked = data.draw(

@@ -309,7 +309,7 @@ replay(zone.spec, zone, date(2013, 1, 1), date(2013, 12, 31))
 """
 
 
-@pytest.mark.parametrize("attempt", range(3))
+@pytest.mark.parametrize("attempt", range(2))
 def test_a_killed_replay_leaves_whole_files_only(tmp_path: Path, attempt: int) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", REPLAY_MANY, str(tmp_path)],
