@@ -44,7 +44,7 @@ def load_catalog(folder: Path | None = None) -> dict[str, PipelineSpec]:
     specs: dict[str, PipelineSpec] = {}
     origins: dict[str, Path] = {}
     for path in (p for p in paths if p.suffix == ".yaml"):
-        spec = parse_spec(_read(path), str(path))
+        spec = parse_spec(read_document(path), str(path))
         for field, name in (("pipeline", spec.pipeline), ("model.name", spec.model.name)):
             other = origins.setdefault(f"{field} {name}", path)
             if other != path:
@@ -88,7 +88,12 @@ class _Loader(yaml.SafeLoader):
             ) from error
 
 
-def _read(path: Path) -> Any:
+def read_document(path: Path) -> Any:
+    """One YAML document.
+
+    Raises:
+        SpecError: it cannot be read, is not UTF-8 or not YAML; names the line.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -113,10 +118,5 @@ def _read(path: Path) -> Any:
         raise SpecError(str(path), {where: f"{found}; valid YAML is needed"}) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise SpecError(
-            str(path),
-            {
-                f"line {line}": f"found the character {error.character!r}; YAML allows no control "
-                "characters"
-            },
-        ) from error
+        why = f"found {chr(error.character)!r}; YAML allows no control characters"
+        raise SpecError(str(path), {f"line {line}": why}) from error

@@ -100,9 +100,7 @@ def describe_hours(hours: Sequence[datetime], timezone: str) -> str:
     for i in range(1, len(local) + 1):
         if i == len(local) or local[i].astimezone(UTC) - local[i - 1].astimezone(UTC) != HOUR:
             run = local[start:i]
-            parts.append(
-                clock(run[0]) if len(run) == 1 else f"{clock(run[0])}-{clock(run[-1])}"
-            )
+            parts.append(clock(run[0]) if len(run) == 1 else f"{clock(run[0])}-{clock(run[-1])}")
             start = i
     return ", ".join(parts)
 

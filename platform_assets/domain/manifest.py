@@ -5,6 +5,7 @@ whole, is refused; so is one with a day that has landed whole but has not been b
 the model would depend on the order of the runs.
 """
 
+import datetime as dt
 from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from enum import StrEnum
@@ -37,7 +38,7 @@ class Day(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    date: date
+    date: dt.date
     state: DayState
     partitions: tuple[PartitionVersion, ...] = ()
     reasons: Mapping[str, str] = {}
@@ -73,11 +74,8 @@ def roll_up(
     partitions = tuple(built[key] for key in keys if key in built)
     reasons = {key: held[key] for key in keys if key not in built and key in held}
     unbuilt = [key for key in keys if key not in built and key not in held]
-    reasons |= {key: "its hours are whole, but it has not been built yet" for key in unbuilt}
-    if not reasons:
-        state = DayState.WHOLE
-    else:
-        state = DayState.UNBUILT if unbuilt else DayState.HELD
+    reasons |= dict.fromkeys(unbuilt, "its hours are whole, but it has not been built yet")
+    state = DayState.UNBUILT if unbuilt else DayState.HELD if reasons else DayState.WHOLE
     return Day(date=day, state=state, partitions=partitions, reasons=reasons)
 
 
@@ -88,9 +86,9 @@ class Snapshot(BaseModel):
 
     pipeline: str
     dataset: str
-    date: date
-    window_start: date
-    days: tuple[date, ...]
+    date: dt.date
+    window_start: dt.date
+    days: tuple[dt.date, ...]
     partitions: tuple[PartitionVersion, ...]
     held: Mapping[str, str]
 
@@ -119,13 +117,25 @@ class WindowRefusal(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    date: date
+    date: dt.date
     reason: str
 
 
 def window(day: date, window_days: int) -> tuple[date, ...]:
     """The trailing window that ends on a date, that date included."""
     return date_range(day - timedelta(days=window_days - 1), day)
+
+
+def describe_dates(dates: Sequence[date]) -> str:
+    """Dates with runs folded: `2013-01-01, 2013-01-05 to 2013-01-09`."""
+    ordered = sorted(dates)
+    parts, start = [], 0
+    for i in range(1, len(ordered) + 1):
+        if i == len(ordered) or ordered[i] - ordered[i - 1] != timedelta(days=1):
+            run = ordered[start:i]
+            parts.append(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}")
+            start = i
+    return ", ".join(parts)
 
 
 def take_snapshot(
@@ -157,13 +167,12 @@ def take_snapshot(
             f"({data_start}); the first date that can train is "
             f"{data_start + timedelta(days=window_days - 1)}",
         )
-    missing = [d for d in wanted if d not in days or days[d].state is DayState.UNBUILT]
-    if missing:
-        listed = "; ".join(days[d].reason() if d in days else f"{d}: unknown" for d in missing)
+    unbuilt = [d for d in wanted if d not in days or days[d].state is DayState.UNBUILT]
+    if unbuilt:
         return WindowRefusal(
             date=day,
-            reason=f"{len(missing)} day(s) of its window are whole but not built: {listed}; "
-            f"backfill {dataset} for them first",
+            reason=f"{len(unbuilt)} day(s) of its window have landed whole but are not built "
+            f"({describe_dates(unbuilt)}); backfill {dataset} for them first",
         )
     if days[day].state is not DayState.WHOLE:
         return WindowRefusal(date=day, reason=f"its own day is held: {days[day].reason()}")

@@ -1,0 +1,58 @@
+# Everything starts here: `make demo` shows Signalbox at work, `make test` checks all of it.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 3000
+STAMP := $(VENV)/.ready
+
+.PHONY: demo test test-fast lint types layers check bench setup lock clean help
+
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
+
+## make demo      land New York's flights, backfill, train, crown; the UI stays on port 3000
+demo: $(STAMP)
+	@$(BIN)/signalbox demo --port $(PORT) $(ARGS)
+
+## make test      set-up and the whole suite
+test: $(STAMP) check
+	@$(BIN)/python tests/tools/run.py $(ARGS)
+
+## make test-fast everything but the daemon and the browser
+test-fast: $(STAMP)
+	@$(BIN)/pytest -q -n 2 -m "not e2e and not browser and not heavy" $(ARGS)
+
+## make check     lint, format, types, layers, definitions
+check: lint types layers
+	@$(BIN)/python tests/tools/check_definitions.py
+
+lint: $(STAMP)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(STAMP)
+	@$(BIN)/mypy
+
+layers: $(STAMP)
+	@$(BIN)/lint-imports --no-logo
+
+## make bench     every benchmark, as ratios to a baseline of the same run
+bench: $(STAMP)
+	@for f in benchmarks/*.py; do $(BIN)/python $$f || exit 1; done
+
+## make setup     the virtual environment, from requirements.lock
+setup: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+## make lock      requirements.lock anew from requirements.in (needs uv)
+lock:
+	uv pip compile --quiet --generate-hashes --no-strip-extras --no-emit-index-url \
+		--python-version 3.11 --custom-compile-command "make lock" requirements.in -o requirements.lock
+
+## make clean     forget the home and the virtual environment
+clean:
+	rm -rf .signalbox $(VENV)

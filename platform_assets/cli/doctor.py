@@ -1,0 +1,169 @@
+"""`signalbox doctor`: is this home fit to run, and if not, what to do?"""
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+
+from platform_assets.domain.errors import SignalboxError
+from platform_assets.factory.instance import dagster_yaml
+from platform_assets.factory.versions import trainer_file
+from resources.catalog import catalog_folder, load_catalog
+from resources.home import FORMAT, Home
+
+NEEDED_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: what was found, and what to do where it is off."""
+
+    name: str
+    ok: bool
+    found: str
+    advice: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def examine(home: Home) -> list[Finding]:
+    """Run every check; one that cannot be made is off, never skipped."""
+    checks: list[tuple[str, Callable[[Home], Iterator[Finding]]]] = [
+        ("python", _python),
+        ("versions", _versions),
+        ("home", _home),
+        ("disk", _disk),
+        ("instance", _instance),
+        ("ledger", _ledger),
+        ("mlflow", _mlflow),
+        ("catalog", _catalog),
+    ]
+    findings: list[Finding] = []
+    for name, check in checks:
+        try:
+            findings.extend(check(home))
+        except SignalboxError as error:
+            findings.append(Finding(name, False, str(error), "see the message"))
+        except Exception as error:  # noqa: BLE001 - a doctor reports what it meets
+            findings.append(
+                Finding(name, False, f"{type(error).__name__}: {error}", "see the message")
+            )
+    return findings
+
+
+def _python(_: Home) -> Iterator[Finding]:
+    found = ".".join(map(str, sys.version_info[:3]))
+    ok = sys.version_info[:2] == (3, 11)
+    yield Finding("python", ok, found, "" if ok else "use Python 3.11, then `make setup`")
+
+
+def _versions(_: Home) -> Iterator[Finding]:
+    wrong = []
+    count = 0
+    for text in requires("signalbox") or ():
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate():
+            continue
+        count += 1
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            wrong.append(f"{requirement.name} is not installed")
+            continue
+        if not requirement.specifier.contains(found, prereleases=True):
+            wrong.append(f"{requirement.name} {found}, allowed {requirement.specifier}")
+    if wrong:
+        yield Finding("versions", False, "; ".join(wrong), "run `make setup`")
+    else:
+        yield Finding(
+            "versions", True, f"{count} packages as required, dagster {version('dagster')}"
+        )
+
+
+def _home(home: Home) -> Iterator[Finding]:
+    home.require()
+    probe = home.root / ".doctor"
+    try:
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        yield Finding(
+            "home", False, f"{home.root} cannot be written: {error.strerror}", "free it, or own it"
+        )
+        return
+    yield Finding("home", True, f"{home.root}, format {FORMAT}")
+
+
+def _disk(home: Home) -> Iterator[Finding]:
+    place = home.root if home.root.exists() else Path.cwd()
+    free = shutil.disk_usage(place).free
+    ok = free > NEEDED_BYTES
+    advice = "" if ok else f"free at least {NEEDED_BYTES // 10**6} MB"
+    yield Finding("disk", ok, f"{free // 10**6} MB free", advice)
+
+
+def _instance(home: Home) -> Iterator[Finding]:
+    import dagster as dg
+    import yaml
+
+    home.require()
+    config = home.dagster / "dagster.yaml"
+    if not config.exists():
+        yield Finding("instance", False, f"{config} is missing", "copy dagster.yaml there")
+        return
+    live = yaml.safe_load(config.read_text()) or {}
+    wanted = yaml.safe_load(dagster_yaml().read_text())
+    differing = sorted(key for key in {*live, *wanted} if live.get(key) != wanted.get(key))
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        runs = instance.get_runs_count()
+    if differing:
+        yield Finding(
+            "instance",
+            False,
+            f"{config} differs from the project's in {', '.join(differing)}",
+            f"copy {dagster_yaml().name} over it and restart Dagster, or change the project's",
+        )
+    else:
+        yield Finding("instance", True, f"{home.dagster}, {runs} runs, limits as declared")
+
+
+def _ledger(home: Home) -> Iterator[Finding]:
+    from platform_assets.line.services import Services
+
+    for spec in load_catalog().values():
+        services = Services.open(spec, home)
+        champion = services.ledger.champion(spec.pipeline)
+        of = f"version {champion.version}" if champion else "none yet"
+        yield Finding(f"ledger of {spec.pipeline}", True, f"champion: {of}")
+
+
+def _mlflow(home: Home) -> Iterator[Finding]:
+    from platform_assets.line.judging import CHAMPION_ALIAS
+    from platform_assets.line.services import Services
+
+    for spec in load_catalog().values():
+        services = Services.open(spec, home)
+        champion = services.ledger.champion(spec.pipeline)
+        alias = services.tracking.alias(spec.model.name, CHAMPION_ALIAS)
+        decided = champion.version if champion else None
+        ok = alias == decided
+        yield Finding(
+            f"mlflow of {spec.pipeline}",
+            ok,
+            f"alias {CHAMPION_ALIAS} is {alias or 'unset'}, the ledger's champion "
+            f"{decided or 'none'}",
+            "" if ok else f"materialize {spec.asset('champion')}: the ledger decides",
+        )
+
+
+def _catalog(_: Home) -> Iterator[Finding]:
+    catalog = load_catalog()
+    for name, spec in catalog.items():
+        trainer_file(spec.model.trainer, f"{name}.yaml")
+    yield Finding("catalog", True, f"{catalog_folder()}: {', '.join(catalog)}")

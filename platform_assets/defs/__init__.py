@@ -1,0 +1,1 @@
+"""Where `dg scaffold defs` puts components; pipelines of the catalog need nothing here."""

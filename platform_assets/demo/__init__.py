@@ -1,0 +1,1 @@
+"""The main job on real data, played from landing zone to champion."""

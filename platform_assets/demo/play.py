@@ -1,0 +1,248 @@
+"""`make demo`: history by a native backfill, then a day that is held and leaves by itself."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date
+from types import FrameType
+from typing import Any
+
+from platform_assets.demo.screen import Screen
+from platform_assets.demo.server import DagsterDev, require_free_port
+from platform_assets.domain.errors import RefusedError, SignalboxError
+from platform_assets.domain.partition import PartitionKey
+from platform_assets.factory import grid
+from platform_assets.factory.instance import make_home
+from platform_assets.line.history import plan_history
+from platform_assets.line.landing import land_flights
+from platform_assets.line.services import Services
+from platform_assets.line.status import status
+from resources.catalog import load_catalog
+from resources.home import Home
+
+FIRST = date(2013, 1, 1)
+LAST_OF_HISTORY = date(2013, 2, 8)
+TODAY = date(2013, 2, 9)
+HELD_AT_HOUR = 18
+BACKFILL_SECONDS = 1200.0
+DAY_SECONDS = 300.0
+ENDED = {"COMPLETED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED"}
+FAILED = {"COMPLETED_FAILED", "FAILED", "CANCELED"}
+
+
+@dataclass
+class Summary:
+    """What the demo did, for the last screen and for `--json`."""
+
+    failures: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    backfill: str | None = None
+    held: dict[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Take a stage's wall seconds down."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.monotonic() - start, 1)
+
+
+def play(home: Home, port: int, *, stay: bool, quiet: bool = False) -> dict[str, Any]:
+    """Play the demo; everything lies in the home, and no process outlives the call.
+
+    Args:
+        home: where; a home that has played before goes on where it stands.
+        port: of Dagster's webserver on 127.0.0.1.
+        stay: keep the UI up until Ctrl-C.
+        quiet: nothing on the terminal.
+
+    Returns:
+        The summary as a document; `ok` tells whether everything went well.
+
+    Raises:
+        RefusedError: the port is taken.
+        HomeError: the home cannot be used.
+    """
+    require_free_port(port)
+    summary, screen = Summary(), Screen(quiet)
+    with _terminates():
+        with summary.stage("home"):
+            make_home(home)
+        services = Services.open(load_catalog()["flights"], home)
+        with DagsterDev(home, port) as server:
+            try:
+                _acts(services, server, summary, screen)
+            except SignalboxError as error:
+                summary.failures.append(str(error))
+            document = _document(services, server, summary)
+            screen.summary(document)
+            if stay and not summary.failures:
+                screen.say(f"The Dagster UI stays on {server.url} until Ctrl-C.")
+                try:
+                    server.wait()
+                except KeyboardInterrupt:
+                    screen.say("Ending.")
+    return document
+
+
+@contextmanager
+def _terminates() -> Iterator[None]:
+    """Let SIGTERM end the demo as Ctrl-C does, so that its children end too."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _acts(services: Services, server: DagsterDev, summary: Summary, screen: Screen) -> None:
+    with summary.stage("landing the history"):
+        screen.say(f"Landing {FIRST} to {LAST_OF_HISTORY}, hour by hour …")
+        land_flights(services, FIRST, LAST_OF_HISTORY, quiet=screen.quiet)
+    with summary.stage("starting Dagster"):
+        screen.say(f"Starting Dagster on {server.url} …")
+        server.wait_until_ready()
+    with summary.stage("backfill of the history"):
+        _backfill(services, server, summary, screen)
+    with summary.stage("today, hour by hour"):
+        _today(services, server, summary, screen)
+
+
+def _backfill(services: Services, server: DagsterDev, summary: Summary, screen: Screen) -> None:
+    spec = services.spec
+    plan = plan_history(services, FIRST, LAST_OF_HISTORY)
+    summary.held = dict(plan.held["features"])
+    partitions: dict[str, Any] = {}
+    definitions = {
+        "features": grid.keyed(spec),
+        "day": grid.daily(spec, spec.partitions.start, spec.partitions.end),
+        "snapshot": grid.daily(spec, spec.first_model_date, spec.partitions.end),
+        "model": grid.daily(spec, spec.first_model_date, spec.partitions.end),
+        "evaluation": grid.daily(spec, spec.first_model_date, spec.last_judged_date),
+    }
+    for stage, names in plan.build.items():
+        keys = [grid.dagster_key(spec, PartitionKey.parse(name)) for name in names]
+        if keys:
+            partitions[spec.asset(stage)] = grid.ranges(definitions[stage], keys)
+    if plan.judges:
+        partitions[spec.asset("champion")] = None
+    if not partitions:
+        screen.say("The history is built already.")
+        return
+    for name, why in summary.held.items():
+        screen.say(f"  held, left out: {name}: {why}")
+    summary.backfill = server.api.launch_backfill(
+        partitions,
+        title=f"history {FIRST} to {LAST_OF_HISTORY}",
+        tags={"signalbox/lane": "backfill", "signalbox/pipeline": spec.pipeline},
+    )
+    screen.say(f"Native backfill {summary.backfill}: {server.url}/runs/b/{summary.backfill}")
+    deadline = time.monotonic() + BACKFILL_SECONDS
+    with screen.bars(partitions) as update:
+        while True:
+            server.require_alive()
+            found = server.api.backfill(summary.backfill)
+            update(found["assets"])
+            if found["status"] in ENDED:
+                break
+            if time.monotonic() > deadline:
+                raise RefusedError(f"the backfill has not ended after {BACKFILL_SECONDS:.0f} s")
+            time.sleep(1)
+    failed = {asset: n for asset, (_, n, _) in found["assets"].items() if n}
+    if found["status"] in FAILED or failed:
+        raise RefusedError(
+            f"backfill {summary.backfill} ended as {found['status']}: {failed} "
+            f"{found['error'] or ''}"
+        )
+
+
+def _today(services: Services, server: DagsterDev, summary: Summary, screen: Screen) -> None:
+    spec = services.spec
+    ledger, name = services.ledger, TODAY.isoformat()
+    if ledger.current_version(spec.asset("model"), name) is None:
+        screen.say(f"Landing {TODAY} until {HELD_AT_HOUR}:00 …")
+        land_flights(services, TODAY, TODAY, HELD_AT_HOUR, quiet=True)
+
+        def held() -> bool:
+            verdicts = [
+                ledger.verdict(spec.pipeline, spec.asset("features"), key)
+                for key in spec.keys_of(TODAY)
+            ]
+            observed = [
+                min(source["observed"] for source in v.report["sources"]) for v in verdicts if v
+            ]
+            return len(observed) == len(verdicts) and min(observed) >= HELD_AT_HOUR
+
+        _wait(server, held, f"the sensor to look at {TODAY}")
+        for key in spec.keys_of(TODAY):
+            verdict = ledger.verdict(spec.pipeline, spec.asset("features"), key)
+            assert verdict is not None
+            hours = ", ".join(
+                f"{s['source']} {s['observed']} of {s['expected']}"
+                for s in verdict.report["sources"]
+            )
+            screen.say(f"  held: {key}: {hours} hours")
+        if ledger.current_version(spec.asset("model"), name) is not None:
+            raise RefusedError(f"a model of {TODAY} was trained on a day that is not whole")
+        for hour in range(HELD_AT_HOUR + 1, 25):
+            land_flights(services, TODAY, TODAY, hour, quiet=True)
+            screen.say(f"  landed {TODAY} until {hour}:00")
+    _wait(
+        server,
+        lambda: ledger.current_version(spec.asset("model"), name) is not None,
+        f"the model of {TODAY}",
+    )
+    screen.say(f"All hours are there: {spec.asset('model')} {TODAY} trained by itself.")
+    ripe = [day for day in spec.dates() if spec.judged_on(day)[-1] == TODAY]
+
+    def judged() -> bool:
+        names = [day.isoformat() for day in ripe]
+        return len(ledger.current_versions(spec.asset("evaluation"), names)) == len(names)
+
+    _wait(server, judged, f"the judgement of the model of {ripe[0]}, which waited for {TODAY}")
+    _wait(server, lambda: _settled(server), "the last runs to end")
+
+
+def _settled(server: DagsterDev) -> bool:
+    runs = server.api.runs({"signalbox/lane": "daily"})
+    failed = [run["runId"] for run in runs if run["status"] in ("FAILURE", "CANCELED")]
+    if failed:
+        raise RefusedError(f"run(s) {', '.join(failed)} of the daily lane failed")
+    return bool(runs) and all(run["status"] == "SUCCESS" for run in runs)
+
+
+def _wait(server: DagsterDev, done: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DAY_SECONDS
+    while not done():
+        server.require_alive()
+        if time.monotonic() > deadline:
+            raise RefusedError(f"waited {DAY_SECONDS:.0f} s in vain for {what}; see {server.log}")
+        time.sleep(0.5)
+
+
+def _document(services: Services, server: DagsterDev, summary: Summary) -> dict[str, Any]:
+    found = status(services)
+    return {
+        "ok": not summary.failures,
+        "failures": summary.failures,
+        "home": str(services.home.root),
+        "as_of": found["as_of"],
+        "backfill": summary.backfill,
+        "held": summary.held,
+        "assets": found["assets"],
+        "champion": found["champion"],
+        "seconds": summary.seconds,
+        "urls": {
+            "dagster": server.url,
+            "lineage": f"{server.url}/asset-groups",
+            "champion": f"{server.url}/assets/{services.spec.asset('champion')}",
+        },
+    }

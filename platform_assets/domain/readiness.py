@@ -1,0 +1,137 @@
+"""What may leave now: the next runs of the live days, and why the others wait."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from platform_assets.domain.completeness import CompletenessReport
+from platform_assets.domain.digests import digest_of
+from platform_assets.domain.manifest import Day, DayState, Snapshot, WindowRefusal
+
+Job = Literal["features", "day", "train", "judge"]
+
+
+class Request(BaseModel):
+    """One run to launch. The same run key again is the same run: Dagster launches it once."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job: Job
+    partition: str
+    run_key: str
+    reason: str
+
+
+class Plan(BaseModel):
+    """The requests of a tick, and what is held, by partition, with what it lacks."""
+
+    model_config = ConfigDict(frozen=True)
+
+    requests: tuple[Request, ...] = ()
+    held: Mapping[str, str] = {}
+
+    def __add__(self, other: "Plan") -> "Plan":
+        return Plan(requests=self.requests + other.requests, held={**self.held, **other.held})
+
+
+def run_key(pipeline: str, job: Job, partition: str, inputs: object) -> str:
+    """`flights/train/2013-02-09/3f…`: the inputs are part of it, so new data is a new run."""
+    return f"{pipeline}/{job}/{partition}/{digest_of(inputs)[:16]}"
+
+
+def plan_features(
+    pipeline: str, reports: Iterable[CompletenessReport], built: Sequence[str]
+) -> Plan:
+    """Features of each partition that is whole and was not built; the others are held."""
+    done, requests, held = set(built), [], {}
+    for report in reports:
+        if report.partition in done:
+            continue
+        if not report.is_whole:
+            held[report.partition] = report.reason()
+            continue
+        arrived = [s.model_dump(mode="json", exclude={"not_due"}) for s in report.sources]
+        requests.append(
+            Request(
+                job="features",
+                partition=report.partition,
+                run_key=run_key(pipeline, "features", report.partition, arrived),
+                reason=report.reason(),
+            )
+        )
+    return Plan(requests=tuple(requests), held=held)
+
+
+def plan_training(
+    pipeline: str,
+    days: Mapping[date, Day],
+    snapshots: Mapping[date, Snapshot | WindowRefusal],
+    trained: Mapping[date, str],
+) -> Plan:
+    """Roll-up and training of each whole day that has no model and whose snapshot can be taken.
+
+    Args:
+        pipeline: its name.
+        days: roll-ups of the live days.
+        snapshots: what a snapshot of each whole day would be.
+        trained: data version of the model of each date that has one.
+    """
+    requests, held = [], {}
+    for day, roll_up in sorted(days.items()):
+        if day in trained or roll_up.state is not DayState.WHOLE:
+            continue  # a day that is not whole is held key by key already
+        taken = snapshots[day]
+        if isinstance(taken, WindowRefusal):
+            held[day.isoformat()] = taken.reason
+            continue
+        name = day.isoformat()
+        requests += [
+            Request(
+                job="day",
+                partition=name,
+                run_key=run_key(pipeline, "day", name, roll_up.data_version()),
+                reason=f"all {len(roll_up.partitions)} partitions are built",
+            ),
+            Request(
+                job="train",
+                partition=name,
+                run_key=run_key(pipeline, "train", name, taken.data_version()),
+                reason=f"{len(taken.days)} days, {taken.rows} rows",
+            ),
+        ]
+    return Plan(requests=tuple(requests), held=held)
+
+
+def plan_judgement(
+    pipeline: str,
+    models: Mapping[date, int],
+    judged: Mapping[date, int],
+    following: Mapping[date, Sequence[Day]],
+) -> Plan:
+    """Judgement of each model that has none, once its following days are whole.
+
+    Args:
+        pipeline: its name.
+        models: registered version of the model of each date.
+        judged: registered version that the evaluation of each date was made for.
+        following: the days that each date's model is judged on.
+    """
+    requests = []
+    for day, version in sorted(models.items()):
+        if judged.get(day) == version:
+            continue
+        rows = following.get(day, ())
+        if not rows or any(d.state is not DayState.WHOLE for d in rows):
+            continue  # a candidate for now; a held day is named where it is held
+        inputs = [version, *(d.data_version() for d in rows)]
+        requests.append(
+            Request(
+                job="judge",
+                partition=day.isoformat(),
+                run_key=run_key(pipeline, "judge", day.isoformat(), inputs),
+                reason=f"{rows[0].date} to {rows[-1].date} are whole",
+            )
+        )
+    return Plan(requests=tuple(requests))

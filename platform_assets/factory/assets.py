@@ -1,0 +1,289 @@
+"""The assets of a pipeline that are computed: features, day, snapshot, model, and the verdicts."""
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import dagster as dg
+
+import resources.dataset
+from platform_assets.domain.errors import HeldError
+from platform_assets.domain.partition import PartitionKey
+from platform_assets.domain.spec import PipelineSpec
+from platform_assets.factory import grid
+from platform_assets.factory.events import (
+    HELD_CHECK,
+    NO_AUTOMATIC_EVENT,
+    materialization,
+    run_partitions,
+    source_event,
+)
+from platform_assets.factory.grid import asset_key
+from platform_assets.factory.lanes import PIPELINE_TAG, lane_of
+from platform_assets.factory.versions import code_version, module_file, trainer_file
+from platform_assets.line.days import build_day, build_snapshot
+from platform_assets.line.features import build_features
+from platform_assets.line.judging import decide_champion, evaluate_model
+from platform_assets.line.models import train_model
+from platform_assets.line.services import Outcome, Services
+
+Work = Callable[[dg.AssetExecutionContext, Services, PartitionKey], Outcome]
+
+
+def build_assets(spec: PipelineSpec, origin: str) -> list[dg.AssetsDefinition]:
+    """All computed assets of a pipeline, upstream first."""
+    return [
+        _features(spec),
+        _day(spec),
+        _snapshot(spec),
+        _model(spec, origin),
+        _evaluation(spec),
+        _champion(spec),
+    ]
+
+
+def _line_version(spec: PipelineSpec, module: str, *parts: Any) -> str:
+    path = module_file(module)
+    assert path is not None
+    return code_version(*parts, path)
+
+
+def _freshness(spec: PipelineSpec) -> dg.FreshnessPolicy:
+    return dg.FreshnessPolicy.time_window(
+        fail_window=timedelta(hours=spec.freshness.fail_after_hours),
+        warn_window=timedelta(hours=spec.freshness.warn_after_hours),
+    )
+
+
+def _spec(
+    spec: PipelineSpec,
+    stage: str,
+    description: str,
+    deps: Sequence[dg.AssetDep],
+    version: str,
+    kinds: set[str],
+    *,
+    metadata: dict[str, Any] | None = None,
+    freshness: dg.FreshnessPolicy | None = None,
+) -> dg.AssetSpec:
+    return dg.AssetSpec(
+        asset_key(spec.asset(stage)),
+        deps=deps,
+        description=description,
+        group_name=spec.pipeline,
+        owners=list(spec.owners),
+        kinds=kinds,
+        tags={PIPELINE_TAG: spec.pipeline},
+        code_version=version,
+        metadata=metadata,
+        freshness_policy=freshness,
+        skippable=True,
+    )
+
+
+def _partitioned(
+    spec: PipelineSpec,
+    asset: dg.AssetSpec,
+    partitions: dg.PartitionsDefinition,
+    per_run: int,
+    work: Work,
+) -> dg.AssetsDefinition:
+    stage = asset.key.path[-1]
+    version = asset.code_version or ""
+
+    @dg.multi_asset(
+        name=f"{spec.pipeline}__{stage}",
+        specs=[asset],
+        partitions_def=partitions,
+        backfill_policy=dg.BackfillPolicy.multi_run(per_run),
+        check_specs=[
+            dg.AssetCheckSpec(
+                HELD_CHECK,
+                asset=asset.key,
+                description="The partitions of the last run were clear; held ones are named.",
+            )
+        ],
+    )
+    def compute(
+        context: dg.AssetExecutionContext,
+    ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[Any]]:
+        services = Services.open(spec)
+        yield from run_partitions(
+            context, spec, stage, version, lambda key: work(context, services, key)
+        )
+
+    return compute
+
+
+def _features(spec: PipelineSpec) -> dg.AssetsDefinition:
+    columns = resources.dataset.output_columns(spec)
+    lineage = dg.TableColumnLineage(
+        {
+            column.name: [
+                dg.TableColumnDep(asset_key(spec.landed(source)), name)
+                for source, name in column.inputs
+            ]
+            for column in columns
+        }
+    )
+    schema = dg.TableSchema(
+        columns=[dg.TableColumn(c.name, c.type, description=c.description) for c in columns]
+    )
+    asset = _spec(
+        spec,
+        "features",
+        f"{spec.dataset.description} One atomic Delta commit a {spec.partitions.key} and date, "
+        "built only when every hour of its sources has landed. The freshness policy runs on the "
+        "wall clock, whatever is replayed.",
+        [dg.AssetDep(asset_key(spec.landed(source))) for source in spec.read_sources],
+        _line_version(spec, "resources.dataset", spec.dataset, *spec.sources.values()),
+        {"deltalake", "pandas"},
+        metadata={"dagster/column_schema": schema, "dagster/column_lineage": lineage},
+        freshness=_freshness(spec),
+    )
+
+    def work(context: dg.AssetExecutionContext, services: Services, key: PartitionKey) -> Outcome:
+        outcome, changes = build_features(services, key, context.run.run_id)
+        for change in changes:
+            context.instance.report_runless_asset_event(source_event(spec, change))
+        return outcome
+
+    return _partitioned(spec, asset, grid.keyed(spec), spec.limits.partitions_per_run, work)
+
+
+def _day(spec: PipelineSpec) -> dg.AssetsDefinition:
+    asset = _spec(
+        spec,
+        "day",
+        f"Roll-up of a date over its {spec.partitions.key}s: which features partitions it has, in "
+        "which versions, and which are held and why. A held date is reported, not hidden.",
+        [
+            dg.AssetDep(
+                asset_key(spec.asset("features")),
+                partition_mapping=dg.MultiToSingleDimensionPartitionMapping(grid.DATE_DIMENSION),
+            )
+        ],
+        _line_version(spec, "platform_assets.domain.manifest"),
+        {"json"},
+    )
+    partitions = grid.daily(spec, spec.partitions.start, spec.partitions.end)
+    return _partitioned(
+        spec,
+        asset,
+        partitions,
+        spec.limits.partitions_per_run * 4,
+        lambda context, services, key: build_day(services, key, context.run.run_id),
+    )
+
+
+def _snapshot(spec: PipelineSpec) -> dg.AssetsDefinition:
+    asset = _spec(
+        spec,
+        "snapshot",
+        f"Exactly which partition versions of the last {spec.model.window_days} days a training "
+        f"reads: a small immutable manifest. Held if its own day is, or if fewer than "
+        f"{spec.model.min_days} days are whole.",
+        [
+            dg.AssetDep(
+                asset_key(spec.asset("day")),
+                partition_mapping=dg.TimeWindowPartitionMapping(
+                    start_offset=1 - spec.model.window_days, end_offset=0
+                ),
+            )
+        ],
+        _line_version(spec, "platform_assets.domain.manifest", spec.model),
+        {"json"},
+    )
+    return _partitioned(
+        spec,
+        asset,
+        grid.daily(spec, spec.first_model_date, spec.partitions.end),
+        spec.limits.models_per_run,
+        lambda context, services, key: build_snapshot(services, key, context.run.run_id),
+    )
+
+
+def _model(spec: PipelineSpec, origin: str) -> dg.AssetsDefinition:
+    asset = _spec(
+        spec,
+        "model",
+        f"{spec.model.description} Trained on its date's snapshot, seeded and deterministic; a "
+        "candidate until it is judged. The freshness policy runs on the wall clock, whatever is "
+        "replayed.",
+        [dg.AssetDep(asset_key(spec.asset("snapshot")))],
+        code_version(spec.model, trainer_file(spec.model.trainer, origin)),
+        {"mlflow", "python"},
+        metadata={"registered_model": spec.model.name},
+        freshness=_freshness(spec),
+    )
+
+    def work(context: dg.AssetExecutionContext, services: Services, key: PartitionKey) -> Outcome:
+        return train_model(
+            services,
+            key,
+            context.run.run_id,
+            lane=lane_of(context.run.tags),
+            log=context.log.info,
+        )
+
+    return _partitioned(
+        spec,
+        asset,
+        grid.daily(spec, spec.first_model_date, spec.partitions.end),
+        spec.limits.models_per_run,
+        work,
+    )
+
+
+def _evaluation(spec: PipelineSpec) -> dg.AssetsDefinition:
+    days = spec.evaluation.days
+    asset = _spec(
+        spec,
+        "evaluation",
+        f"The date's model judged on the {days} days that follow, once they are whole.",
+        [
+            dg.AssetDep(asset_key(spec.asset("model"))),
+            dg.AssetDep(
+                asset_key(spec.asset("day")),
+                partition_mapping=dg.TimeWindowPartitionMapping(start_offset=1, end_offset=days),
+            ),
+        ],
+        _line_version(spec, "resources.scoring", spec.evaluation),
+        {"mlflow", "scikitlearn"},
+    )
+    return _partitioned(
+        spec,
+        asset,
+        grid.daily(spec, spec.first_model_date, spec.last_judged_date),
+        spec.limits.models_per_run,
+        lambda context, services, key: evaluate_model(services, key, context.run.run_id),
+    )
+
+
+def _champion(spec: PipelineSpec) -> dg.AssetsDefinition:
+    asset = _spec(
+        spec,
+        "champion",
+        "The best judged model: each candidate is compared with the champion so far on the same "
+        "later days. Its alias in MLflow's registry follows.",
+        [dg.AssetDep(asset_key(spec.asset("evaluation")))],
+        _line_version(spec, "platform_assets.domain.promotion"),
+        {"mlflow"},
+        metadata={"registered_model": spec.model.name},
+    )
+
+    @dg.multi_asset(
+        name=f"{spec.pipeline}__champion",
+        specs=[asset],
+        pool=f"{spec.pipeline}_champion",
+    )
+    def compute(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
+        try:
+            outcome = decide_champion(Services.open(spec), context.run.run_id)
+        except HeldError as error:
+            raise dg.Failure(description=str(error), allow_retries=False) from error
+        backfill = context.run.tags.get("dagster/backfill")
+        context.log_event(materialization(spec, outcome, asset.code_version or "", backfill))
+        yield dg.MaterializeResult(asset_key=asset.key, metadata={NO_AUTOMATIC_EVENT: True})
+
+    return compute

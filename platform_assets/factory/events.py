@@ -1,0 +1,148 @@
+"""Outcomes as Dagster events, the same for a run of one partition and of many."""
+
+import base64
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import dagster as dg
+
+from platform_assets.domain.errors import HeldError, RefusedError
+from platform_assets.domain.partition import PartitionKey
+from platform_assets.domain.spec import PipelineSpec
+from platform_assets.factory.grid import asset_key, partition_tags
+from platform_assets.line.features import SourceChange
+from platform_assets.line.services import Outcome
+
+NO_AUTOMATIC_EVENT = "__source_asset_observation__"
+"""With this metadata on an output, Dagster logs no materialization of its own for it.
+
+A run over several partitions would otherwise log one more event a partition, all with the same
+data version, and hide ours. Dagster uses the key for the same purpose; a test guards it.
+"""
+
+HELD_CHECK = "clear"
+"""The asset check that shows whether the last run's partitions were clear or held."""
+
+
+def as_metadata(values: Mapping[str, Any], figures: Mapping[str, bytes]) -> dict[str, Any]:
+    """Plain values and images as Dagster metadata."""
+    metadata: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict | list | tuple):
+            metadata[name] = dg.MetadataValue.json(value)
+        elif value is not None:
+            metadata[name] = value
+    if isinstance(values.get("rows"), int):
+        metadata["dagster/row_count"] = values["rows"]
+    for title, png in figures.items():
+        encoded = base64.b64encode(png).decode()
+        metadata[title] = dg.MetadataValue.md(f"![{title}](data:image/png;base64,{encoded})")
+    return metadata
+
+
+def materialization(
+    spec: PipelineSpec, outcome: Outcome, code_version: str, backfill_id: str | None
+) -> dg.AssetMaterialization:
+    """The event of one partition, with its own data version and provenance."""
+    partition = PartitionKey.parse(outcome.partition) if outcome.partition else None
+    tags = {
+        "dagster/data_version": outcome.data_version,
+        "dagster/data_version_is_user_provided": "true",
+        "dagster/code_version": code_version,
+        **{
+            f"dagster/input_data_version/{upstream}": version
+            for upstream, version in outcome.inputs.items()
+        },
+    }
+    if backfill_id:
+        tags["dagster/backfill"] = backfill_id
+    return dg.AssetMaterialization(
+        asset_key=asset_key(outcome.asset),
+        partition=_key(spec, partition),
+        metadata=as_metadata(outcome.metadata, outcome.figures),
+        tags={**tags, **(partition_tags(spec, partition) if partition else {})},
+    )
+
+
+def _key(spec: PipelineSpec, partition: PartitionKey | None) -> str | None:
+    from platform_assets.factory.grid import dagster_key
+
+    return dagster_key(spec, partition) if partition else None
+
+
+def source_event(
+    spec: PipelineSpec, change: SourceChange
+) -> dg.AssetMaterialization | dg.AssetObservation:
+    """What the landing zone now holds of a source partition.
+
+    Whole: the producer has materialized it. Else it is an observation, hours of hours.
+    """
+    report = change.report
+    partition = PartitionKey.parse(change.partition)
+    metadata = {
+        "verdict": report.verdict.value,
+        "hours": f"{report.observed} of {report.expected}",
+        "hours_observed": report.observed,
+        "rows": report.rows,
+        "missing": [hour.isoformat() for hour in report.missing],
+        "not_due": [hour.isoformat() for hour in report.not_due],
+        "rejected": dict(report.rejected),
+    }
+    kind = dg.AssetMaterialization if report.verdict == "complete" else dg.AssetObservation
+    return kind(
+        asset_key=asset_key(change.asset),
+        partition=_key(spec, partition),
+        metadata=as_metadata(metadata, {}),
+        tags={
+            "dagster/data_version": change.data_version,
+            "dagster/data_version_is_user_provided": "true",
+            **partition_tags(spec, partition),
+        },
+    )
+
+
+def run_partitions(
+    context: dg.AssetExecutionContext,
+    spec: PipelineSpec,
+    stage: str,
+    code_version: str,
+    work: Callable[[PartitionKey], Outcome],
+) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[Any]]:
+    """Do the work of a run's partitions one by one; each counts as soon as it is done.
+
+    Refused partitions do not stop their neighbours: what is ready is committed, then the run
+    fails and names the refused.
+    """
+    name = spec.asset(stage)
+    held: dict[str, str] = {}
+    done = 0
+    keys = sorted(context.partition_keys, key=PartitionKey.parse)
+    for text in keys:
+        try:
+            outcome = work(PartitionKey.parse(text))
+        except HeldError as error:
+            held |= error.held
+            context.log.error(str(error))
+            continue
+        except RefusedError as error:
+            held[text] = str(error)
+            context.log.error(str(error))
+            continue
+        done += 1
+        context.log_event(
+            materialization(spec, outcome, code_version, context.run.tags.get("dagster/backfill"))
+        )
+    yield dg.AssetCheckResult(
+        asset_key=asset_key(name),
+        check_name=HELD_CHECK,
+        passed=not held,
+        description=f"{done} of {len(keys)} partition(s) were clear",
+        metadata={"held": dg.MetadataValue.json(held), "partitions": len(keys)},
+    )
+    if held:
+        raise dg.Failure(
+            description=str(HeldError(name, held)),
+            metadata={"held": dg.MetadataValue.json(held)},
+            allow_retries=False,
+        )
+    yield dg.MaterializeResult(asset_key=asset_key(name), metadata={NO_AUTOMATIC_EVENT: True})

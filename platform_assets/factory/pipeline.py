@@ -1,0 +1,62 @@
+"""One pipeline as Dagster definitions."""
+
+from collections.abc import Sequence
+
+import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import (
+    UnresolvedAssetJobDefinition,
+)
+
+from platform_assets.domain.spec import PipelineSpec
+from platform_assets.factory.assets import build_assets
+from platform_assets.factory.grid import asset_key
+from platform_assets.factory.lanes import PIPELINE_TAG
+from platform_assets.factory.sources import build_source
+
+STAGES_OF_JOB = {
+    "features": ("features",),
+    "day": ("day",),
+    "train": ("snapshot", "model"),
+    "judge": ("evaluation", "champion"),
+}
+"""The jobs that the sensors launch, and the stages of each.
+
+A run has one partitions definition: the roll-up has all dates, a model only those with a window.
+"""
+
+
+def job_name(spec: PipelineSpec, job: str) -> str:
+    """`flights_train` and so on."""
+    return f"{spec.pipeline}_{job}"
+
+
+def build_jobs(spec: PipelineSpec) -> list[UnresolvedAssetJobDefinition]:
+    """A job a step of the day: features when they are whole, then training, then judgement."""
+    return [
+        dg.define_asset_job(
+            job_name(spec, job),
+            selection=dg.AssetSelection.assets(*(asset_key(spec.asset(s)) for s in stages)),
+            tags={PIPELINE_TAG: spec.pipeline},
+            description=f"{', '.join(stages)} of {spec.pipeline}, for one partition",
+        )
+        for job, stages in STAGES_OF_JOB.items()
+    ]
+
+
+def build_pipeline(
+    spec: PipelineSpec, jobs: Sequence[UnresolvedAssetJobDefinition], origin: str
+) -> dg.Definitions:
+    """Assets, checks and jobs of a pipeline.
+
+    Args:
+        spec: the pipeline.
+        jobs: those of `build_jobs`.
+        origin: where the spec stands, for messages.
+
+    Raises:
+        SpecError: the trainer's module does not exist.
+    """
+    return dg.Definitions(
+        assets=[*(build_source(spec, name) for name in spec.sources), *build_assets(spec, origin)],
+        jobs=list(jobs),
+    )

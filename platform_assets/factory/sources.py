@@ -1,0 +1,52 @@
+"""Source assets: what the landing zone holds, observed and never computed."""
+
+from datetime import timedelta
+
+import dagster as dg
+
+from platform_assets.domain.completeness import Verdict
+from platform_assets.domain.spec import PipelineSpec
+from platform_assets.factory.grid import asset_key, dagster_key, keyed
+from platform_assets.line.features import arrivals_version
+from platform_assets.line.services import Services
+
+
+def build_source(spec: PipelineSpec, source: str) -> dg.SourceAsset:
+    """One source as an observable asset, key x date; its hours are kept in the ledger."""
+    declared = spec.sources[source]
+
+    @dg.observable_source_asset(
+        key=asset_key(spec.landed(source)),
+        partitions_def=keyed(spec),
+        group_name=spec.pipeline,
+        description=f"{declared.description} Delivered hour by hour into the landing zone; a "
+        "partition is observed as it fills, and materialized by its producer when it is whole.",
+        tags={"signalbox/pipeline": spec.pipeline, "dagster/kind/parquet": ""},
+        metadata={
+            "dagster/column_schema": dg.TableSchema(
+                columns=[
+                    dg.TableColumn(
+                        name,
+                        column.type,
+                        description=column.description or None,
+                        constraints=dg.TableColumnConstraints(nullable=column.nullable),
+                    )
+                    for name, column in declared.columns.items()
+                ]
+            )
+        },
+    )
+    def observe(context: dg.AssetExecutionContext) -> dg.DataVersionsByPartition:
+        services = Services.open(spec)
+        as_of = services.clock.as_of()
+        last = min(spec.partitions.end, (as_of + timedelta(days=1)).date())
+        services.zone.refresh(spec.partitions.start, last)
+        versions = {}
+        for partition, report in services.zone.reports(spec.partitions.start, last, as_of).items():
+            for found in report.sources:
+                if found.source == source and found.verdict is not Verdict.ABSENT:
+                    versions[dagster_key(spec, partition)] = arrivals_version(found)
+        context.log.info(f"{spec.landed(source)}: {len(versions)} partition(s) have arrivals")
+        return dg.DataVersionsByPartition(versions)
+
+    return observe

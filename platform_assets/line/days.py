@@ -1,0 +1,180 @@
+"""Roll-up and snapshot: which days are whole, and what a training reads."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from datetime import date
+from pathlib import Path
+
+from platform_assets.domain.digests import canonical_json
+from platform_assets.domain.errors import HeldError, RefusedError
+from platform_assets.domain.manifest import (
+    Day,
+    DayState,
+    PartitionVersion,
+    Snapshot,
+    WindowRefusal,
+    roll_up,
+    take_snapshot,
+    window,
+)
+from platform_assets.domain.partition import PartitionKey
+from platform_assets.line.features import record_completeness
+from platform_assets.line.services import Outcome, Services
+from resources.ledger.records import VersionRecord
+
+
+def as_partition_version(record: VersionRecord) -> PartitionVersion:
+    return PartitionVersion(
+        partition=record.partition,
+        data_version=record.data_version,
+        table_version=record.table_version or 0,
+        rows=record.rows,
+    )
+
+
+def days_of(services: Services, dates: Iterable[date]) -> dict[date, Day]:
+    """The roll-up of each date: from the ledger where it was built, else from the landing zone."""
+    spec, wanted = services.spec, sorted(dates)
+    keys = {day: spec.keys_of(day) for day in wanted}
+    every_key = [key for day in wanted for key in keys[day]]
+    records = services.ledger.current_versions(spec.asset("features"), every_key)
+    built = {key: as_partition_version(record) for key, record in records.items()}
+    held = _held(services, [day for day in wanted if set(keys[day]) - set(built)], built)
+    return {day: roll_up(day, keys[day], built, held) for day in wanted}
+
+
+def _held(
+    services: Services, dates: list[date], built: Mapping[str, PartitionVersion]
+) -> dict[str, str]:
+    held: dict[str, str] = {}
+    as_of = services.clock.as_of()
+    for day in dates:
+        services.zone.refresh(day, day)
+        for partition, report in services.zone.reports(day, day, as_of).items():
+            if str(partition) not in built and not report.is_whole:
+                record_completeness(services, partition, report)
+                held[str(partition)] = report.reason()
+    return held
+
+
+def build_day(services: Services, partition: PartitionKey, run_id: str) -> Outcome:
+    """Roll one date up over its keys; a held date is reported as such, and stays visible.
+
+    Raises:
+        HeldError: a key of the date is whole but was not built yet.
+    """
+    asset, name = services.spec.asset("day"), str(partition)
+    day = days_of(services, [partition.date])[partition.date]
+    if day.state is DayState.UNBUILT:
+        raise HeldError(asset, {name: day.reason()})
+    version = day.data_version()
+    changed = services.record(
+        asset=asset,
+        partition=name,
+        data_version=version,
+        rows=sum(p.rows for p in day.partitions),
+        run_id=run_id,
+        detail=day.model_dump(mode="json"),
+    )
+    metadata = {
+        "state": day.state.value,
+        "rows": sum(p.rows for p in day.partitions),
+        "partitions": {p.partition: p.data_version for p in day.partitions},
+        "held": dict(day.reasons),
+    }
+    return Outcome(asset, name, version, changed, metadata)
+
+
+def manifest_path(services: Services, day: date, version: str) -> Path:
+    folder = services.home.lake / services.spec.pipeline / "snapshots" / day.isoformat()
+    return folder / f"{version}.json"
+
+
+def decide_snapshot(services: Services, day: date) -> Snapshot | WindowRefusal:
+    """What the training of a date would read now, or why it may not."""
+    spec = services.spec
+    inside = [d for d in window(day, spec.model.window_days) if d >= spec.partitions.start]
+    return take_snapshot(
+        pipeline=spec.pipeline,
+        dataset=spec.asset("features"),
+        day=day,
+        data_start=spec.partitions.start,
+        window_days=spec.model.window_days,
+        min_days=spec.model.min_days,
+        days=days_of(services, inside),
+    )
+
+
+def build_snapshot(services: Services, partition: PartitionKey, run_id: str) -> Outcome:
+    """Write down which partition versions the training of a date reads.
+
+    Raises:
+        HeldError: the window is clipped, its own day is held, too few days are whole, or one of
+            them has not been built yet.
+    """
+    spec, name = services.spec, str(partition)
+    asset = spec.asset("snapshot")
+    taken = decide_snapshot(services, partition.date)
+    if isinstance(taken, WindowRefusal):
+        services.record_verdict(
+            asset, name, "held", {"reason": taken.reason}, services.clock.as_of()
+        )
+        raise HeldError(asset, {name: taken.reason})
+    version = taken.data_version()
+    path = manifest_path(services, partition.date, version)
+    _write_once(path, canonical_json(taken.model_dump(mode="json")))
+    changed = services.record(
+        asset=asset,
+        partition=name,
+        data_version=version,
+        table_version=taken.read_version,
+        rows=taken.rows,
+        run_id=run_id,
+        detail={"days": len(taken.days), "held": dict(taken.held)},
+    )
+    services.record_verdict(
+        asset, name, "complete", {"held": dict(taken.held)}, services.clock.as_of()
+    )
+    metadata = {
+        "rows": taken.rows,
+        "days": len(taken.days),
+        "window": f"{taken.window_start} to {taken.date}",
+        "partitions": len(taken.partitions),
+        "held": dict(taken.held),
+        "delta_version": taken.read_version,
+        "manifest": str(path.relative_to(services.home.root)),
+    }
+    return Outcome(asset, name, version, changed, metadata)
+
+
+def load_snapshot(services: Services, day: date, version: str) -> Snapshot:
+    """Read a manifest back and verify that it is the one that was recorded.
+
+    Raises:
+        RefusedError: it is gone or its content has another digest.
+    """
+    path = manifest_path(services, day, version)
+    try:
+        snapshot = Snapshot.model_validate(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise RefusedError(
+            f"the manifest of snapshot {day} ({path}) cannot be read: {error}; materialize "
+            f"{services.spec.asset('snapshot')} for {day} again"
+        ) from error
+    if snapshot.data_version() != version:
+        raise RefusedError(
+            f"the manifest of snapshot {day} ({path}) has digest {snapshot.data_version()}, "
+            f"recorded was {version}: it was changed by hand; delete it and materialize "
+            f"{services.spec.asset('snapshot')} for {day} again"
+        )
+    return snapshot
+
+
+def _write_once(path: Path, text: str) -> None:
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text)
+    draft.replace(path)

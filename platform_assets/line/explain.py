@@ -1,0 +1,180 @@
+"""Why a partition is done, ready or held, down to the missing hours."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from platform_assets.domain.completeness import CompletenessReport, Verdict, describe_hours
+from platform_assets.domain.errors import HeldError, UsageError
+from platform_assets.domain.manifest import DayState, WindowRefusal
+from platform_assets.domain.partition import PartitionKey
+from platform_assets.domain.spec import PipelineSpec
+from platform_assets.line.days import days_of, decide_snapshot
+from platform_assets.line.features import assess
+from platform_assets.line.judging import judged_rows
+from platform_assets.line.services import Services
+
+KEYED_STAGES = ("features",)
+
+
+def stage_of(spec: PipelineSpec, asset: str) -> str:
+    """`features`, `day`, … or `landed_weather`, from `flights/features` or `features`.
+
+    Raises:
+        UsageError: the pipeline has no such asset.
+    """
+    stages = [
+        *(f"landed_{name}" for name in spec.sources),
+        *("features", "day", "snapshot", "model", "evaluation", "champion"),
+    ]
+    name = asset.removeprefix(f"{spec.pipeline}/")
+    if name not in stages:
+        raise UsageError(
+            f"{asset!r} is no asset of pipeline {spec.pipeline}; allowed are "
+            f"{', '.join(spec.asset(stage) for stage in stages)}"
+        )
+    return name
+
+
+def explain(services: Services, asset: str, partition: str) -> dict[str, Any]:
+    """The story of one partition: state, reasons, versions.
+
+    Raises:
+        UsageError: unknown asset, or a partition that it does not have.
+    """
+    spec = services.spec
+    stage = stage_of(spec, asset)
+    if stage == "champion":
+        raise UsageError(
+            f"{spec.asset(stage)} has no partitions; see the champion with `signalbox status`"
+        )
+    keyed = stage in KEYED_STAGES or stage.startswith("landed_")
+    key = services.partition(partition, keyed=keyed)
+    _require_in_stage(spec, stage, key)
+    name = str(key)
+    history = services.ledger.history(spec.asset(stage), name)
+    document: dict[str, Any] = {
+        "asset": spec.asset(stage),
+        "partition": name,
+        "as_of": services.clock.as_of().isoformat(),
+        **_state(services, stage, key),
+        "versions": [
+            {
+                "data_version": v.data_version,
+                "rows": v.rows,
+                "committed_at": v.committed_at.isoformat(),
+                "run_id": v.run_id,
+                "delta_version": v.table_version,
+                **{k: v.detail[k] for k in ("model_version", "metrics") if k in v.detail},
+            }
+            for v in history
+        ],
+    }
+    if history:
+        document["state"] = "done"
+    return document
+
+
+def _require_in_stage(spec: PipelineSpec, stage: str, key: PartitionKey) -> None:
+    first, last = spec.partitions.start, spec.partitions.end
+    if stage in ("snapshot", "model", "evaluation"):
+        first = spec.first_model_date
+    if stage == "evaluation":
+        last = spec.last_judged_date
+    if not first <= key.date <= last:
+        raise UsageError(
+            f"{spec.asset(stage)} has no partition {key}; allowed are {first} to {last}: a model "
+            f"needs {spec.model.window_days} days before it, and {spec.evaluation.days} after it "
+            "to be judged"
+        )
+
+
+def _state(services: Services, stage: str, key: PartitionKey) -> dict[str, Any]:
+    if stage.startswith("landed_") or stage == "features":
+        return _hours(services, stage, key)
+    decide: dict[str, Callable[[Services, PartitionKey], dict[str, Any]]] = {
+        "day": _day,
+        "snapshot": _snapshot,
+        "model": _model,
+        "evaluation": _evaluation,
+    }
+    return decide[stage](services, key)
+
+
+def _hours(services: Services, stage: str, key: PartitionKey) -> dict[str, Any]:
+    report = assess(services, key)
+    wanted = [s for s in report.sources if stage == "features" or stage == f"landed_{s.source}"]
+    shown = report.model_copy(update={"sources": tuple(wanted)})
+    word = "done" if stage != "features" else "ready"
+    state = {
+        Verdict.COMPLETE: word,
+        Verdict.PARTIAL: "held",
+        Verdict.ABSENT: "missing",
+    }[shown.verdict]
+    return {"state": state, "reason": shown.reason(), "sources": _source_lines(shown)}
+
+
+def _source_lines(report: CompletenessReport) -> list[dict[str, Any]]:
+    return [
+        {
+            "source": s.source,
+            "verdict": s.verdict.value,
+            "observed": s.observed,
+            "expected": s.expected,
+            "rows": s.rows,
+            "missing": [hour.isoformat() for hour in s.missing],
+            "missing_local": describe_hours(s.missing, report.timezone) if s.missing else "",
+            "not_due": [hour.isoformat() for hour in s.not_due],
+            "rejected": dict(s.rejected),
+        }
+        for s in report.sources
+    ]
+
+
+def _day(services: Services, key: PartitionKey) -> dict[str, Any]:
+    day = days_of(services, [key.date])[key.date]
+    state = {
+        DayState.WHOLE: "ready",
+        DayState.HELD: "held",
+        DayState.UNBUILT: "held",
+    }[day.state]
+    reason = day.reason() or f"all {len(day.partitions)} partitions are built"
+    return {"state": state, "reason": reason, "held": dict(day.reasons)}
+
+
+def _snapshot(services: Services, key: PartitionKey) -> dict[str, Any]:
+    taken = decide_snapshot(services, key.date)
+    if isinstance(taken, WindowRefusal):
+        return {"state": "held", "reason": taken.reason}
+    return {
+        "state": "ready",
+        "reason": f"{len(taken.days)} of {services.spec.model.window_days} days are whole, "
+        f"{taken.rows} rows; held: {', '.join(taken.held) or 'none'}",
+        "held": dict(taken.held),
+        "data_version": taken.data_version(),
+    }
+
+
+def _model(services: Services, key: PartitionKey) -> dict[str, Any]:
+    spec = services.spec
+    snapshot = services.ledger.current_version(spec.asset("snapshot"), str(key))
+    if snapshot is not None:
+        return {"state": "ready", "reason": f"snapshot {snapshot.data_version} is taken"}
+    return _snapshot(services, key)
+
+
+def _evaluation(services: Services, key: PartitionKey) -> dict[str, Any]:
+    spec = services.spec
+    if services.ledger.current_version(spec.asset("model"), str(key)) is None:
+        found = _model(services, key)
+        return {"state": "held", "reason": f"there is no model yet: {found['reason']}"}
+    try:
+        rows = judged_rows(services, key.date)
+    except HeldError as error:
+        return {"state": "held", "reason": error.held[str(key)]}
+    return {
+        "state": "ready",
+        "reason": f"the {spec.evaluation.days} days until "
+        f"{key.date + timedelta(days=spec.evaluation.days)} are whole, "
+        f"{sum(p.rows for p in rows.partitions)} rows",
+    }

@@ -1,0 +1,107 @@
+"""Features: the completeness of one key and date, and its rows."""
+
+from dataclasses import dataclass
+
+from platform_assets.domain.completeness import CompletenessReport, SourceReport
+from platform_assets.domain.digests import digest_of
+from platform_assets.domain.errors import HeldError
+from platform_assets.domain.partition import PartitionKey
+from platform_assets.line.services import Outcome, Services
+from resources.dataset import build_rows
+
+
+@dataclass(frozen=True)
+class SourceChange:
+    """A source partition whose verdict differs from the last one recorded."""
+
+    asset: str
+    partition: str
+    report: SourceReport
+    data_version: str
+
+
+def arrivals_version(report: SourceReport) -> str:
+    """Data version of a source partition: which hours it has, and how many rows."""
+    return digest_of(report.model_dump(mode="json", exclude={"missing", "not_due"}))
+
+
+def record_completeness(
+    services: Services, partition: PartitionKey, report: CompletenessReport
+) -> list[SourceChange]:
+    """Write the verdict on a partition and on its sources; returns the sources that changed."""
+    spec = services.spec
+    name = str(partition)
+    services.record_verdict(
+        spec.asset("features"),
+        name,
+        report.verdict,
+        report.model_dump(mode="json", exclude={"as_of"}),
+        report.as_of,
+    )
+    changes = []
+    for source in report.sources:
+        asset = spec.landed(source.source)
+        if services.record_verdict(
+            asset, name, source.verdict, source.model_dump(mode="json"), report.as_of
+        ):
+            changes.append(SourceChange(asset, name, source, arrivals_version(source)))
+    return changes
+
+
+def assess(services: Services, partition: PartitionKey) -> CompletenessReport:
+    """Look at the landing zone and decide whether a partition is whole, as of now."""
+    assert partition.key is not None
+    services.zone.refresh(partition.date, partition.date, [partition.key])
+    return services.zone.report(partition.key, partition.date, services.clock.as_of())
+
+
+def build_features(
+    services: Services, partition: PartitionKey, run_id: str
+) -> tuple[Outcome, list[SourceChange]]:
+    """Join one key's day and commit it.
+
+    Raises:
+        HeldError: an hour of a source is missing, or was rejected.
+        RefusedError: the rows break the dataset's schema.
+        TransientError: the commit failed, nothing is half-written.
+    """
+    spec, name = services.spec, str(partition)
+    asset = spec.asset("features")
+    assert partition.key is not None
+    report = assess(services, partition)
+    changes = record_completeness(services, partition, report)
+    if not report.is_whole:
+        raise HeldError(asset, {name: report.reason()})
+    tables = {
+        source: services.zone.read(source, partition.key, partition.date)
+        for source in spec.read_sources
+    }
+    built = build_rows(spec, partition.key, partition.date, tables)
+    before = services.ledger.current_version(asset, name)
+    commit = services.table.commit(
+        partition, built.table, previous=before.data_version if before else None
+    )
+    services.record(
+        asset=asset,
+        partition=name,
+        data_version=commit.data_version,
+        table_version=commit.table_version,
+        rows=commit.rows,
+        run_id=run_id,
+        detail={
+            "excluded": built.excluded,
+            "hours": {s.source: s.observed for s in report.sources},
+        },
+    )
+    metadata = {
+        "rows": commit.rows,
+        "rows_landed": built.rows_in,
+        **{f"excluded_{reason}": count for reason, count in built.excluded.items()},
+        "rows_without_joined_row": built.unmatched,
+        "completeness": report.reason(),
+        "as_of": report.as_of.isoformat(),
+        "delta_version": commit.table_version,
+        "committed": commit.changed,
+    }
+    inputs = {spec.landed(s.source): arrivals_version(s) for s in report.sources}
+    return Outcome(asset, name, commit.data_version, commit.changed, metadata, {}, inputs), changes

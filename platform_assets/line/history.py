@@ -1,0 +1,154 @@
+"""What a backfill of past days would build, and what it would leave out, with reasons."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
+
+from platform_assets.domain.completeness import CompletenessReport
+from platform_assets.domain.manifest import (
+    Day,
+    DayState,
+    PartitionVersion,
+    WindowRefusal,
+    roll_up,
+    take_snapshot,
+    window,
+)
+from platform_assets.domain.partition import PartitionKey, date_range
+from platform_assets.line.days import as_partition_version
+from platform_assets.line.services import Services
+
+STAGES = ("features", "day", "snapshot", "model", "evaluation")
+
+
+@dataclass(frozen=True)
+class HistoryPlan:
+    """Partitions by stage.
+
+    Attributes:
+        build: what is missing and can be built, by stage.
+        done: what exists already, by stage.
+        held: why a partition cannot be built, by stage and partition.
+    """
+
+    build: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    done: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    held: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @property
+    def judges(self) -> bool:
+        """Whether a model would be judged, so that the champion has to be decided again."""
+        return bool(self.build.get("evaluation"))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Completeness, built versions and roll-ups of all dates in a range.
+
+    A partition that is whole counts in the roll-ups as if it was built already.
+    """
+
+    reports: Mapping[PartitionKey, CompletenessReport]
+    built: Mapping[str, PartitionVersion]
+    days: Mapping[date, Day]
+
+
+def read_grid(services: Services, first: date, last: date) -> Grid:
+    """Look at a range of dates in few queries, however long it is."""
+    spec = services.spec
+    services.zone.refresh(first, last)
+    reports = services.zone.reports(first, last, services.clock.as_of())
+    records = services.ledger.current_versions(spec.asset("features"))
+    built = {name: as_partition_version(record) for name, record in records.items()}
+    held = {str(p): r.reason() for p, r in reports.items() if not r.is_whole}
+    would_be = {
+        str(p): PartitionVersion(partition=str(p), data_version="", table_version=0, rows=0)
+        for p, r in reports.items()
+        if r.is_whole
+    }
+    days = {
+        day: roll_up(day, spec.keys_of(day), {**would_be, **built}, held)
+        for day in date_range(first, last)
+    }
+    return Grid(reports, built, days)
+
+
+def plan_history(
+    services: Services, first: date, last: date, grid: Grid | None = None
+) -> HistoryPlan:
+    """Plan the stages of a range of dates; each is judged on days within the range only.
+
+    Args:
+        services: of the pipeline.
+        first: the first date, included.
+        last: the last date, included.
+        grid: what is known of the dates from the first window's start on; read if not given.
+    """
+    spec = services.spec
+    start = max(min(first, *window(first, spec.model.window_days)), spec.partitions.start)
+    grid = grid or read_grid(services, start, last)
+    reports, built, days = grid.reports, grid.built, grid.days
+    wanted = date_range(first, last)
+    build: dict[str, list[str]] = {stage: [] for stage in STAGES}
+    held: dict[str, dict[str, str]] = {stage: {} for stage in STAGES}
+    done = {stage: set(services.ledger.current_versions(spec.asset(stage))) for stage in STAGES}
+    for partition, report in reports.items():
+        name = str(partition)
+        if partition.date < first or name in built:
+            continue
+        if report.is_whole:
+            build["features"].append(name)
+        else:
+            held["features"][name] = report.reason()
+    trained = set()
+    for day in wanted:
+        name = day.isoformat()
+        if name not in done["day"]:
+            build["day"].append(name)
+        if day < spec.first_model_date:
+            continue
+        taken = take_snapshot(
+            pipeline=spec.pipeline,
+            dataset=spec.asset("features"),
+            day=day,
+            data_start=spec.partitions.start,
+            window_days=spec.model.window_days,
+            min_days=spec.model.min_days,
+            days=days,
+        )
+        if isinstance(taken, WindowRefusal):
+            held["snapshot"][name] = held["model"][name] = taken.reason
+            continue
+        trained.add(day)
+        for stage in ("snapshot", "model"):
+            if name not in done[stage]:
+                build[stage].append(name)
+        _judgement(services, day, last, days, build, held, done)
+    return HistoryPlan(
+        build={stage: tuple(names) for stage, names in build.items()},
+        done={stage: tuple(sorted(done[stage])) for stage in STAGES},
+        held=held,
+    )
+
+
+def _judgement(
+    services: Services,
+    day: date,
+    last: date,
+    days: Mapping[date, Day],
+    build: dict[str, list[str]],
+    held: dict[str, dict[str, str]],
+    done: Mapping[str, set[str]],
+) -> None:
+    name, following = day.isoformat(), services.spec.judged_on(day)
+    if day > services.spec.last_judged_date or name in done["evaluation"]:
+        return
+    if following[-1] > last:
+        held["evaluation"][name] = f"judged on {following[0]} to {following[-1]}, not there yet"
+        return
+    waiting = [d for d in following if days[d].state is not DayState.WHOLE]
+    if waiting:
+        listed = "; ".join(f"{d}: {days[d].reason()}" for d in waiting)
+        held["evaluation"][name] = f"judged on days that are held: {listed}"
+        return
+    build["evaluation"].append(name)

@@ -1,0 +1,223 @@
+"""Evaluation on the following days, and the champion among the judged models."""
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any
+
+from platform_assets.domain.digests import combine
+from platform_assets.domain.errors import HeldError
+from platform_assets.domain.manifest import Day, DayState, PartitionVersion
+from platform_assets.domain.partition import PartitionKey
+from platform_assets.domain.promotion import PRIMARY_METRIC, Contender, Decision, compare
+from platform_assets.line.days import days_of
+from platform_assets.line.models import require_version
+from platform_assets.line.services import Outcome, Services
+from resources import plots
+from resources.ledger.records import ChampionRecord, ScoreRecord, VersionRecord
+from resources.scoring import score
+from resources.training import load_trainer, training_frame
+
+CHAMPION_ALIAS = "champion"
+
+
+@dataclass(frozen=True)
+class JudgedRows:
+    """The rows that a date's model is judged on."""
+
+    date: date
+    partitions: tuple[PartitionVersion, ...]
+
+    @property
+    def digest(self) -> str:
+        return combine((p.partition, p.data_version) for p in self.partitions)
+
+    @property
+    def read_version(self) -> int:
+        return max(p.table_version for p in self.partitions)
+
+
+def judged_rows(services: Services, day: date) -> JudgedRows:
+    """The following days of a date, all of them whole.
+
+    Raises:
+        HeldError: a following day is not whole, or not built.
+    """
+    spec = services.spec
+    following = spec.judged_on(day)
+    days = days_of(services, following)
+    return _all_whole(spec.asset("evaluation"), day, [days[d] for d in following])
+
+
+def _all_whole(asset: str, day: date, days: list[Day]) -> JudgedRows:
+    waiting = [d for d in days if d.state is not DayState.WHOLE]
+    if waiting:
+        listed = "; ".join(f"{d.date} is {d.state}: {d.reason()}" for d in waiting)
+        raise HeldError(
+            asset,
+            {
+                day.isoformat(): f"its model is judged on {days[0].date} to {days[-1].date}, and "
+                f"of these {len(waiting)} day(s) are not there: {listed}"
+            },
+        )
+    return JudgedRows(day, tuple(p for d in days for p in d.partitions))
+
+
+def evaluate_model(services: Services, partition: PartitionKey, run_id: str) -> Outcome:
+    """Judge a date's model on the flights of the following days.
+
+    Raises:
+        HeldError: there is no model, or a following day is not whole.
+    """
+    spec, day = services.spec, partition.date
+    asset, name = spec.asset("evaluation"), str(partition)
+    model = require_version(services, "model", day)
+    rows = judged_rows(services, day)
+    found, figures = _scored(services, model, rows, with_figures=True)
+    version = combine({"model": model.data_version, "rows": rows.digest})
+    changed = services.record(
+        asset=asset,
+        partition=name,
+        data_version=version,
+        rows=found.rows,
+        run_id=run_id,
+        always=True,
+        detail={
+            "model_version": found.model_version,
+            "rows_digest": rows.digest,
+            "metrics": found.metrics,
+            "partitions": [p.model_dump() for p in rows.partitions],
+        },
+    )
+    services.tracking.log_judgement(
+        model.detail["mlflow_run_id"], {f"judged_{k}": v for k, v in found.metrics.items()}
+    )
+    metadata = {
+        "registered_version": found.model_version,
+        "judged_on": f"{spec.judged_on(day)[0]} to {spec.judged_on(day)[-1]}",
+        **found.metrics,
+        "rows": found.rows,
+    }
+    inputs = {spec.asset("model"): model.data_version}
+    return Outcome(asset, name, version, changed, metadata, figures, inputs)
+
+
+def _scored(
+    services: Services, model: VersionRecord, rows: JudgedRows, *, with_figures: bool = False
+) -> tuple[ScoreRecord, dict[str, bytes]]:
+    """Score a model on rows, or find the score that was recorded for exactly them."""
+    spec = services.spec
+    version = int(model.detail["model_version"])
+    known = services.ledger.score(spec.pipeline, version, rows.date, rows.digest)
+    if known is not None and not with_figures:
+        return known, {}
+    table = services.table.read(rows.partitions, rows.read_version)
+    frame, target = training_frame(table, spec)
+    trainer = load_trainer(spec.model.trainer)
+    fitted = services.tracking.load(spec.model.name, version, trainer.flavor)
+    predictions = trainer.predict(fitted, frame)
+    record = ScoreRecord(
+        pipeline=spec.pipeline,
+        model_version=version,
+        model_date=date.fromisoformat(model.partition),
+        judged_date=rows.date,
+        rows_digest=rows.digest,
+        rows=table.num_rows,
+        metrics=score(spec, table, predictions),
+        recorded_at=datetime.now(UTC),
+    )
+    services.ledger.record_score(record)
+    figures: dict[str, bytes] = {}
+    if with_figures and spec.model.kind == "binary_classification":
+        figures["calibration"] = plots.calibration(target.to_numpy(), predictions)
+    return record, figures
+
+
+def decide_champion(services: Services, run_id: str) -> Outcome:
+    """Find the best judged model and make it champion.
+
+    Candidates stand in the order of their dates. Each is compared with the champion so far on the
+    candidate's own judged days, which lie after both trainings: so neither saw the rows, both are
+    scored on the same ones, and the outcome does not depend on the order of the runs.
+
+    Raises:
+        HeldError: no model has been judged yet.
+    """
+    spec, ledger = services.spec, services.ledger
+    asset = spec.asset("champion")
+    evaluations = ledger.current_versions(spec.asset("evaluation"))
+    models = ledger.current_versions(spec.asset("model"))
+    champion: VersionRecord | None = None
+    decisions: list[Decision] = []
+    curve: dict[date, float] = {}
+    crowned: dict[date, str] = {}
+    for name, evaluation in sorted(evaluations.items()):
+        model = models.get(name)
+        if model is None or model.detail["model_version"] != evaluation.detail["model_version"]:
+            continue  # retrained since: the new version has yet to be judged
+        rows = JudgedRows(
+            date.fromisoformat(name),
+            tuple(PartitionVersion(**p) for p in evaluation.detail["partitions"]),
+        )
+        candidate = _contender(services, model, rows)
+        incumbent = _contender(services, champion, rows) if champion else None
+        decision = compare(candidate, incumbent, spec.model.kind)
+        decisions.append(decision)
+        if PRIMARY_METRIC[spec.model.kind] in candidate.metrics:
+            curve[rows.date] = candidate.metrics[PRIMARY_METRIC[spec.model.kind]]
+        if decision.promoted:
+            champion = model
+            crowned[rows.date] = f"v{candidate.version}"
+    if champion is None:
+        raise HeldError(
+            asset,
+            {
+                "champion": "no model has been judged yet; it takes "
+                f"{spec.evaluation.days} whole days after a model's own"
+            },
+        )
+    figure = plots.metric_over_time(PRIMARY_METRIC[spec.model.kind], curve, crowned)
+    return _crown(services, champion, decisions, figure, run_id)
+
+
+def _contender(services: Services, model: VersionRecord, rows: JudgedRows) -> Contender:
+    found, _ = _scored(services, model, rows)
+    return Contender(version=found.model_version, date=found.model_date, metrics=found.metrics)
+
+
+def _crown(
+    services: Services,
+    champion: VersionRecord,
+    decisions: list[Decision],
+    figure: bytes,
+    run_id: str,
+) -> Outcome:
+    spec, ledger = services.spec, services.ledger
+    asset, version = spec.asset("champion"), int(champion.detail["model_version"])
+    won = next(d for d in reversed(decisions) if d.promoted)
+    before = ledger.champion(spec.pipeline)
+    changed = before is None or before.version != version
+    if changed:
+        ledger.record_champion(
+            ChampionRecord(
+                pipeline=spec.pipeline,
+                model=spec.model.name,
+                version=version,
+                model_date=date.fromisoformat(champion.partition),
+                reason=won.reason,
+                decided_at=datetime.now(UTC),
+                run_id=run_id,
+            )
+        )
+    # The alias follows the ledger even where nothing changed: somebody may have moved it.
+    services.tracking.set_alias(spec.model.name, CHAMPION_ALIAS, version)
+    metadata: dict[str, Any] = {
+        "registered_model": spec.model.name,
+        "registered_version": version,
+        "model_date": champion.partition,
+        "reason": won.reason,
+        "candidates_judged": len(decisions),
+        "mlflow_run_id": champion.detail["mlflow_run_id"],
+        "decisions": [d.model_dump() for d in decisions],
+    }
+    figures = {f"{PRIMARY_METRIC[spec.model.kind]} over time": figure}
+    return Outcome(asset, None, champion.data_version, changed, metadata, figures)

@@ -1,0 +1,103 @@
+"""The live days of a pipeline: what the sensor looks at, and what it decides."""
+
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from platform_assets.domain.manifest import DayState, roll_up
+from platform_assets.domain.partition import date_range, local_date
+from platform_assets.domain.readiness import Plan, plan_features, plan_judgement, plan_training
+from platform_assets.line.days import as_partition_version, days_of, decide_snapshot
+from platform_assets.line.features import SourceChange, record_completeness
+from platform_assets.line.services import Services
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What one look at the live days found.
+
+    Attributes:
+        plan: runs to launch, and held partitions with what they lack.
+        changes: source partitions that changed since the last look.
+        open_from: the first date that is not finished; the next look starts there.
+    """
+
+    plan: Plan
+    changes: tuple[SourceChange, ...]
+    open_from: date
+
+
+def look(services: Services, open_from: date | None = None) -> Tick:
+    """Look at the live days from `open_from` on and decide what may leave.
+
+    A day is finished when its model is judged. Days before `schedule.live_from` belong to
+    backfills; only their judgement, which waits for live days, is looked after here.
+    """
+    spec, ledger = services.spec, services.ledger
+    as_of = services.clock.as_of()
+    first = max(spec.schedule.live_from, spec.partitions.start, open_from or date.min)
+    last = min(
+        local_date(as_of - timedelta(microseconds=1), spec.partitions.timezone), spec.partitions.end
+    )
+    if last < first:
+        return Tick(Plan(), (), first)
+    live = date_range(first, last)
+    services.zone.refresh(first, last)
+    reports = services.zone.reports(first, last, as_of)
+    changes = [c for p, report in reports.items() for c in record_completeness(services, p, report)]
+    keys = [key for day in live for key in spec.keys_of(day)]
+    versions = ledger.current_versions(spec.asset("features"), keys)
+    built = {key: as_partition_version(record) for key, record in versions.items()}
+    plan = plan_features(spec.pipeline, reports.values(), list(built))
+    held = {r.partition: r.reason() for r in reports.values() if not r.is_whole}
+    days = {day: roll_up(day, spec.keys_of(day), built, held) for day in live}
+
+    names = [day.isoformat() for day in live]
+    trained = {
+        date.fromisoformat(name): record.data_version
+        for name, record in ledger.current_versions(spec.asset("model"), names).items()
+    }
+    ready = [
+        day
+        for day, found in days.items()
+        if found.state is DayState.WHOLE and day not in trained and day >= spec.partitions.start
+    ]
+    snapshots = {day: decide_snapshot(services, day) for day in ready}
+    plan += plan_training(spec.pipeline, days, snapshots, trained)
+    plan += _judgement(services, first, last)
+    return Tick(plan, tuple(changes), _open_from(services, first, last))
+
+
+def _judgement(services: Services, first: date, last: date) -> Plan:
+    spec = services.spec
+    candidates = [
+        day
+        for day in date_range(first - timedelta(days=spec.evaluation.days), last)
+        if spec.first_model_date <= day <= spec.last_judged_date and spec.judged_on(day)[-1] <= last
+    ]
+    models, judged = _model_versions(services, candidates)
+    waiting = [day for day in models if judged.get(day) != models[day]]
+    days = days_of(services, {d for day in waiting for d in spec.judged_on(day)})
+    following = {day: [days[d] for d in spec.judged_on(day)] for day in waiting}
+    return plan_judgement(spec.pipeline, models, judged, following)
+
+
+def _model_versions(
+    services: Services, dates: list[date]
+) -> tuple[dict[date, int], dict[date, int]]:
+    spec, names = services.spec, [day.isoformat() for day in dates]
+    found = []
+    for stage in ("model", "evaluation"):
+        records = services.ledger.current_versions(spec.asset(stage), names)
+        found.append(
+            {date.fromisoformat(n): int(r.detail["model_version"]) for n, r in records.items()}
+        )
+    return found[0], found[1]
+
+
+def _open_from(services: Services, first: date, last: date) -> date:
+    dates = list(date_range(first, last))
+    models, judged = _model_versions(services, dates)
+    for day in dates:
+        if day not in models or judged.get(day) != models[day]:
+            return day
+    return last

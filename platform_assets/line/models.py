@@ -1,0 +1,153 @@
+"""Training: from a snapshot to a registered candidate model."""
+
+from collections.abc import Callable, Mapping
+from datetime import date
+
+from platform_assets.domain.digests import digest_of
+from platform_assets.domain.errors import HeldError
+from platform_assets.domain.partition import PartitionKey
+from platform_assets.line.days import load_snapshot
+from platform_assets.line.services import Outcome, Services
+from resources import plots
+from resources.ledger.records import VersionRecord
+from resources.training import load_trainer, training_frame
+
+EXAMPLE_ROWS = 5
+"""Rows of the input example that is stored with each model."""
+
+
+def require_version(services: Services, stage: str, day: date) -> VersionRecord:
+    """The current version of a stage that another one needs.
+
+    Raises:
+        HeldError: it was never built.
+    """
+    asset = services.spec.asset(stage)
+    record = services.ledger.current_version(asset, day.isoformat())
+    if record is None:
+        raise HeldError(
+            asset, {day.isoformat(): f"it has not been built; materialize {asset} for {day} first"}
+        )
+    return record
+
+
+def train_model(
+    services: Services,
+    partition: PartitionKey,
+    run_id: str,
+    *,
+    lane: str,
+    log: Callable[[str], None] = lambda _: None,
+) -> Outcome:
+    """Train on the date's snapshot and register the model as a candidate.
+
+    Raises:
+        HeldError: the date has no snapshot.
+        RefusedError: a partition of it can no longer be read as it was.
+    """
+    spec, day = services.spec, partition.date
+    asset, name = spec.asset("model"), str(partition)
+    snapshot_record = require_version(services, "snapshot", day)
+    snapshot = load_snapshot(services, day, snapshot_record.data_version)
+    table = services.table.read(snapshot.partitions, snapshot.read_version)
+    frame, target = training_frame(table, spec)
+    trainer = load_trainer(spec.model.trainer)
+    parameters = dict(spec.model.parameters)
+    fingerprint = digest_of(
+        {
+            "snapshot": snapshot_record.data_version,
+            "trainer": spec.model.trainer,
+            "parameters": parameters,
+            "seed": spec.model.seed,
+        }
+    )
+    tags = {
+        "signalbox.dagster_run_id": run_id,
+        "signalbox.pipeline": spec.pipeline,
+        "signalbox.partition": name,
+        "signalbox.lane": lane,
+        "signalbox.snapshot": snapshot_record.data_version,
+        "signalbox.held_days": ", ".join(snapshot.held) or "none",
+    }
+    with services.tracking.run(spec.pipeline, f"{spec.model.name} {name}", tags) as run:
+        run.log_parameters(
+            {
+                **parameters,
+                "seed": spec.model.seed,
+                "trainer": spec.model.trainer,
+                "window_days": spec.model.window_days,
+                "rows": table.num_rows,
+                "days": len(snapshot.days),
+            }
+        )
+        run.log_snapshot(
+            f"{asset} {name}",
+            snapshot_record.data_version,
+            source=f"{spec.pipeline}/snapshots/{day}",
+            rows=table.num_rows,
+        )
+        log(f"{asset} {name}: training on {table.num_rows} rows of {len(snapshot.days)} days")
+        rounds: list[dict[str, float]] = []
+
+        def on_round(step: int, metrics: Mapping[str, float]) -> None:
+            rounds.append(dict(metrics))
+            run.log_round(step, metrics)
+
+        model = trainer.fit(
+            frame,
+            target,
+            kind=spec.model.kind,
+            parameters=parameters,
+            seed=spec.model.seed,
+            on_round=on_round,
+        )
+        example = frame.head(EXAMPLE_ROWS)
+        logged = run.log_model(
+            model,
+            trainer.flavor,
+            name=spec.model.name,
+            input_example=example,
+            predictions=trainer.predict(model, example),
+            requirements=trainer.requirements,
+        )
+        figures = _figures(rounds, dict(trainer.importance(model)))
+        for title, png in figures.items():
+            run.log_figure(title, png)
+        mlflow_run = run.run_id
+    services.record(
+        asset=asset,
+        partition=name,
+        data_version=logged.digest,
+        rows=table.num_rows,
+        run_id=run_id,
+        always=True,
+        detail={
+            "model_version": logged.version,
+            "mlflow_run_id": mlflow_run,
+            "snapshot": snapshot_record.data_version,
+            "fingerprint": fingerprint,
+            "held": dict(snapshot.held),
+        },
+    )
+    metadata = {
+        "registered_model": spec.model.name,
+        "registered_version": logged.version,
+        "mlflow_run_id": mlflow_run,
+        "rows": table.num_rows,
+        "days": len(snapshot.days),
+        "held": dict(snapshot.held),
+        "snapshot": snapshot_record.data_version,
+        **(rounds[-1] if rounds else {}),
+    }
+    inputs = {spec.asset("snapshot"): snapshot_record.data_version}
+    return Outcome(asset, name, logged.digest, True, metadata, figures, inputs)
+
+
+def _figures(rounds: list[dict[str, float]], importance: dict[str, float]) -> dict[str, bytes]:
+    figures = {}
+    for metric in rounds[0] if len(rounds) > 1 else ():
+        values = [values[metric] for values in rounds]
+        figures[f"training {metric}"] = plots.training_curve(metric, values)
+    if importance:
+        figures["feature importance"] = plots.importance(importance)
+    return figures

@@ -1,0 +1,145 @@
+"""What the stages of one pipeline work with, opened on first use."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+from platform_assets.domain.clock import Clock, FixedClock, WallClock
+from platform_assets.domain.partition import PartitionKey, local_hours
+from platform_assets.domain.spec import PipelineSpec
+from resources.home import Home
+from resources.lake import DatasetTable
+from resources.landing import LandingZone
+from resources.ledger import Ledger, open_ledger
+from resources.ledger.records import VerdictRecord, VersionRecord
+from resources.tracking import Tracking
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage did for one partition.
+
+    Attributes:
+        asset: asset key, `flights/features`.
+        partition: partition key; none for an asset without partitions.
+        data_version: content digest, 64 hexadecimal digits.
+        changed: whether anything was written.
+        metadata: plain values for people.
+        figures: PNG images by title.
+        inputs: data version by upstream asset key, where there is one upstream partition.
+    """
+
+    asset: str
+    partition: str | None
+    data_version: str
+    changed: bool
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, bytes] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Services:
+    """The adapters of one pipeline in one home."""
+
+    home: Home
+    spec: PipelineSpec
+    fixed_clock: Clock | None = None
+
+    @classmethod
+    def open(cls, spec: PipelineSpec, home: Home | None = None) -> "Services":
+        """Open the services of a pipeline.
+
+        Raises:
+            HomeError: the home was not initialised, or by another version.
+        """
+        located = home or Home.locate()
+        located.require()
+        return cls(located, spec)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        return open_ledger(self.home.ledger_url)
+
+    @cached_property
+    def zone(self) -> LandingZone:
+        return LandingZone(self.home.landing, self.spec, self.ledger)
+
+    @cached_property
+    def table(self) -> DatasetTable:
+        return DatasetTable(
+            self.home.lake / self.spec.pipeline / "features", self.spec.partitions.key
+        )
+
+    @cached_property
+    def tracking(self) -> Tracking:
+        return Tracking(self.home.mlflow_uri, self.home.mlflow_artifacts)
+
+    @property
+    def clock(self) -> Clock:
+        """The clock that the catalog asks for: the wall's, or how far the replay has landed."""
+        if self.fixed_clock is not None:
+            return self.fixed_clock
+        if self.spec.schedule.clock == "wall":
+            return WallClock()
+        reached = self.ledger.clock(self.spec.pipeline)
+        first = local_hours(self.spec.partitions.start, self.spec.partitions.timezone)[0]
+        return FixedClock(reached or first)
+
+    def record(
+        self,
+        *,
+        asset: str,
+        partition: str,
+        data_version: str,
+        rows: int,
+        run_id: str,
+        table_version: int | None = None,
+        detail: Mapping[str, Any] | None = None,
+        always: bool = False,
+    ) -> bool:
+        """Append a partition's version unless it is the current one; tells whether it did.
+
+        `always` appends even then: a retrained model has a registered version of its own.
+        """
+        current = self.ledger.current_version(asset, partition)
+        if current is not None and current.data_version == data_version and not always:
+            return False
+        self.ledger.record_version(
+            VersionRecord(
+                asset=asset,
+                partition=partition,
+                data_version=data_version,
+                table_version=table_version,
+                rows=rows,
+                detail=dict(detail or {}),
+                run_id=run_id,
+                committed_at=datetime.now(UTC),
+            )
+        )
+        return True
+
+    def record_verdict(
+        self, asset: str, partition: str, verdict: str, report: Mapping[str, Any], as_of: datetime
+    ) -> bool:
+        """Write a verdict down; tells whether it differs from the one before."""
+        before = self.ledger.verdict(self.spec.pipeline, asset, partition)
+        if before is not None and before.verdict == verdict and before.report == dict(report):
+            return False
+        self.ledger.record_verdict(
+            VerdictRecord(
+                pipeline=self.spec.pipeline,
+                asset=asset,
+                partition=partition,
+                verdict=verdict,
+                report=dict(report),
+                as_of=as_of,
+                recorded_at=datetime.now(UTC),
+            )
+        )
+        return True
+
+    def partition(self, text: str, *, keyed: bool) -> PartitionKey:
+        return self.spec.require_partition(PartitionKey.parse(text), keyed=keyed)

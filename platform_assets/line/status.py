@@ -1,0 +1,109 @@
+"""How far each asset has come: watermark, complete, ready, held, missing; and the champion."""
+
+from datetime import date, timedelta
+from typing import Any
+
+from platform_assets.domain.completeness import Verdict
+from platform_assets.domain.manifest import DayState
+from platform_assets.domain.partition import PartitionKey, local_date
+from platform_assets.domain.spec import PipelineSpec
+from platform_assets.line.history import STAGES, Grid, plan_history, read_grid
+from platform_assets.line.services import Services
+
+EMPTY: dict[str, Any] = {
+    "partitions": 0,
+    "complete": 0,
+    "ready": 0,
+    "held": 0,
+    "missing": 0,
+    "watermark": None,
+}
+
+
+def reached(services: Services) -> date | None:
+    """The last date that has begun, within the pipeline; None before its first."""
+    grid = services.spec.partitions
+    as_of = services.clock.as_of() - timedelta(microseconds=1)
+    today = local_date(as_of, grid.timezone)
+    return min(today, grid.end) if today >= grid.start else None
+
+
+def status(services: Services) -> dict[str, Any]:
+    """Counts by asset over the partitions that have begun by now.
+
+    complete: built, or for a source: all hours delivered. ready: could be built now. held: some
+    of what it needs is missing. missing: nothing of it has arrived.
+    """
+    spec = services.spec
+    last = reached(services)
+    champion = services.ledger.champion(spec.pipeline)
+    assets = {spec.landed(name): dict(EMPTY) for name in spec.sources}
+    assets |= {spec.asset(stage): dict(EMPTY) for stage in STAGES}
+    if last is not None:
+        grid = read_grid(services, spec.partitions.start, last)
+        assets |= _sources(spec, grid)
+        assets |= _stages(services, last, grid)
+    return {
+        "pipeline": spec.pipeline,
+        "as_of": services.clock.as_of().isoformat(),
+        "clock": spec.schedule.clock,
+        "live_from": spec.schedule.live_from.isoformat(),
+        "assets": assets,
+        "champion": None
+        if champion is None
+        else {
+            "model": champion.model,
+            "version": champion.version,
+            "date": champion.model_date.isoformat(),
+            "reason": champion.reason,
+        },
+    }
+
+
+def _sources(spec: PipelineSpec, grid: Grid) -> dict[str, dict[str, Any]]:
+    counts = {}
+    word = {Verdict.COMPLETE: "complete", Verdict.PARTIAL: "held", Verdict.ABSENT: "missing"}
+    for name in spec.sources:
+        count = dict(EMPTY)
+        watermark: date | None = None
+        for partition, report in grid.reports.items():
+            verdict = next(s.verdict for s in report.sources if s.source == name)
+            count["partitions"] += 1
+            count[word[verdict]] += 1
+            if verdict is Verdict.COMPLETE:
+                watermark = max(watermark or partition.date, partition.date)
+        count["watermark"] = watermark.isoformat() if watermark else None
+        counts[spec.landed(name)] = count
+    return counts
+
+
+def _stages(services: Services, last: date, grid: Grid) -> dict[str, dict[str, Any]]:
+    spec = services.spec
+    plan = plan_history(services, spec.partitions.start, last, grid)
+    dates = (last - spec.partitions.start).days + 1
+    models = max(0, (last - spec.first_model_date).days + 1)
+    judged = max(0, (min(last, spec.last_judged_date) - spec.first_model_date).days + 1)
+    expected = {
+        "features": dates * len(spec.partitions.values),
+        "day": dates,
+        "snapshot": models,
+        "model": models,
+        "evaluation": judged,
+    }
+    absent = {str(p) for p, r in grid.reports.items() if r.verdict is Verdict.ABSENT}
+    counts = {}
+    for stage in STAGES:
+        done = [PartitionKey.parse(name) for name in plan.done[stage]]
+        held = {name for name in plan.held[stage] if name not in plan.done[stage]}
+        nothing = held & absent
+        counts[spec.asset(stage)] = {
+            "partitions": expected[stage],
+            "complete": len(done),
+            "ready": len(plan.build[stage]),
+            "held": len(held - nothing),
+            "missing": len(nothing),
+            "watermark": max(k.date for k in done).isoformat() if done else None,
+        }
+    whole = sum(day.state is DayState.WHOLE for day in grid.days.values())
+    counts[spec.asset("day")]["whole"] = whole
+    return counts

@@ -1,0 +1,65 @@
+"""What a command prints: tables for people, or one JSON document."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout, and nothing else."""
+    sys.stdout.write(json.dumps(document, indent=2, default=str) + "\n")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table; numbers stand on the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for i, column in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[i], int | float) for row in rows)
+        table.add_column(
+            column, justify="right" if numeric else "left", overflow="fold", no_wrap=i == 0
+        )
+    for row in rows:
+        table.add_row(*("-" if cell is None else str(cell) for cell in row))
+    Console().print(table)
+
+
+def print_status(document: Mapping[str, Any]) -> None:
+    """The status of one pipeline as a table."""
+    columns = ("partitions", "complete", "ready", "held", "missing", "watermark")
+    rows = [
+        (asset, *(counts[column] for column in columns))
+        for asset, counts in document["assets"].items()
+    ]
+    title = f"{document['pipeline']}, as of {document['as_of']} ({document['clock']} clock)"
+    print_table(title, ("asset", *columns), rows)
+    champion = document["champion"]
+    if champion is None:
+        print("champion: none yet")
+    else:
+        print(
+            f"champion: {champion['model']} version {champion['version']} of {champion['date']} "
+            f"({champion['reason']})"
+        )
+
+
+def print_explanation(document: Mapping[str, Any]) -> None:
+    """The story of one partition."""
+    print(f"{document['asset']} {document['partition']}: {document['state']}")
+    print(f"  as of {document['as_of']}")
+    print(f"  {document['reason']}")
+    for source in document.get("sources", ()):
+        line = f"  {source['source']}: {source['observed']} of {source['expected']} hours"
+        if source["missing_local"]:
+            line += f", missing {source['missing_local']} (local time)"
+        print(line)
+    for name, reason in (document.get("held") or {}).items():
+        print(f"  held {name}: {reason}")
+    for version in document["versions"]:
+        print(
+            f"  {version['committed_at']} {version['data_version'][:12]} {version['rows']} rows, "
+            f"run {version['run_id']}"
+        )

@@ -1,0 +1,125 @@
+"""Gradient-boosted trees by LightGBM."""
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from platform_assets.domain.errors import UsageError
+from platform_assets.domain.promotion import Kind
+from resources.training import OnRound, Parameters, require_trainable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+_OBJECTIVE = {
+    "binary_classification": {"objective": "binary", "metric": "binary_logloss"},
+    "regression": {"objective": "regression", "metric": "rmse"},
+}
+_METRIC = {"binary_logloss": "train_log_loss", "rmse": "train_rmse"}
+_ROUNDS = "num_boost_round"
+# Equal rows, parameters and seed give an equal model; each of these is needed for that.
+_FIXED = {"deterministic": True, "force_row_wise": True, "verbosity": -1}
+# LightGBM derives these from its seed.
+_SEEDS = (
+    "seed",
+    "bagging_seed",
+    "data_random_seed",
+    "drop_seed",
+    "extra_seed",
+    "feature_fraction_seed",
+    "objective_seed",
+)
+
+
+class LightGBMTrainer:
+    """Trains a `lightgbm.Booster`.
+
+    Parameters are LightGBM's own, and `num_boost_round` (100); its aliases are known. What the
+    platform sets itself may not be given: objective, metric, seeds, determinism.
+    """
+
+    flavor = "lightgbm"
+    requirements = ("lightgbm", "pandas", "numpy", "scikit-learn")
+
+    def fit(
+        self,
+        frame: "pd.DataFrame",
+        target: "pd.Series[float]",
+        *,
+        kind: Kind,
+        parameters: Parameters,
+        seed: int,
+        on_round: OnRound,
+    ) -> object:
+        # Threads that wait by spinning cost ten times the training where other runs share the
+        # cores. OpenMP reads this once, as its library is loaded.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        import lightgbm as lgb
+
+        require_trainable(target, kind)
+        rounds, own = _parameters(parameters)
+        settings = {**own, **_OBJECTIVE[kind], **_FIXED, "seed": seed}
+
+        def report(state: Any) -> None:
+            measured = {
+                _METRIC[metric]: float(value)
+                for _, metric, value, *_ in state.evaluation_result_list
+            }
+            on_round(int(state.iteration) + 1, measured)
+
+        rows = lgb.Dataset(frame, label=target, free_raw_data=True)
+        return lgb.train(
+            settings,
+            rows,
+            num_boost_round=rounds,
+            valid_sets=[rows],
+            valid_names=["train"],
+            callbacks=[report],
+        )
+
+    def predict(self, model: object, frame: "pd.DataFrame") -> "np.ndarray":
+        import numpy as np
+
+        if not len(frame):
+            return np.empty(0)
+        booster: Any = model
+        return np.asarray(booster.predict(frame), dtype=np.float64)
+
+    def importance(self, model: object) -> Mapping[str, float]:
+        """Total gain of the splits on each feature."""
+        booster: Any = model
+        gains = booster.feature_importance(importance_type="gain")
+        return dict(zip(booster.feature_name(), map(float, gains), strict=True))
+
+
+def _parameters(parameters: Parameters) -> tuple[int, dict[str, bool | int | float | str]]:
+    """Number of rounds, and the parameters under their main names.
+
+    Raises:
+        UsageError: a name that LightGBM does not know, that the platform sets, or given twice.
+    """
+    from lightgbm.basic import _ConfigAliases
+
+    # LightGBM only warns of a name that it does not know, and trains without it.
+    known: dict[str, list[str]] = _ConfigAliases._get_all_param_aliases()
+    main = {alias: name for name, aliases in known.items() for alias in (name, *aliases)}
+    main |= dict.fromkeys((_ROUNDS, "num_iterations", *known.get("num_iterations", ())), _ROUNDS)
+    fixed = {*_FIXED, *_SEEDS, "objective", "metric"}
+    settings: dict[str, bool | int | float | str] = {}
+    for name, value in parameters.items():
+        if name not in main:
+            raise UsageError(
+                f"model.parameters.{name} is no parameter of LightGBM; allowed are "
+                f"{', '.join(sorted({*main.values()} - fixed))}"
+            )
+        if main[name] in fixed:
+            raise UsageError(
+                f"model.parameters.{name} is set by the platform: the objective and metric follow "
+                "from model.kind, the seeds from model.seed, and training is deterministic; "
+                "leave it out"
+            )
+        if main[name] in settings:
+            raise UsageError(f"model.parameters.{name} is given twice, as {main[name]} too")
+        settings[main[name]] = value
+    return int(settings.pop(_ROUNDS, 100)), settings

@@ -1,0 +1,190 @@
+"""Dagster's webserver, through its GraphQL API: what the UI does, done by a program."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from platform_assets.domain.errors import RefusedError, TransientError
+
+TIMEOUT_SECONDS = 30
+
+LAUNCH_BACKFILL = """
+mutation Launch($params: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $params) {
+    __typename
+    ... on LaunchBackfillSuccess { backfillId }
+    ... on PythonError { message }
+    ... on UnauthorizedError { message }
+    ... on PartitionKeysNotFoundError { message }
+    ... on RunConflict { message }
+  }
+}
+"""
+
+BACKFILL = """
+query Backfill($id: String!) {
+  partitionBackfillOrError(backfillId: $id) {
+    __typename
+    ... on PartitionBackfill {
+      status
+      error { message }
+      assetBackfillData {
+        assetBackfillStatuses {
+          __typename
+          ... on AssetPartitionsStatusCounts {
+            assetKey { path }
+            numPartitionsTargeted numPartitionsMaterialized numPartitionsFailed
+          }
+          ... on UnpartitionedAssetStatus { assetKey { path } materialized failed }
+        }
+      }
+    }
+    ... on BackfillNotFoundError { message }
+    ... on PythonError { message }
+  }
+}
+"""
+
+RUNS = """
+query Runs($filter: RunsFilter, $limit: Int) {
+  runsOrError(filter: $filter, limit: $limit) {
+    ... on Runs { results {
+      runId status jobName startTime endTime tags { key value }
+      assetSelection { path }
+    } }
+    ... on PythonError { message }
+  }
+}
+"""
+
+LOCATIONS = """
+query { workspaceOrError {
+  ... on Workspace { locationEntries {
+    name loadStatus locationOrLoadError {
+      __typename ... on PythonError { message }
+    }
+  } }
+  ... on PythonError { message }
+} instance { daemonHealth { allDaemonStatuses { daemonType healthy required } } } }
+"""
+
+
+class DagsterApi:
+    """A running Dagster webserver.
+
+    Args:
+        url: its address, `http://127.0.0.1:3000`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    def query(self, text: str, variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Run one GraphQL operation.
+
+        Raises:
+            TransientError: the webserver does not answer.
+            RefusedError: it answered with errors.
+        """
+        body = json.dumps({"query": text, "variables": dict(variables or {})}).encode()
+        request = urllib.request.Request(  # noqa: S310 - http on loopback, given by the caller
+            f"{self.url}/graphql", body, {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
+                document = json.load(answer)
+        except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError) as error:
+            raise TransientError(
+                f"Dagster's webserver at {self.url} does not answer ({error}); start it with "
+                "`signalbox dev`"
+            ) from error
+        if document.get("errors"):
+            raise RefusedError(f"Dagster refused a query: {document['errors'][0]['message']}")
+        data: dict[str, Any] = document["data"]
+        return data
+
+    def loaded(self) -> bool:
+        """Whether the code location is loaded and the daemons are well.
+
+        Raises:
+            RefusedError: the code location cannot be loaded.
+        """
+        data = self.query(LOCATIONS)
+        entries = data["workspaceOrError"].get("locationEntries", [])
+        for entry in entries:
+            found = entry["locationOrLoadError"]
+            if found and found["__typename"] == "PythonError":
+                raise RefusedError(f"code location {entry['name']} fails: {found['message']}")
+        daemons = data["instance"]["daemonHealth"]["allDaemonStatuses"]
+        return (
+            bool(entries)
+            and all(entry["loadStatus"] == "LOADED" for entry in entries)
+            and all(d["healthy"] for d in daemons if d["required"])
+        )
+
+    def launch_backfill(
+        self,
+        partitions: Mapping[str, Sequence[tuple[str, str]] | None],
+        *,
+        title: str,
+        tags: Mapping[str, str],
+    ) -> str:
+        """Launch a native backfill.
+
+        Args:
+            partitions: ranges of partition keys by asset key; none for an asset without any.
+            title: shown in the UI.
+            tags: put onto the backfill and every run of it.
+
+        Returns:
+            The backfill's id.
+        """
+        selectors = [
+            {
+                "assetKey": {"path": asset.split("/")},
+                **(
+                    {}
+                    if ranges is None
+                    else {"partitions": {"ranges": [{"start": a, "end": b} for a, b in ranges]}}
+                ),
+            }
+            for asset, ranges in partitions.items()
+        ]
+        params = {
+            "partitionsByAssets": selectors,
+            "title": title,
+            "tags": [{"key": key, "value": value} for key, value in tags.items()],
+        }
+        result = self.query(LAUNCH_BACKFILL, {"params": params})["launchPartitionBackfill"]
+        if result["__typename"] != "LaunchBackfillSuccess":
+            raise RefusedError(f"Dagster refused the backfill: {result.get('message', result)}")
+        return str(result["backfillId"])
+
+    def backfill(self, backfill_id: str) -> dict[str, Any]:
+        """Status and counts by asset: `{"status": …, "assets": {key: (done, failed, of)}}`."""
+        found = self.query(BACKFILL, {"id": backfill_id})["partitionBackfillOrError"]
+        if found["__typename"] != "PartitionBackfill":
+            raise RefusedError(f"backfill {backfill_id}: {found.get('message')}")
+        counts = {}
+        statuses = (found["assetBackfillData"] or {}).get("assetBackfillStatuses", [])
+        for status in statuses:
+            asset = "/".join(status["assetKey"]["path"])
+            if status["__typename"] == "UnpartitionedAssetStatus":
+                counts[asset] = (int(status["materialized"]), int(status["failed"]), 1)
+            else:
+                counts[asset] = (
+                    status["numPartitionsMaterialized"],
+                    status["numPartitionsFailed"],
+                    status["numPartitionsTargeted"],
+                )
+        error = found["error"]["message"] if found["error"] else None
+        return {"status": found["status"], "error": error, "assets": counts}
+
+    def runs(self, tags: Mapping[str, str], limit: int = 100) -> list[dict[str, Any]]:
+        """Runs that carry all these tags, newest first."""
+        wanted = {"tags": [{"key": key, "value": value} for key, value in tags.items()]}
+        found = self.query(RUNS, {"filter": wanted, "limit": limit})["runsOrError"]
+        runs: list[dict[str, Any]] = found["results"]
+        return runs

@@ -1,0 +1,415 @@
+"""The lake: one Delta table a dataset, each partition replaced by one atomic commit.
+
+A partition is a key (an airport) and a date. What it holds is named by `content_digest`, never by
+where it lies: compaction, another file layout or another order of the rows keep the name.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from platform_assets.domain.errors import (
+    HomeError,
+    RefusedError,
+    SignalboxError,
+    TransientError,
+    UsageError,
+)
+from platform_assets.domain.manifest import PartitionVersion
+from platform_assets.domain.partition import PartitionKey
+from resources.content import EncodedRows, content_digest, is_plain, is_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from deltalake import DeltaTable
+
+__all__ = ["Commit", "DatasetTable", "content_digest"]
+
+DATE = "date"
+
+_CONFLICT_ATTEMPTS = 5
+_CHECKPOINT_INTERVAL = 20
+_CONFIGURATION: Mapping[str, str | None] = {
+    # A registered model pins the versions that it was trained on: nothing may expire.
+    "delta.enableExpiredLogCleanup": "false",
+    "delta.logRetentionDuration": "interval 5200 weeks",
+    "delta.deletedFileRetentionDuration": "interval 5200 weeks",
+    # Partitions are found by their values; statistics of the columns would only swell the log.
+    "delta.dataSkippingNumIndexedCols": "0",
+    "delta.checkpointInterval": str(_CHECKPOINT_INTERVAL),
+}
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What became of one commit.
+
+    Attributes:
+        data_version: content digest of the rows, 64 hexadecimal digits.
+        table_version: the Delta version that holds them; None if nothing was written, since the
+            partition held these rows already.
+        rows: how many there are.
+        changed: whether a version was written.
+    """
+
+    data_version: str
+    table_version: int | None
+    rows: int
+    changed: bool
+
+
+class DatasetTable:
+    """A Delta table partitioned by a key column and `date`.
+
+    An object is a name, it holds nothing open: it may be sent to another process. A process that
+    has used a table must not fork: delta-rs refuses to work in the child (spawn it, or fork from
+    a process that has only imported it).
+    """
+
+    def __init__(self, path: Path | str, key_column: str) -> None:
+        self.path = str(path)
+        self.key_column = key_column
+
+    def version(self) -> int | None:
+        """The newest version of the table; None if there is no table yet."""
+        table = self._open()
+        return None if table is None else table.version()
+
+    def commit(self, partition: PartitionKey, table: "pa.Table", *, previous: str | None) -> Commit:
+        """Replace one partition by these rows, all or nothing.
+
+        Zero rows are a version like any other: whoever reads it reads zero rows. Of two writers
+        on one partition the later one wins, as a whole.
+
+        Args:
+            partition: a key and a date; each row must carry both.
+            table: the rows, with the key column and `date`.
+            previous: digest of the rows that the partition is known to hold; if these are they,
+                nothing is written.
+
+        Raises:
+            UsageError: rows of another partition, or of a type that a dataset does not hold.
+            RefusedError: a column has another type in the table.
+            TransientError: the disk is full, or other writers won each time.
+            HomeError: the folder may not be written.
+        """
+        rows = self._storable(partition, table)
+        digest = content_digest(rows)
+        if digest == previous and self._stands():
+            return Commit(digest, None, rows.num_rows, changed=False)
+        from deltalake.exceptions import CommitFailedError
+
+        for _ in range(_CONFLICT_ATTEMPTS):
+            try:
+                version = self._overwrite(partition, rows, digest)
+            except CommitFailedError as error:
+                full = _translated(error, self.path)
+                if full is not None:
+                    raise full from error
+            except Exception as error:
+                known = _translated(error, self.path)
+                if known is None:
+                    raise
+                raise known from error
+            else:
+                return Commit(digest, version, rows.num_rows, changed=True)
+        raise TransientError(
+            f"partition {partition} of {self.path} could not be committed: other writers changed "
+            f"it {_CONFLICT_ATTEMPTS} times meanwhile; one run at a time may build a partition, "
+            "try again when the others have ended"
+        )
+
+    def read(
+        self,
+        partitions: Sequence[PartitionVersion],
+        version: int,
+        columns: Sequence[str] | None = None,
+    ) -> "pa.Table":
+        """Read partitions in exactly the versions that are named.
+
+        The same versions give the same rows in the same order, whatever was committed or
+        compacted since: by date and key, within a partition by content.
+
+        Args:
+            partitions: what to read; each partition's digest is verified.
+            version: the table version to read at. A partition that holds other rows there is
+                read at its own.
+            columns: the columns to return; all of them by default.
+
+        Raises:
+            RefusedError: rows that the digest names are not there: changed, vacuumed, deleted.
+            UsageError: a partition is named twice, or a column does not exist.
+        """
+        import pyarrow as pa
+
+        wanted = {PartitionKey.parse(p.partition): p for p in partitions}
+        if len(wanted) != len(partitions):
+            raise UsageError(f"{len(partitions)} partitions were named, some of them twice")
+        ordered = sorted(wanted)
+        whole, found = self._verified(version, {k: wanted[k].data_version for k in ordered})
+        if len(found) == len(ordered) and ordered:
+            import numpy as np
+
+            result = whole.take(pa.array(np.concatenate([found[key] for key in ordered])))
+        elif not ordered:
+            result = whole.slice(0, 0)
+        else:
+            result = pa.concat_tables(
+                [
+                    whole.take(pa.array(found[key])) if key in found else self._at_own(key, it)
+                    for key, it in ((key, wanted[key]) for key in ordered)
+                ],
+                promote_options="default",
+            )
+        if columns is None:
+            return result
+        unknown = sorted(set(columns) - set(result.column_names))
+        if unknown:
+            raise UsageError(
+                f"{self.path} has no column {', '.join(unknown)}; its columns are "
+                f"{', '.join(result.column_names)}"
+            )
+        return result.select(list(columns))
+
+    # --- writing ------------------------------------------------------------------------------
+
+    def _storable(self, partition: PartitionKey, table: "pa.Table") -> "pa.Table":
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if partition.key is None:
+            raise UsageError(f"{partition} has no {self.key_column}; as in JFK|2013-01-05")
+        fields = []
+        for field in table.schema:
+            kind = pa.string() if is_text(field.type) else field.type
+            if not _is_storable(kind):
+                raise UsageError(
+                    f"column {field.name!r} is of type {kind}; a dataset holds text, booleans, "
+                    "signed integers, floats, dates, and timestamps in microseconds, UTC"
+                )
+            fields.append(pa.field(field.name, kind))
+        rows = table.cast(pa.schema(fields))
+        for name, value in ((self.key_column, partition.key), (DATE, partition.date)):
+            if name not in rows.column_names:
+                raise UsageError(f"rows for {partition} lack the partition column {name!r}")
+            own = pc.all(pc.fill_null(pc.equal(rows[name], pa.scalar(value)), False)).as_py()
+            if rows.num_rows and not own:
+                raise UsageError(f"rows for {partition} hold another {name} than {value}")
+        return rows
+
+    def _overwrite(self, partition: PartitionKey, rows: "pa.Table", digest: str) -> int:
+        from deltalake import CommitProperties, PostCommitHookProperties, write_deltalake
+        from deltalake.exceptions import DeltaError
+
+        table = self._open() or self._create(rows.schema)
+        merge = self._schema_differs(table, rows)
+        write_deltalake(
+            table,
+            rows,
+            mode="overwrite",
+            predicate=f"{_column(self.key_column)} = {_literal(partition.key or '')} "
+            f"AND {_column(DATE)} = DATE '{partition.date}'",
+            schema_mode="merge" if merge else None,
+            commit_properties=CommitProperties(
+                custom_metadata={
+                    "signalbox.partition": str(partition),
+                    "signalbox.digest": digest,
+                    "signalbox.columns": rows.column_names,
+                },
+                max_commit_retries=200,
+            ),
+            post_commithook_properties=PostCommitHookProperties(
+                create_checkpoint=False, cleanup_expired_logs=False
+            ),
+        )
+        version = table.version()
+        if version % _CHECKPOINT_INTERVAL == 0:
+            # The commit stands by now. A checkpoint makes opening faster and nothing else, so a
+            # failure of it (a full disk) must not look like a failed commit.
+            with suppress(DeltaError, OSError):
+                table.create_checkpoint()
+        return version
+
+    def _schema_differs(self, table: "DeltaTable", rows: "pa.Table") -> bool:
+        import pyarrow as pa
+
+        there = {f.name: f.type for f in pa.schema(table.schema().to_arrow())}
+        for field in rows.schema:
+            kind = there.get(field.name, field.type)
+            if kind != field.type:
+                raise RefusedError(
+                    f"column {field.name!r} is {field.type} now, but {kind} in {self.path}, whose "
+                    "older versions models were trained on; give the column another name"
+                )
+        return set(there) != set(rows.column_names)
+
+    def _create(self, schema: "pa.Schema") -> "DeltaTable":
+        """Create the table, or open the one that another process has created meanwhile."""
+        from deltalake import DeltaTable, Schema
+        from deltalake.exceptions import DeltaError
+
+        try:
+            return DeltaTable.create(
+                self.path,
+                Schema.from_arrow(schema),
+                partition_by=[self.key_column, DATE],
+                configuration=dict(_CONFIGURATION),
+            )
+        except DeltaError:
+            table = self._open()
+            if table is None:
+                raise
+            return table
+
+    def _stands(self) -> bool:
+        """Whether the table is still there; a remote one is believed to be."""
+        return "://" in self.path or (Path(self.path) / "_delta_log").is_dir()
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def _open(self, version: int | None = None) -> "DeltaTable | None":
+        from deltalake import DeltaTable
+        from deltalake.exceptions import TableNotFoundError
+
+        try:
+            return DeltaTable(self.path, version=version)
+        except TableNotFoundError:
+            return None
+
+    def _scan(self, version: int, keys: Sequence[PartitionKey]) -> "pa.Table":
+        """All rows of these keys and dates at a version, in no order."""
+        import pyarrow as pa
+        from deltalake.exceptions import DeltaError
+
+        try:
+            table = self._open(version)
+            if table is None:
+                raise RefusedError(
+                    f"{self.path} is no Delta table, but versions of it are recorded; restore the "
+                    "folder, or rebuild its partitions"
+                )
+            names = ", ".join(_literal(name) for name in sorted({k.key or "" for k in keys}))
+            days = ", ".join(f"DATE '{day}'" for day in sorted({k.date for k in keys}))
+            dataset = table.to_pyarrow_dataset(
+                filesystem=self._filesystem(),
+                file_pruning_predicate=f"{_column(self.key_column)} IN ({names}) "
+                f"AND {_column(DATE)} IN ({days})"
+                if keys
+                else None,
+            )
+            return dataset.to_table() if keys else dataset.schema.empty_table()
+        except (DeltaError, OSError, pa.ArrowInvalid) as error:
+            raise RefusedError(
+                f"version {version} of {self.path} cannot be read, so what was trained on it "
+                f"cannot be repeated; was it vacuumed or deleted? ({_first_line(error)})"
+            ) from error
+
+    def _filesystem(self) -> Any:
+        if "://" in self.path:
+            return None
+        from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
+
+        return SubTreeFileSystem(str(Path(self.path).absolute()), LocalFileSystem())
+
+    def _verified(
+        self, version: int, digests: Mapping[PartitionKey, str]
+    ) -> tuple["pa.Table", dict[PartitionKey, "np.ndarray"]]:
+        """Rows at a version, and for each partition that holds what is asked its positions."""
+        whole = self._scan(version, list(digests))
+        encoded = EncodedRows.of(whole)
+        found = {}
+        for key, positions in self._split(whole, list(digests)):
+            rows = encoded.rows[positions]
+            if encoded.digest(rows) == digests[key]:
+                found[key] = positions[encoded.order(rows)]
+        return whole, found
+
+    def _split(
+        self, table: "pa.Table", keys: Sequence[PartitionKey]
+    ) -> Iterator[tuple[PartitionKey, "np.ndarray"]]:
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        names = sorted({key.key or "" for key in keys})
+        days = sorted({key.date for key in keys})
+        name = pc.index_in(table[self.key_column], value_set=pa.array(names, pa.string()))
+        day = pc.index_in(table[DATE], value_set=pa.array(days, pa.date32()))
+        cell = name.to_numpy() * len(days) + day.to_numpy()
+        order = np.argsort(cell, kind="stable")
+        bounds = np.searchsorted(cell[order], np.arange(len(names) * len(days) + 1))
+        for key in keys:
+            at = names.index(key.key or "") * len(days) + days.index(key.date)
+            yield key, order[bounds[at] : bounds[at + 1]]
+
+    def _at_own(self, key: PartitionKey, partition: PartitionVersion) -> "pa.Table":
+        """A partition at the version that committed it: it was replaced afterwards."""
+        import pyarrow as pa
+
+        own = partition.table_version
+        rows = self._scan(own, [key])
+        for names in (rows.column_names, self._committed_columns(own)):
+            if not set(names) <= set(rows.column_names):
+                continue
+            # Columns that the dataset got before or after this commit are null here.
+            part = rows.select(names)
+            encoded = EncodedRows.of(part)
+            if encoded.digest(encoded.rows) == partition.data_version:
+                return part.take(pa.array(encoded.order(encoded.rows)))
+        raise RefusedError(
+            f"partition {partition.partition} of {self.path} holds other rows at version {own} "
+            f"than the recorded ones (digest {partition.data_version[:12]}), it was tampered "
+            "with; rebuild the partition and take the snapshot again"
+        )
+
+    def _committed_columns(self, version: int) -> list[str]:
+        table = self._open(version)
+        entry = table.history(1)[0] if table is not None else {}
+        names = entry.get("signalbox.columns", [])
+        return [str(name) for name in names]
+
+
+def _is_storable(kind: Any) -> bool:
+    """Whether a type comes back from Delta as it went in."""
+    import pyarrow as pa
+    import pyarrow.types as types
+
+    if types.is_timestamp(kind):
+        return bool(kind == pa.timestamp("us", "UTC"))
+    return bool(types.is_string(kind) or (is_plain(kind) and not types.is_unsigned_integer(kind)))
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _column(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+_FULL = ("no space left", "os error 28", "file too large", "os error 27", "quota", "os error 122")
+_FORBIDDEN = ("permission denied", "os error 13", "read-only file system", "os error 30")
+_IN_THE_WAY = ("not a directory", "os error 20", "notadirectory")
+
+
+def _translated(error: BaseException, path: str) -> SignalboxError | None:
+    """Delta's errors carry the cause in their text only."""
+    text = str(error).lower()
+    if any(sign in text for sign in _FULL):
+        return TransientError(
+            f"the disk under {path} is full, nothing was committed and the older versions stand; "
+            "free some space and try again"
+        )
+    if any(sign in text for sign in _FORBIDDEN):
+        return HomeError(f"{path} may not be written; give this user the right to, and try again")
+    if any(sign in text for sign in _IN_THE_WAY):
+        return HomeError(f"{path} cannot be a folder, a file is in the way; move the file away")
+    return None

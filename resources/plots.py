@@ -1,0 +1,87 @@
+"""Small PNG images for the metadata of assets and runs.
+
+They are drawn without pyplot, whose state is shared by all threads of a process.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_INK, _ACCENT, _QUIET = "#1d3557", "#c1121f", "#8d99ae"
+
+
+def training_curve(metric: str, values: Sequence[float]) -> bytes:
+    """A metric by training round, as PNG."""
+    figure, axes = _canvas()
+    axes.plot(range(1, len(values) + 1), values, color=_INK)
+    axes.set(xlabel="round", ylabel=metric, title="Training")
+    return _png(figure)
+
+
+def calibration(target: "np.ndarray", predictions: "np.ndarray", bins: int = 10) -> bytes:
+    """Observed share of class 1 by predicted probability, over bins of equal size, as PNG."""
+    import numpy as np
+
+    figure, axes = _canvas()
+    axes.plot([0, 1], [0, 1], color=_QUIET, linewidth=1, linestyle="--")
+    if len(predictions):
+        parts = np.array_split(np.argsort(predictions, kind="stable"), min(bins, len(predictions)))
+        axes.plot(
+            [float(predictions[part].mean()) for part in parts],
+            [float(target[part].mean()) for part in parts],
+            color=_INK,
+            marker="o",
+        )
+    axes.set(xlabel="predicted", ylabel="observed", title="Calibration", xlim=(0, 1), ylim=(0, 1))
+    return _png(figure)
+
+
+def importance(gains: Mapping[str, float], top: int = 20) -> bytes:
+    """The features that matter most, as PNG bars, the first on top."""
+    ordered = sorted(gains.items(), key=lambda item: (item[1], item[0]))[-top:]
+    figure, axes = _canvas(height=1.0 + 0.22 * len(ordered))
+    axes.barh([name for name, _ in ordered], [gain for _, gain in ordered], color=_INK)
+    axes.set(xlabel="importance", title="Features")
+    return _png(figure)
+
+
+def metric_over_time(
+    metric: str, points: Mapping[date, float], marked: Mapping[date, str] | None = None
+) -> bytes:
+    """A metric by date as PNG; dates that are `marked` (a new champion) carry their label."""
+    figure, axes = _canvas()
+    days = sorted(points)
+    axes.plot(days, [points[day] for day in days], color=_INK, marker="o", markersize=3)
+    for day, label in (marked or {}).items():
+        if day in points:
+            axes.plot([day], [points[day]], color=_ACCENT, marker="D")
+            axes.annotate(
+                label, (day, points[day]), textcoords="offset points", xytext=(4, 6), fontsize=7
+            )
+    axes.set(ylabel=metric, title=f"{metric} over time")
+    figure.autofmt_xdate()
+    return _png(figure)
+
+
+def _canvas(height: float = 3.2) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, height), dpi=96, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e6e8ee", linewidth=0.6)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _png(figure: Any) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    # Without the version of matplotlib, equal figures are equal bytes.
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    return buffer.getvalue()

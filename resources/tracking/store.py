@@ -1,0 +1,303 @@
+"""The tracking store and the model registry behind one address."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import logging
+import re
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from platform_assets.domain.errors import HomeError, RefusedError, UsageError
+from resources.tracking.client import SQLITE, attempt, open_client, quiet_mlflow, sqlite_path
+from resources.tracking.models import load_model
+from resources.tracking.run import TrackedRun
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DAGSTER_RUN_TAG = "signalbox.dagster_run_id"
+TAG_LENGTH = 8000  # MLflow's limit, in characters
+
+# By name: this layer does not know the orchestrator.
+INTERRUPTS = frozenset({"KeyboardInterrupt", "SystemExit", "DagsterExecutionInterruptedError"})
+STATE_OF_DAGSTER = {"FAILURE": "FAILED", "CANCELED": "KILLED", "SUCCESS": "FINISHED"}
+
+logger = logging.getLogger(__name__)
+
+
+class Tracking:
+    """Runs, models and aliases of one MLflow store.
+
+    Args:
+        uri: `sqlite:///<path>`, or the address of a tracking server.
+        artifacts: folder for models and figures of a local store; None where the server
+            decides.
+    """
+
+    def __init__(self, uri: str, artifacts: Path | None) -> None:
+        self.uri = uri
+        self.artifacts = artifacts
+        self._opened: MlflowClient | None = None
+
+    def prepare(self) -> None:
+        """Creates a sqlite store's schema once; does nothing to one that exists, or to a server.
+
+        The database appears whole or not at all, and one that exists costs no import of MLflow.
+
+        Raises:
+            HomeError: not writable, or the file in its place is no MLflow database.
+        """
+        path = sqlite_path(self.uri)
+        if path is None:
+            return
+        if self.artifacts is None:
+            raise UsageError(
+                f"the MLflow store {self.uri} has no artifacts folder, a sqlite store needs one: "
+                "name it"
+            )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.artifacts.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HomeError(
+                f"the MLflow folders cannot be created ({error}), they must be writable: choose "
+                "another home or correct its permissions"
+            ) from error
+        if not _is_prepared(path):
+            self._create(path, self.artifacts.absolute().as_uri())
+
+    @contextmanager
+    def run(self, experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[TrackedRun]:
+        """An MLflow run whose final state tells what happened to the block.
+
+        An exception makes it FAILED, an interrupt (Ctrl-C, SystemExit, Dagster's termination)
+        KILLED, else it is FINISHED. A killed process leaves RUNNING behind, which `reconcile`
+        sets right.
+        """
+        client = self._client()
+        experiment_id = self._experiment(experiment)
+        cut = {key: str(value)[:TAG_LENGTH] for key, value in {**_context(), **tags}.items()}
+        opened = attempt(
+            self.uri, lambda: client.create_run(experiment_id, tags=cut, run_name=name)
+        )
+        tracked = TrackedRun(client, self.uri, opened.info.run_id, experiment_id)
+        try:
+            yield tracked
+            tracked.flush()
+        except BaseException as error:
+            names = {base.__name__ for base in type(error).__mro__}
+            self._end_quietly(tracked, "KILLED" if names & INTERRUPTS else "FAILED")
+            raise
+        self._end(tracked.run_id, "FINISHED")
+
+    def log_judgement(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        """Adds metrics to a run that has ended: what was found out about its model later."""
+        from mlflow.entities import Metric
+
+        client, now = self._client(), int(time.time() * 1000)
+        batch = [Metric(name, value, now, 0) for name, value in metrics.items()]
+        attempt(self.uri, lambda: client.log_batch(run_id, metrics=batch))
+
+    def set_alias(self, model: str, alias: str, version: int) -> None:
+        """Points the alias at that version. The last writer wins: MLflow compares nothing."""
+        client = self._client()
+        attempt(self.uri, lambda: client.set_registered_model_alias(model, alias, str(version)))
+
+    def alias(self, model: str, alias: str) -> int | None:
+        """The version that the alias points at; None where there is no such alias or model."""
+        from mlflow.exceptions import MlflowException
+
+        client = self._client()
+        try:
+            found = attempt(self.uri, lambda: client.get_model_version_by_alias(model, alias))
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+        return int(found.version)
+
+    def load(self, model: str, version: int, flavor: str) -> object:
+        """The model of that version, as its flavor gives it back (a Booster, an estimator).
+
+        Raises:
+            UsageError: there is no such model or version.
+        """
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+        from mlflow.utils.uri import is_local_uri
+
+        client = self._client()
+        try:
+            place = attempt(
+                self.uri, lambda: client.get_model_version_download_uri(model, str(version))
+            )
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise UsageError(
+                f"there is no version {version} of the model {model!r} in {self.uri}: name a "
+                "registered version"
+            ) from error
+        if is_local_uri(place):
+            return load_model(Path(download_artifacts(place, tracking_uri=self.uri)), flavor)
+        with tempfile.TemporaryDirectory(prefix="signalbox-") as folder:
+            fetched = download_artifacts(
+                place, dst_path=folder, tracking_uri=self.uri, registry_uri=self.uri
+            )
+            return load_model(Path(fetched), flavor)
+
+    def reconcile(self, state_of: Callable[[str], str | None]) -> list[tuple[str, str]]:
+        """Ends the RUNNING runs whose Dagster run is over: their process was killed.
+
+        Args:
+            state_of: the state of a Dagster run by its id ("FAILURE", "CANCELED", "SUCCESS",
+                any other while it goes on), None for a run that Dagster does not know.
+
+        Returns:
+            (MLflow run id, its new state) of each run that was changed.
+        """
+        client = self._client()
+        changed = []
+        for run_id, dagster_run_id in self._running():
+            state = state_of(dagster_run_id)
+            new = "FAILED" if state is None else STATE_OF_DAGSTER.get(state)
+            if new is None:
+                continue
+            # It may have ended by itself since it was listed.
+            current = attempt(self.uri, partial(client.get_run, run_id))
+            if current.info.status == "RUNNING":
+                self._end(run_id, new)
+                changed.append((run_id, new))
+        return changed
+
+    def _running(self) -> list[tuple[str, str]]:
+        """(MLflow run id, Dagster run id) of the RUNNING runs that carry a Dagster run's id."""
+        client = self._client()
+        condition = f"attributes.status = 'RUNNING' AND tags.`{DAGSTER_RUN_TAG}` != ''"
+
+        def experiments(token: str | None) -> Any:
+            return client.search_experiments(page_token=token)
+
+        def runs(token: str | None) -> Any:
+            return client.search_runs(known, condition, page_token=token)
+
+        known = [found.experiment_id for found in self._pages(experiments)]
+        return [(run.info.run_id, run.data.tags[DAGSTER_RUN_TAG]) for run in self._pages(runs)]
+
+    def _pages(self, search: Callable[[str | None], Any]) -> list[Any]:
+        found: list[Any] = []
+        token: str | None = None
+        while True:
+            page = attempt(self.uri, partial(search, token))
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    def _create(self, path: Path, artifacts: str) -> None:
+        # MLflow's migrations (more than 60) tolerate neither a second process nor being killed,
+        # so they run on a file beside; linking it into place fails if somebody was faster.
+        quiet_mlflow()
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        with tempfile.TemporaryDirectory(prefix=".prepare-", dir=path.parent) as folder:
+            made = Path(folder, path.name)
+            uri = f"{SQLITE}{made}"
+            attempt(uri, lambda: SqlAlchemyStore(uri, artifacts))._dispose_engine()
+            with suppress(FileExistsError):
+                path.hardlink_to(made)
+
+    def _client(self) -> MlflowClient:
+        if self._opened is None:
+            self._opened = open_client(self.uri)
+        return self._opened
+
+    def _experiment(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        client = self._client()
+        place = None
+        if self.artifacts is not None:
+            place = (self.artifacts.absolute() / _folder_name(name)).as_uri()
+        found = attempt(self.uri, lambda: client.get_experiment_by_name(name))
+        if found is None:
+            try:
+                return str(
+                    attempt(
+                        self.uri, lambda: client.create_experiment(name, artifact_location=place)
+                    )
+                )
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            found = attempt(self.uri, lambda: client.get_experiment_by_name(name))
+        if found.lifecycle_stage != "active":
+            raise RefusedError(
+                f"the MLflow experiment {name!r} was deleted, a run needs an active one: restore "
+                f"it (mlflow experiments restore --experiment-id {found.experiment_id})"
+            )
+        return str(found.experiment_id)
+
+    def _end(self, run_id: str, state: str) -> None:
+        client = self._client()
+        attempt(self.uri, lambda: client.set_terminated(run_id, status=state))
+
+    def _end_quietly(self, tracked: TrackedRun, state: str) -> None:
+        """Ends a run while an exception is on its way: that one must arrive, not ours."""
+        try:
+            self._end(tracked.run_id, state)
+            tracked.flush()
+        except Exception:
+            logger.warning(
+                "MLflow run %s could not be marked %s; reconcile will set it right",
+                tracked.run_id,
+                state,
+                exc_info=True,
+            )
+
+
+def _is_prepared(path: Path) -> bool:
+    """Whether an MLflow database is there; HomeError if something else is."""
+    if not path.exists():
+        return False
+    try:
+        with closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        ) as connection:
+            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    except sqlite3.Error as error:
+        raise HomeError(
+            f"the file {path} is not an MLflow database ({error}), nothing else may be in its "
+            "place: move it away"
+        ) from error
+    return row is not None
+
+
+def _context() -> dict[str, str]:
+    """What MLflow's UI shows of a run's origin; MLflow's own providers would ask git."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user id without a name
+        user = "unknown"
+    return {
+        "mlflow.user": user,
+        "mlflow.source.name": Path(sys.argv[0]).name or "signalbox",
+        "mlflow.source.type": "JOB",
+    }
+
+
+def _folder_name(experiment: str) -> str:
+    """A folder of its own for each experiment, whatever characters its name has."""
+    safe = re.sub(r"[^A-Za-z0-9._-]", "_", experiment)
+    if safe == experiment and not safe.startswith("."):
+        return safe
+    return f"{safe.lstrip('.')}-{hashlib.sha256(experiment.encode()).hexdigest()[:8]}"

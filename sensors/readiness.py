@@ -1,0 +1,65 @@
+"""Retraining by itself: a look at the landing zone's live days every few seconds."""
+
+import json
+from collections.abc import Sequence
+from datetime import date
+
+import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import (
+    UnresolvedAssetJobDefinition,
+)
+
+from platform_assets.domain.partition import PartitionKey
+from platform_assets.domain.readiness import Request
+from platform_assets.domain.spec import PipelineSpec
+from platform_assets.factory import job_name
+from platform_assets.factory.events import source_event
+from platform_assets.factory.grid import dagster_key
+from platform_assets.factory.lanes import LANE_TAG, PIPELINE_TAG
+from platform_assets.line.live import look
+from platform_assets.line.services import Services
+
+
+def run_request(spec: PipelineSpec, request: Request) -> dg.RunRequest:
+    """A decision of the domain as a run request of the daily lane."""
+    return dg.RunRequest(
+        run_key=request.run_key,
+        job_name=job_name(spec, request.job),
+        partition_key=dagster_key(spec, PartitionKey.parse(request.partition)),
+        tags={LANE_TAG: "daily", PIPELINE_TAG: spec.pipeline, "dagster/priority": "10"},
+    )
+
+
+def build_readiness_sensor(
+    spec: PipelineSpec, jobs: Sequence[UnresolvedAssetJobDefinition]
+) -> dg.SensorDefinition:
+    """Request what is whole; name what is held, and what it lacks."""
+
+    @dg.sensor(
+        name=f"{spec.pipeline}_readiness",
+        jobs=list(jobs),
+        minimum_interval_seconds=spec.schedule.sensor_interval_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=f"Looks after the days from {spec.schedule.live_from} on: features when a "
+        f"{spec.partitions.key}'s hours are whole, training when the day's are, judgement when "
+        "the following days are. Older days belong to backfills.",
+    )
+    def readiness(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        cursor = json.loads(context.cursor) if context.cursor else {}
+        open_from = date.fromisoformat(cursor["open_from"]) if "open_from" in cursor else None
+        tick = look(Services.open(spec), open_from)
+        for request in tick.plan.requests:
+            context.log.info(f"{request.job} {request.partition} is clear: {request.reason}")
+        for partition, reason in tick.plan.held.items():
+            context.log.info(f"{partition} is held: {reason}")
+        held = "; ".join(f"{key}: {why}" for key, why in tick.plan.held.items())
+        return dg.SensorResult(
+            run_requests=[run_request(spec, request) for request in tick.plan.requests],
+            skip_reason=None
+            if tick.plan.requests
+            else (f"held: {held}" if held else "nothing new, nothing held"),
+            cursor=json.dumps({"open_from": tick.open_from.isoformat()}),
+            asset_events=[source_event(spec, change) for change in tick.changes],
+        )
+
+    return readiness
