@@ -7,11 +7,15 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+import psutil
+
 from platform_assets.demo import guard
 from platform_assets.domain.errors import RefusedError, TransientError
+from platform_assets.factory.instance import end_orphaned_runs
 from resources.dagster_api import DagsterApi
 from resources.home import Home
 
@@ -36,6 +40,24 @@ def require_free_port(port: int) -> None:
             ) from error
 
 
+def require_no_daemon(home: Home) -> None:
+    """Refuse a home that a Dagster daemon works on: two of them would launch everything twice.
+
+    Raises:
+        RefusedError: naming its process.
+    """
+    for process in psutil.process_iter():
+        try:
+            place = process.environ().get("DAGSTER_HOME")
+            if place == str(home.dagster) and "dagster._daemon" in process.cmdline():
+                raise RefusedError(
+                    f"a Dagster daemon (process {process.pid}) works on {home.root} already; use "
+                    "its UI, or end it first"
+                )
+        except (psutil.Error, OSError):
+            continue  # ended meanwhile, or somebody else's
+
+
 def workspace_file() -> Path:
     """The workspace.yaml that is really loaded."""
     return Path(__file__).resolve().parents[2] / "workspace.yaml"
@@ -46,19 +68,27 @@ class DagsterDev:
 
     Used as a context manager: every process that it started, run workers included, has ended when
     the block is left. They also end when the calling process is killed, a few seconds later.
+
+    Args:
+        home: an initialised home.
+        port: of the webserver.
+        variables: for the environment of Dagster and all its runs, beside the home's.
     """
 
-    def __init__(self, home: Home, port: int) -> None:
+    def __init__(self, home: Home, port: int, variables: Mapping[str, str] | None = None) -> None:
         self.home = home
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.api = DagsterApi(self.url)
         self.log = home.root / "dagster-dev.log"
+        self._variables = dict(variables or {})
         self._guard: subprocess.Popen[bytes] | None = None
         self._mark = uuid.uuid4().hex
 
     def __enter__(self) -> "DagsterDev":
         require_free_port(self.port)
+        require_no_daemon(self.home)
+        end_orphaned_runs(self.home)
         workspace = workspace_file()
         dagster = str(Path(sys.executable).with_name("dagster"))
         command = [dagster, "dev", "-w", str(workspace), "-h", "127.0.0.1", "-p", str(self.port)]
@@ -66,7 +96,7 @@ class DagsterDev:
             self._guard = subprocess.Popen(
                 [sys.executable, "-m", guard.__name__, self._mark, *command],
                 cwd=workspace.parent,
-                env={**os.environ, **self.home.environment()},
+                env={**os.environ, **self.home.environment(), **self._variables},
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
