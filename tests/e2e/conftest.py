@@ -21,6 +21,7 @@ from tests.e2e.station import (
     write_small_catalog,
 )
 
+Start = Callable[..., "subprocess.Popen[str]"]
 ORDER = ("test_daemon", "test_browser", "test_demo")
 
 
@@ -66,7 +67,7 @@ def slow_station(home_template: Path, tmp_path: Path) -> Station:
 
 
 @pytest.fixture
-def command() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+def command() -> Iterator[Start]:
     """Start a command as a person's process, without a terminal; none outlives the test."""
     started: list[subprocess.Popen[str]] = []
 

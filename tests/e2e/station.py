@@ -14,6 +14,7 @@ import yaml
 
 from platform_assets.demo.play import ENDED, backfill_ranges
 from platform_assets.demo.server import DagsterDev
+from platform_assets.domain.partition import date_range
 from platform_assets.factory.instance import dagster_yaml
 from platform_assets.line.days import build_snapshot
 from platform_assets.line.features import build_features
@@ -184,6 +185,29 @@ def require_nothing_left(home: Home, seconds: float) -> None:
     while (left := processes_of(home)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not left, f"still alive:\n{describe(left)}"
+
+
+def materialized(statuses: dict[str, Any]) -> set[str]:
+    """Keys of the green partitions, whichever of the two dimensions Dagster takes as primary."""
+    assert statuses["__typename"] == "MultiPartitionStatuses"
+    found = set()
+    for block in statuses["ranges"]:
+        outer, inner = (
+            (block["primaryDimStartKey"], block["primaryDimEndKey"]),
+            block["secondaryDim"],
+        )
+        if "ranges" in inner:
+            green = [r for r in inner["ranges"] if r["status"] == "MATERIALIZED"]
+            pairs = {(outer[0], day) for r in green for day in _days(r["startKey"], r["endKey"])}
+            assert outer[0] == outer[1]
+        else:
+            pairs = {(key, day) for key in inner["materializedPartitions"] for day in _days(*outer)}
+        found |= {f"{key}|{day}" for key, day in pairs}
+    return found
+
+
+def _days(first: str, last: str) -> list[date]:
+    return list(date_range(date.fromisoformat(first), date.fromisoformat(last)))
 
 
 @dataclass

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ import psutil
 import pytest
 import yaml
 
-from platform_assets.domain.partition import date_range
 from platform_assets.factory.instance import dagster_yaml
 from resources.dagster_api import DagsterApi
 from resources.home import Home
 from resources.tracking.client import open_client
+from tests.e2e.conftest import Start
 from tests.e2e.station import (
     BACKFILL,
     DAILY,
@@ -34,6 +33,7 @@ from tests.e2e.station import (
     Station,
     backfill_limit,
     free_port,
+    materialized,
     processes_of,
     require_nothing_left,
     until,
@@ -41,7 +41,7 @@ from tests.e2e.station import (
 
 pytestmark = pytest.mark.e2e
 
-Start = Callable[..., "subprocess.Popen[str]"]
+
 SIGNALBOX = str(Path(sys.executable).with_name("signalbox"))
 
 
@@ -81,8 +81,7 @@ def test_dagster_comes_up_with_its_daemons(station: Station) -> None:
 
 @pytest.mark.timeout(600)
 class TestKilled:
-    def test_worker_server_and_everything_at_once(self, slow_station: Station) -> None:
-        """One Dagster after the other on a home, each with a training in progress."""
+    def test_a_worker_and_then_its_server(self, slow_station: Station) -> None:
         station, home = slow_station, slow_station.home
         with station.server as server:
             server.wait_until_ready()
@@ -97,17 +96,22 @@ class TestKilled:
         assert mlflow_states(home, second) == ["KILLED"]
         assert status_in(home, second) == "FAILURE"
 
+    @pytest.mark.heavy
+    def test_everything_at_once_and_the_next_start_sets_it_right(
+        self, slow_station: Station
+    ) -> None:
+        station, home = slow_station, slow_station.home
         with station.server as server:
             server.wait_until_ready()
-            third, _ = station.start_slow_training()
+            run, _ = station.start_slow_training()
             for process in processes_of(home):
                 process.kill()
         require_nothing_left(home, 0)
-        assert status_in(home, third) == "STARTED"
+        assert status_in(home, run) == "STARTED"
         with station.server as server:
-            assert status_in(home, third) == "FAILURE"
+            assert status_in(home, run) == "FAILURE"
             server.wait_until_ready()
-            until(lambda: mlflow_states(home, third) == ["FAILED"], 60, "MLflow to say so", server)
+            until(lambda: mlflow_states(home, run) == ["FAILED"], 60, "MLflow to say so", server)
 
 
 class TestNothingIsLeft:
@@ -127,9 +131,8 @@ class TestNothingIsLeft:
         server.kill()
         require_nothing_left(home, 60)
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-    def test_when_the_demo_is_asked_to_end(
-        self, command: Start, number: signal.Signals, home_template: Path, tmp_path: Path
+    def test_when_the_demo_gets_ctrl_c(
+        self, command: Start, home_template: Path, tmp_path: Path
     ) -> None:
         home, port = Home.locate(tmp_path / "home"), free_port()
         shutil.copytree(home_template, home.root)
@@ -137,7 +140,7 @@ class TestNothingIsLeft:
             [SIGNALBOX, "demo", "--port", str(port), "--json"], SIGNALBOX_HOME=str(home.root)
         )
         wait_until_loaded(port, demo)
-        demo.send_signal(number)
+        demo.send_signal(signal.SIGINT)
         printed, errors = demo.communicate(timeout=60)
         assert demo.returncode == 130, errors
         assert printed + errors == ""
@@ -233,29 +236,6 @@ class TestHistory:
         tagged = station.server.api.runs({"dagster/backfill": station.history.backfill})
         assert {run["runId"] for run in tagged} == {run["runId"] for run in station.history.runs}
         assert len(station.server.api.runs(BACKFILL)) >= len(tagged)
-
-
-def materialized(statuses: dict[str, Any]) -> set[str]:
-    """Keys of the green partitions, whichever of the two dimensions Dagster takes as primary."""
-    assert statuses["__typename"] == "MultiPartitionStatuses"
-    found = set()
-    for block in statuses["ranges"]:
-        outer, inner = (
-            (block["primaryDimStartKey"], block["primaryDimEndKey"]),
-            block["secondaryDim"],
-        )
-        if "ranges" in inner:
-            green = [r for r in inner["ranges"] if r["status"] == "MATERIALIZED"]
-            pairs = {(outer[0], day) for r in green for day in days(r["startKey"], r["endKey"])}
-            assert outer[0] == outer[1]
-        else:
-            pairs = {(key, day) for key in inner["materializedPartitions"] for day in days(*outer)}
-        found |= {f"{key}|{day}" for key, day in pairs}
-    return found
-
-
-def days(first: str, last: str) -> list[date]:
-    return list(date_range(date.fromisoformat(first), date.fromisoformat(last)))
 
 
 class TestLiveDay:
