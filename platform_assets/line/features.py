@@ -88,6 +88,8 @@ def build_features(
         table_version=commit.table_version,
         rows=commit.rows,
         run_id=run_id,
+        # A lake that was lost and built anew holds the same rows at another table version.
+        always=commit.changed,
         detail={
             "excluded": built.excluded,
             "hours": {s.source: s.observed for s in report.sources},
