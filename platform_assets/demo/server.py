@@ -136,12 +136,14 @@ class DagsterDev:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # A second Ctrl-C must not leave processes behind.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # A second Ctrl-C, or a second SIGTERM, must not leave processes behind.
+        asked = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(number, signal.SIG_IGN) for number in asked]
         try:
             self._end()
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in zip(asked, before, strict=True):
+                signal.signal(number, handler)
 
     def _end(self) -> None:
         process = self._process
