@@ -204,6 +204,29 @@ def test_signalbox_refuses_what_the_accident_trained_on(partial: Line, way: Way)
     assert partial.services.table.version() is None
 
 
+def test_a_refused_run_tells_of_what_has_landed(partial: Line) -> None:
+    """The source's partition is seen to fill, and materialized by its producer once it is whole."""
+    source = partial.key("landed_flights")
+
+    def observed() -> list[Any]:
+        records = partial.instance.fetch_observations(source, limit=9).records
+        events = [record.asset_observation for record in records]
+        return [(e.partition, e.metadata["hours"].value) for e in events if e]
+
+    partial.run("features", partition=PARTIAL)
+    assert observed() == [(PARTIAL, "18 of 24")]
+    # A look that nobody is told of must not use the change up.
+    partial.land("2013-01-04", until_hour=20)
+    partial.run("day", partition="2013-01-04")
+    partial.run("features", partition=PARTIAL)
+    partial.run("features", partition=PARTIAL)
+    assert observed() == [(PARTIAL, "20 of 24"), (PARTIAL, "18 of 24")]
+    assert partial.materializations("landed_flights") == []
+    partial.land("2013-01-04")
+    partial.must("features", partition=PARTIAL)
+    assert [e.partition for e in partial.materializations("landed_flights")] == [PARTIAL]
+
+
 def assert_refused(line: Line, ran: ExecutionResult, stage: str, *partitions: str) -> None:
     """The run failed, named the partitions, and left no trace that could be taken for a result."""
     assert not ran.success
@@ -279,6 +302,35 @@ def test_one_held_partition_does_not_hold_its_neighbours(line: Line) -> None:
     check = line.check("features")
     assert check.description == "5 of 6 partition(s) were clear"
     assert list(check.metadata["held"].value) == [HELD]  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("job", [None, "flights_train"])
+def test_a_held_snapshot_does_not_hold_the_models_of_its_neighbours(
+    built: Line, job: str | None
+) -> None:
+    """One run over both: a failed step would keep Dagster from the next one altogether."""
+    stages = () if job else ("snapshot", "model")
+    ran = built.run(*stages, span=("2013-01-05", "2013-01-07"), job=job)
+    assert_refused(built, ran, "snapshot", "2013-01-06")
+    assert_refused(built, ran, "model", "2013-01-06")
+    assert f"its own day is held: {HELD}: " in failure_of(ran)
+    for stage in ("snapshot", "model"):
+        assert set(built.versions(stage)) == {"2013-01-05", "2013-01-07"}
+        assert built.instance.get_materialized_partitions(built.key(stage)) == {
+            "2013-01-05",
+            "2013-01-07",
+        }
+
+
+def test_a_model_is_not_trained_on_a_snapshot_that_was_refused_since(trained: Line) -> None:
+    """It is there, but it reads what its date would no longer be trained on."""
+    with opened(trained.home, small_spec(model={"min_days": 3})) as line:
+        before = len(line.history("model", "2013-01-07"))
+        ran = line.run("snapshot", "model", span=("2013-01-04", "2013-01-07"))
+        assert not ran.success
+        assert "2013-01-07: 2 of 3 days are whole" in failure_of(ran)
+        assert len(line.history("model", "2013-01-07")) == before
+        assert len(line.history("model", "2013-01-04")) == before + 1
 
 
 def automatic(line: Line, quiet: bool) -> dg.Definitions:
@@ -690,12 +742,8 @@ def test_a_champion_depends_on_all_judgements(line: Line) -> None:
     graph = line.defs.resolve_asset_graph()
     assert graph.get(line.key("champion")).parent_keys == {line.key("evaluation")}
     assert graph.get(line.key("champion")).partitions_def is None
-    ancestors = (
-        graph.get_ancestors_for_assets([line.key("champion")])
-        if hasattr(graph, "get_ancestors_for_assets")
-        else graph.upstream_key_iterator(line.key("champion"))
-    )
-    assert {line.key("landed_flights"), line.key("landed_weather")} <= set(ancestors)
+    ancestors = set(graph.upstream_key_iterator(line.key("champion")))
+    assert {line.key("landed_flights"), line.key("landed_weather")} <= ancestors
 
 
 def test_columns_and_their_lineage(line: Line) -> None:

@@ -19,7 +19,7 @@ from platform_assets.domain.manifest import (
     window,
 )
 from platform_assets.domain.partition import PartitionKey
-from platform_assets.line.features import record_completeness
+from platform_assets.line.features import record_partition
 from platform_assets.line.services import Outcome, Services
 from resources.ledger.records import VersionRecord
 
@@ -53,7 +53,7 @@ def _held(
         services.zone.refresh(day, day)
         for partition, report in services.zone.reports(day, day, as_of).items():
             if str(partition) not in built and not report.is_whole:
-                record_completeness(services, partition, report)
+                record_partition(services, partition, report)
                 held[str(partition)] = report.reason()
     return held
 
