@@ -6,7 +6,9 @@ of the 5th, which is judged on the 6th, cannot.
 """
 
 import fcntl
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,8 +30,10 @@ from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory.grid import asset_key, dagster_key
 from platform_assets.line.landing import land_flights
 from platform_assets.line.services import Services
+from platform_assets.trainers.lightgbm_tabular import LightGBMTrainer
 from resources.home import Home
 from resources.ledger.records import VersionRecord
+from resources.training import OnRound
 from tests.nyc import changed, flights_spec
 
 HELD = "LGA|2013-01-06"
@@ -261,12 +265,36 @@ def copied(template: Path, folder: Path, spec: PipelineSpec | None = None) -> It
         yield line
 
 
+class FailingTrainer(LightGBMTrainer):
+    """Starts, reports a round, and fails."""
+
+    def fit(self, frame: Any, target: Any, *, on_round: OnRound, **_: Any) -> object:
+        on_round(1, {"train_log_loss": 0.5})
+        raise RuntimeError("the trainer gave up")
+
+
+class KilledTrainer(LightGBMTrainer):
+    """Starts, and its process is killed."""
+
+    def fit(self, frame: Any, target: Any, *, on_round: OnRound, **_: Any) -> object:
+        on_round(1, {"train_log_loss": 0.5})
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("unreachable")
+
+
 def main(arguments: Sequence[str]) -> None:
     """`python -m tests.small STAGE… PARTITION`: materialize in a process of its own.
 
-    Prints the ledger's data version of the last stage.
+    Prints the ledger's data version of the last stage. With `--killed-while-training` as the
+    stage, the process does not come back from the model.
     """
     *stages, partition = arguments
+    if stages == ["--killed-while-training"]:
+        with opened(
+            Home.locate(), small_spec(model={"trainer": "tests.small:KilledTrainer"})
+        ) as line:
+            line.run("model", partition=partition)
+        return
     with opened(Home.locate()) as line:
         line.must(*stages, partition=partition)
         print(line.versions(stages[-1])[partition].data_version)
