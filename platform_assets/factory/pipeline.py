@@ -7,11 +7,13 @@ from dagster._core.definitions.unresolved_asset_job_definition import (
     UnresolvedAssetJobDefinition,
 )
 
+from platform_assets.domain.errors import SpecError, UsageError
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory.assets import build_assets
 from platform_assets.factory.grid import asset_key
 from platform_assets.factory.lanes import PIPELINE_TAG
 from platform_assets.factory.sources import build_source
+from resources.columns import output_columns
 
 STAGES_OF_JOB = {
     "features": ("features",),
@@ -54,8 +56,12 @@ def build_pipeline(
         origin: where the spec stands, for messages.
 
     Raises:
-        SpecError: the trainer's module does not exist.
+        SpecError: the trainer's module does not exist, or a column cannot be used.
     """
+    try:
+        output_columns(spec)
+    except UsageError as error:
+        raise SpecError(origin, {"dataset": str(error)}) from error
     return dg.Definitions(
         assets=[*(build_source(spec, name) for name in spec.sources), *build_assets(spec, origin)],
         jobs=list(jobs),
