@@ -5,6 +5,7 @@ import warnings
 import dagster as dg
 
 from platform_assets.component import pipeline_definitions
+from platform_assets.factory import check_spec
 from resources.catalog import components_folder, load_entries
 from sensors.tracking_truth import tracking_truth_sensors
 
@@ -21,6 +22,9 @@ def build_definitions() -> dg.Definitions:
         for entry in entries.values()
         if not entry.component
     ]
+    for entry in entries.values():
+        # Dagster would wrap what a component raises.
+        check_spec(entry.spec, str(entry.path))
     components = components_folder()
     if components.is_dir():
         parts.append(dg.load_from_defs_folder(path_within_project=components))

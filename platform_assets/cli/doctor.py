@@ -11,8 +11,8 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from platform_assets.domain.errors import SignalboxError
+from platform_assets.factory import check_spec
 from platform_assets.factory.instance import dagster_yaml
-from platform_assets.factory.versions import trainer_file
 from resources.catalog import catalog_folder, load_catalog, load_entries
 from resources.home import FORMAT, Home
 
@@ -165,5 +165,5 @@ def _mlflow(home: Home) -> Iterator[Finding]:
 def _catalog(_: Home) -> Iterator[Finding]:
     entries = load_entries()
     for entry in entries.values():
-        trainer_file(entry.spec.model.trainer, str(entry.path))
+        check_spec(entry.spec, str(entry.path))
     yield Finding("catalog", True, f"{catalog_folder()}: {', '.join(entries)}")
