@@ -167,10 +167,5 @@ def read_document(path: Path) -> Any:
         raise SpecError(str(path), {where: f"{found}; valid YAML is needed"}) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise SpecError(
-            str(path),
-            {
-                f"line {line}": f"found the character {error.character!r}; YAML allows no control "
-                "characters"
-            },
-        ) from error
+        why = f"found {chr(error.character)!r}; YAML allows no control characters"
+        raise SpecError(str(path), {f"line {line}": why}) from error

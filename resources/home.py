@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from platform_assets.domain.errors import HomeError, TransientError
-from resources.ledger import upgrade
+from platform_assets.domain.errors import HomeError, SignalboxError, TransientError
+from resources.ledger.engine import explain_sqlite, upgrade
 
 FORMAT = 1
 """Layout of the home. A home of another format is refused, never guessed at."""
@@ -115,8 +115,8 @@ def initialise(
     Args:
         home: where.
         dagster_yaml: becomes the configuration of the home's Dagster instance.
-        prepare: called inside the lock, only while the home is not finished yet; creates what
-            this package must not know of, such as Dagster's own databases.
+        prepare: called inside the lock, only while the home is not finished yet; creates the
+            databases of Dagster and MLflow, which break when two processes do so at once.
 
     Raises:
         HomeError: the folder cannot be used, or holds a home of another format.
@@ -136,7 +136,6 @@ def initialise(
             if found is not None:
                 return
             shutil.copyfile(dagster_yaml, home.dagster / "dagster.yaml")
-            _create_mlflow(home)
             if prepare is not None:
                 prepare(home)
             _write_marker(home.root)
@@ -150,37 +149,13 @@ def _mlflow_uri(root: Path) -> str:
     return f"sqlite:///{root / 'mlflow' / 'mlflow.db'}"
 
 
-def _create_mlflow(home: Home) -> None:
-    """Create the schema of an MLflow database; a tracking server keeps its own.
-
-    A SQLite file is made beside its place and renamed: MLflow's migrations are not atomic, and
-    one that was killed half-way cannot be taken up again.
-    """
-    scheme, _, rest = home.mlflow_uri.partition("://")
-    if scheme in {"http", "https"}:
-        return
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    artifacts = home.mlflow_artifacts.as_uri()
-    if scheme != "sqlite":
-        SqlAlchemyStore(home.mlflow_uri, artifacts)
-        return
-    final = Path(rest.removeprefix("/"))
-    if final.exists():
-        return
-    made = final.with_name(f".{final.name}.new")
-    made.unlink(missing_ok=True)
-    SqlAlchemyStore(f"sqlite:///{made}", artifacts).engine.dispose()
-    made.replace(final)
-
-
 def _read_marker(root: Path) -> Mapping[str, object] | None:
     try:
-        text = (root / MARKER).read_text(encoding="utf-8")
+        content = (root / MARKER).read_bytes()
     except FileNotFoundError:
         return None
     try:
-        found = json.loads(text)
+        found = json.loads(content)
     except ValueError as error:
         raise HomeError(
             f"{root / MARKER} is not JSON ({error}); restore it, or set SIGNALBOX_HOME to "
@@ -254,6 +229,8 @@ def _in_the_way(root: Path) -> str:
 def _explained(root: Path) -> Iterator[None]:
     try:
         yield
+    except (ConnectionError, TimeoutError, SignalboxError):
+        raise  # of a server that `prepare` talked to, or explained already
     except OSError as error:
         what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
         if error.errno in _FULL:
@@ -265,3 +242,8 @@ def _explained(root: Path) -> Iterator[None]:
             f"SIGNALBOX_HOME is {root}, which cannot be used ({what}); a folder that can be "
             "written is needed, choose another one or give yourself the right to write there"
         ) from error
+    except Exception as error:
+        mine = explain_sqlite(error, f"a database in SIGNALBOX_HOME ({root})")
+        if mine is None:
+            raise
+        raise mine from error

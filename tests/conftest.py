@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -32,16 +32,14 @@ def home_template(shared_folder: Path) -> Path:
 
 
 @pytest.fixture
-def home(
-    home_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Home]:
+def home(home_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     """A fresh home, and the environment that points at it."""
     root = tmp_path / "home"
     shutil.copytree(home_template, root)
     found = Home.locate(root)
     for name, value in found.environment().items():
         monkeypatch.setenv(name, value)
-    yield found
+    return found
 
 
 @pytest.fixture(scope="session")

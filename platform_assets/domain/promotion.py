@@ -1,5 +1,6 @@
 """Which model is champion: the best judged one, compared on the same rows."""
 
+import math
 from collections.abc import Mapping
 from datetime import date
 from typing import Literal
@@ -39,24 +40,33 @@ class Decision(BaseModel):
 def compare(candidate: Contender, incumbent: Contender | None, kind: Kind) -> Decision:
     """Decide between two models that were scored on the very same rows.
 
-    A tie keeps the incumbent: a change of champion needs a reason.
+    A tie keeps the incumbent: a change of champion needs a reason. Where the deciding metric is
+    not defined (there was no row to judge on), nobody is promoted.
     """
     metric = PRIMARY_METRIC[kind]
-    mine = candidate.metrics[metric]
-    if incumbent is None:
+
+    def decided(promoted: bool, reason: str) -> Decision:
         return Decision(
-            promoted=True,
+            promoted=promoted,
             candidate=candidate.version,
-            incumbent=None,
-            reason=f"version {candidate.version} is the first to be judged, {metric} {mine:.4f}",
+            incumbent=incumbent.version if incumbent else None,
+            reason=reason,
         )
-    theirs = incumbent.metrics[metric]
-    better = mine < theirs
-    return Decision(
-        promoted=better,
-        candidate=candidate.version,
-        incumbent=incumbent.version,
-        reason=f"version {candidate.version} has {metric} {mine:.4f} on the days after "
+
+    mine = candidate.metrics.get(metric, math.nan)
+    if not math.isfinite(mine):
+        return decided(
+            False, f"version {candidate.version} has no {metric} on the days after {candidate.date}"
+        )
+    if incumbent is None:
+        return decided(
+            True, f"version {candidate.version} is the first to be judged, {metric} {mine:.4f}"
+        )
+    theirs = incumbent.metrics.get(metric, math.nan)
+    better = not math.isfinite(theirs) or mine < theirs
+    return decided(
+        better,
+        f"version {candidate.version} has {metric} {mine:.4f} on the days after "
         f"{candidate.date}, version {incumbent.version} has {theirs:.4f}: "
         f"{'promoted' if better else 'the incumbent stays'}",
     )

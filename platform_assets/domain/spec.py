@@ -1,10 +1,9 @@
 """What a user writes: one frozen PipelineSpec a pipeline, from YAML, Python or a Component."""
 
-import ast
 import re
 from collections.abc import Iterable, Mapping
-from datetime import date, timedelta
-from typing import Annotated, Any, Literal
+from datetime import date, datetime, timedelta
+from typing import Annotated, Any, Literal, get_args
 from zoneinfo import ZoneInfo
 
 from pydantic import (
@@ -18,10 +17,12 @@ from pydantic import (
 )
 
 from platform_assets.domain.errors import SpecError, UsageError
+from platform_assets.domain.expressions import names_in as names_in
 from platform_assets.domain.partition import PartitionKey, date_range
 from platform_assets.domain.promotion import Kind
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _ENTRY_POINT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 ColumnType = Literal["string", "int", "float", "bool", "timestamp"]
@@ -44,30 +45,13 @@ def _timezone(text: str) -> str:
 def _partition_value(text: str) -> str:
     if not text or set(text) & set("|/\\,[]") or text != text.strip() or text.startswith("."):
         raise ValueError("a key must be non-empty, without any of | / \\ , [ ] or outer spaces")
+    if not text.isprintable() or _DATE.fullmatch(text):
+        raise ValueError("a key must be printable, and must not look like a date")
     return text
 
 
 Name = Annotated[str, AfterValidator(_name)]
 PartitionValue = Annotated[str, AfterValidator(_partition_value)]
-
-
-def names_in(expression: str) -> frozenset[str]:
-    """The column names that an expression reads.
-
-    Raises:
-        ValueError: it is not one Python expression, or it reaches beyond its columns.
-    """
-    try:
-        tree = ast.parse(expression, mode="eval")
-    except SyntaxError as error:
-        raise ValueError(f"{expression!r} is not an expression: {error.msg}") from error
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
-            raise ValueError(f"{expression!r} reads {node.attr!r}; only public names are allowed")
-    called = {id(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
-    return frozenset(
-        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in called
-    )
 
 
 class _Frozen(BaseModel):
@@ -194,6 +178,15 @@ class PartitionsSpec(_Frozen):
             raise ValueError(f"end ({self.end}) lies before start ({self.start})")
         if len(set(self.values)) != len(self.values):
             raise ValueError("values must differ from each other")
+        zone = ZoneInfo(self.timezone)
+        for day in date_range(self.start, self.end):
+            offset = datetime(day.year, day.month, day.day, tzinfo=zone).utcoffset() or timedelta()
+            if offset % timedelta(hours=1):
+                raise ValueError(
+                    f"timezone {self.timezone} is no whole number of hours away from UTC on {day}, "
+                    "the hourly files, named in UTC, would lie across its days; allowed are "
+                    "timezones that are"
+                )
         return self
 
 
@@ -221,7 +214,10 @@ class FreshnessSpec(_Frozen):
     @model_validator(mode="after")
     def _ordered(self) -> "FreshnessSpec":
         if self.warn_after_hours >= self.fail_after_hours:
-            raise ValueError("warn_after_hours must be less than fail_after_hours")
+            raise ValueError(
+                f"warn_after_hours ({self.warn_after_hours}) must be less than fail_after_hours "
+                f"({self.fail_after_hours})"
+            )
         return self
 
 
@@ -230,6 +226,14 @@ class LimitsSpec(_Frozen):
 
     partitions_per_run: int = Field(default=15, ge=1)
     models_per_run: int = Field(default=15, ge=1)
+
+
+class WrongReferencesError(ValueError):
+    """Parts of a spec that do not fit together; `problems` has the reason by field."""
+
+    def __init__(self, problems: Mapping[str, str]) -> None:
+        self.problems = dict(problems)
+        super().__init__("; ".join(f"{field}: {why}" for field, why in self.problems.items()))
 
 
 class PipelineSpec(_Frozen):
@@ -258,81 +262,102 @@ class PipelineSpec(_Frozen):
 
     @model_validator(mode="after")
     def _references(self) -> "PipelineSpec":
-        dataset = self.dataset
-        for name in (dataset.rows, *(join.source for join in dataset.joins)):
+        problems: dict[str, str] = {}
+        readable = self._readable(problems)
+        if not problems:
+            self._expressions(readable, problems)
+        if self.first_model_date > self.last_judged_date:
+            problems["partitions"] = (
+                f"run from {self.partitions.start} to {self.partitions.end}, too short for one "
+                f"window of {self.model.window_days} days and {self.evaluation.days} days to "
+                "judge it"
+            )
+        if problems:
+            raise WrongReferencesError(problems)
+        return self
+
+    def _readable(self, problems: dict[str, str]) -> dict[str, ColumnSpec]:
+        """The columns that an expression may read: key, source of the rows, joins."""
+        dataset, key = self.dataset, self.partitions.key
+        for field, name in (
+            ("dataset.rows", dataset.rows),
+            *((f"dataset.joins.{n}.source", j.source) for n, j in enumerate(dataset.joins)),
+        ):
             if name not in self.sources:
-                raise ValueError(
-                    f"dataset reads source {name!r}; declared are {_listed(self.sources)}"
-                )
-        key = self.partitions.key
+                problems[field] = f"found {name!r}; declared sources are {_listed(self.sources)}"
         for name, source in self.sources.items():
-            if key in source.columns or "date" in source.columns:
-                raise ValueError(
-                    f"source {name} declares {key!r} or 'date': the partition key comes from the "
-                    "folder of the landing file and is added to each row, leave it out"
+            for taken in sorted({key, "date"} & set(source.columns)):
+                problems[f"sources.{name}.columns.{taken}"] = (
+                    "is added to each row from the folder of the landing file, leave it out"
                 )
-        readable: dict[str, ColumnSpec] = {
-            key: ColumnSpec(type="string"),
-            **self.sources[dataset.rows].columns,
-        }
-        for join in dataset.joins:
+        if problems:
+            return {}
+        readable = {key: ColumnSpec(type="string"), **self.sources[dataset.rows].columns}
+        for n, join in enumerate(dataset.joins):
             columns = self.sources[join.source].columns
             for column in join.columns:
                 if column not in columns:
-                    raise ValueError(
-                        f"dataset joins {join.source}.{column}; its columns are {_listed(columns)}"
+                    problems[f"dataset.joins.{n}.columns"] = (
+                        f"found {column!r}; the columns of {join.source} are {_listed(columns)}"
                     )
-                if column in readable:
-                    raise ValueError(
-                        f"dataset joins {join.source}.{column}, but {column!r} is already a "
-                        f"column of {dataset.rows}"
+                elif column in readable:
+                    problems[f"dataset.joins.{n}.columns"] = (
+                        f"found {column!r}, but a column of that name is there already"
                     )
-                readable[column] = columns[column]
-        self._expressions(readable)
-        last = self.partitions.end - timedelta(days=self.evaluation.days)
-        if self.first_model_date > last:
-            raise ValueError(
-                f"partitions run from {self.partitions.start} to {self.partitions.end}, too short "
-                f"for one window of {self.model.window_days} days and {self.evaluation.days} "
-                "days to judge it"
-            )
-        return self
+                else:
+                    readable[column] = columns[column]
+        return readable
 
-    def _expressions(self, readable: Mapping[str, ColumnSpec]) -> None:
+    def _expressions(self, readable: Mapping[str, ColumnSpec], problems: dict[str, str]) -> None:
         dataset = self.dataset
         late = {name for name, column in readable.items() if column.known == "after"}
-        derived: set[str] = set()
+        known = set(readable)
+
+        def check(field: str, expression: str) -> frozenset[str]:
+            try:
+                read = names_in(expression)
+            except ValueError as error:
+                problems[field] = str(error)
+                return frozenset()
+            if unknown := read - known:
+                problems[field] = (
+                    f"{expression!r} reads {_listed(unknown)}, which no source declares; allowed "
+                    f"are {_listed(known)}"
+                )
+            return read
+
         for name, expression in dataset.derive.items():
-            read = _checked(f"dataset.derive.{name}", expression, {*readable, *derived})
+            read = check(f"dataset.derive.{name}", expression)
             if name in readable:
-                raise ValueError(f"dataset.derive.{name}: a column of that name exists already")
-            derived.add(name)
+                problems[f"dataset.derive.{name}"] = "a column of that name is there already"
+            known.add(name)
             if read & late:
                 late.add(name)
-        known = {*readable, *derived}
-        for label, expression in (
-            *((f"dataset.exclude.{k}", v) for k, v in dataset.exclude.items()),
-            ("dataset.target.expression", dataset.target.expression),
-            *((("dataset.relevance", dataset.relevance),) if dataset.relevance else ()),
-        ):
-            _checked(label, expression, known)
+        for name, expression in dataset.exclude.items():
+            check(f"dataset.exclude.{name}", expression)
+        check("dataset.target.expression", dataset.target.expression)
+        if dataset.relevance is not None:
+            check("dataset.relevance", dataset.relevance)
         if dataset.target.name in known:
-            raise ValueError(f"dataset.target.name: {dataset.target.name!r} is a column already")
-        for feature in dataset.features:
+            problems["dataset.target.name"] = f"{dataset.target.name!r} is a column already"
+        allowed = f"allowed are {_listed(known - late)}"
+        for n, feature in enumerate(dataset.features):
+            field = f"dataset.features.{n}"
             if feature not in known:
-                raise ValueError(
-                    f"dataset.features: {feature!r} is neither a column nor derived; allowed are "
-                    f"{_listed(known - late)}"
+                problems[field] = f"{feature!r} is neither a column nor derived; {allowed}"
+            elif feature in late:
+                problems[field] = (
+                    f"{feature!r} is known only after the event that it would predict (known: "
+                    f"after), the model would leak; {allowed}"
                 )
-            if feature in late:
-                raise ValueError(
-                    f"dataset.features: {feature!r} is known only after the event that it would "
-                    f"predict (known: after), the model would leak; allowed are "
-                    f"{_listed(known - late)}"
-                )
-        for category in dataset.categories:
+            elif feature in dataset.features[:n]:
+                problems[field] = f"{feature!r} is listed twice; once is allowed"
+        for n, category in enumerate(dataset.categories):
             if category not in dataset.features:
-                raise ValueError(f"dataset.categories: {category!r} is not among the features")
+                problems[f"dataset.categories.{n}"] = (
+                    f"{category!r} is not among the features; allowed are "
+                    f"{_listed(dataset.features)}"
+                )
 
     # --- assets, keys and dates -------------------------------------------------------------
 
@@ -403,20 +428,6 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
-def _checked(label: str, expression: str, known: set[str]) -> frozenset[str]:
-    try:
-        read = names_in(expression)
-    except ValueError as error:
-        raise ValueError(f"{label}: {error}") from error
-    unknown = read - known
-    if unknown:
-        raise ValueError(
-            f"{label} reads {_listed(unknown)}, which no source declares; allowed are "
-            f"{_listed(known)}"
-        )
-    return read
-
-
 def parse_spec(document: Any, origin: str) -> PipelineSpec:
     """Validate a document as a pipeline.
 
@@ -442,14 +453,22 @@ def parse_spec(document: Any, origin: str) -> PipelineSpec:
 
 
 def _explain(error: ValidationError) -> Iterable[tuple[str, str]]:
-    for problem in error.errors(include_url=False):
-        field = ".".join(str(part) for part in problem["loc"]) or "(file)"
+    problems = error.errors(include_url=False)
+    for problem in problems:
+        place = problem["loc"]
+        field = ".".join(str(part) for part in place) or "(file)"
         message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "missing":
+        cause = problem.get("ctx", {}).get("error")
+        if isinstance(cause, WrongReferencesError):
+            yield from cause.problems.items()
+        elif problem["type"] == "too_short" and any(
+            p["loc"][: len(place)] == place and p["loc"] != place for p in problems
+        ):
+            continue  # only because its elements were refused
+        elif problem["type"] == "missing":
             yield field, "is missing"
         elif problem["type"] == "extra_forbidden":
-            allowed = _allowed_fields(problem["loc"])
-            yield field, f"is no field here; allowed are {allowed}" if allowed else "is no field"
+            yield field, f"is no field here; allowed are {_allowed_fields(place)}"
         elif isinstance(problem["input"], Mapping):
             yield field, message
         else:
@@ -457,14 +476,15 @@ def _explain(error: ValidationError) -> Iterable[tuple[str, str]]:
 
 
 def _allowed_fields(location: tuple[int | str, ...]) -> str:
-    model: Any = PipelineSpec
+    """The fields that may stand where an unknown one was found."""
+    kind: Any = PipelineSpec
     for part in location[:-1]:
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            field = model.model_fields.get(str(part))
-            model = field.annotation if field else None
-        for candidate in (model, *getattr(model, "__args__", ())):
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                model = candidate
-    if isinstance(model, type) and issubclass(model, BaseModel):
-        return _listed(model.model_fields)
-    return ""
+        if _is_spec(kind):
+            kind = kind.model_fields[str(part)].annotation
+        else:  # a name in a mapping, or an index in a tuple
+            kind = next(filter(_is_spec, get_args(kind)))
+    return _listed(kind.model_fields)
+
+
+def _is_spec(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -162,7 +162,8 @@ def decide_champion(services: Services, run_id: str) -> Outcome:
         incumbent = _contender(services, champion, rows) if champion else None
         decision = compare(candidate, incumbent, spec.model.kind)
         decisions.append(decision)
-        curve[rows.date] = candidate.metrics[PRIMARY_METRIC[spec.model.kind]]
+        if PRIMARY_METRIC[spec.model.kind] in candidate.metrics:
+            curve[rows.date] = candidate.metrics[PRIMARY_METRIC[spec.model.kind]]
         if decision.promoted:
             champion = model
             crowned[rows.date] = f"v{candidate.version}"

@@ -1,9 +1,11 @@
 """Connections to the ledger's database, its schema, and what its errors mean."""
 
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,20 +14,27 @@ from resources.ledger.tables import SCHEMA
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
-    from sqlalchemy.exc import DBAPIError
 
 BUSY_SECONDS = 30
 MIGRATIONS = Path(__file__).parent / "migrations"
 
-_engines: dict[str, "Engine"] = {}
-_inherited: list["Engine"] = []
+
+@dataclass(frozen=True)
+class _Opened:
+    engine: "Engine"
+    file: tuple[int, int] | None
+    """Device and inode of a SQLite file: another one in its place is another database."""
+
+
+_engines: dict[str, "_Opened"] = {}
+_inherited: list["_Opened"] = []
 _guard = threading.Lock()
 
 
 def _before_fork() -> None:
     # SQLite keeps its locks by process: a child must not inherit an open connection.
-    for engine in list(_engines.values()):
-        engine.dispose()
+    for opened in list(_engines.values()):
+        opened.engine.dispose()
 
 
 def _after_fork() -> None:
@@ -66,6 +75,8 @@ def upgrade(url: str) -> None:
         HomeError: the database cannot be used, or a newer version wrote it.
         TransientError: the disk is full, or the database is locked.
     """
+    if _is_current(url):
+        return
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
@@ -92,24 +103,60 @@ def upgrade(url: str) -> None:
             engine.dispose()
 
 
+def _is_current(url: str) -> bool:
+    """Whether there is nothing to do, found without half a second of imports."""
+    path = Path(url.removeprefix("sqlite:///"))
+    if not url.startswith("sqlite:///") or not path.is_file():
+        return False
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            found = database.execute("SELECT version_num FROM alembic_version").fetchall()
+    except sqlite3.Error:
+        return False  # said better by whoever tries to use it
+    return found == [(SCHEMA,)]
+
+
 def _engine(url: str) -> "Engine":
-    engine = _engines.get(url)
-    if engine is None:
+    opened = _engines.get(url)
+    if opened is None or opened.file != _identity(opened.engine):
         with _guard:
-            engine = _engines.get(url)
-            if engine is None:
+            opened = _engines.get(url)
+            if opened is None or opened.file != _identity(opened.engine):
+                if opened is not None:
+                    opened.engine.dispose()
                 engine = _create_engine(url)
+                file = _identity(engine)
                 _require_schema(engine, url)
-                _engines[url] = engine
-    return engine
+                _engines[url] = opened = _Opened(engine, file)
+    return opened.engine
+
+
+def _identity(engine: "Engine") -> tuple[int, int] | None:
+    if engine.dialect.name != "sqlite":
+        return None
+    try:
+        state = Path(str(engine.url.database)).stat()
+    except OSError as error:
+        # SQLite would create an empty database, or go on writing into one that was deleted.
+        raise HomeError(
+            f"there is no ledger at {engine.url.database} ({error.strerror}); run `signalbox init`"
+        ) from error
+    return state.st_dev, state.st_ino
 
 
 def _create_engine(url: str) -> "Engine":
     import sqlalchemy as sa
 
-    engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
-    if engine.dialect.name != "sqlite":
+    try:
+        parsed = sa.make_url(url)
+        backend = parsed.get_backend_name()
+        engine = sa.create_engine(parsed, pool_pre_ping=backend == "postgresql")
+    except (sa.exc.ArgumentError, ImportError) as error:
+        raise HomeError(_bad_url(str(error))) from error
+    if backend == "postgresql":
         return engine
+    if backend != "sqlite" or parsed.database in (None, "", ":memory:"):
+        raise HomeError(_bad_url(f"found {parsed}"))
 
     @sa.event.listens_for(engine, "connect")
     def configure(raw: Any, _: Any) -> None:
@@ -127,14 +174,16 @@ def _create_engine(url: str) -> "Engine":
     return engine
 
 
+def _bad_url(why: str) -> str:
+    return (
+        f"SIGNALBOX_LEDGER_URL cannot be used ({why}); allowed are sqlite:////folder/file.db and "
+        "postgresql://user@host/database"
+    )
+
+
 def _require_schema(engine: "Engine", url: str) -> None:
     import sqlalchemy as sa
 
-    database = engine.url.database
-    is_file = engine.dialect.name == "sqlite" and database not in (None, "", ":memory:")
-    if is_file and not Path(str(database)).exists():
-        # SQLite would create an empty database in its place.
-        raise HomeError(f"there is no ledger at {database}; run `signalbox init`")
     with engine.begin() as connection:
         found = None
         if sa.inspect(connection).has_table("alembic_version"):
@@ -153,41 +202,54 @@ def explained(url: str) -> Iterator[None]:
 
     try:
         yield
-    except DBAPIError as error:
+    except (DBAPIError, sqlite3.Error) as error:
         mine = _explain(error, url)
         if mine is None:
             raise
         raise mine from error
 
 
-def _explain(error: "DBAPIError", url: str) -> HomeError | TransientError | None:
-    import sqlite3
+def _explain(error: Exception, url: str) -> HomeError | TransientError | None:
+    from sqlalchemy.exc import OperationalError
 
-    where, cause = _shown(url), error.orig
-    if not isinstance(cause, sqlite3.Error):
-        if error.connection_invalidated or type(cause).__name__ == "OperationalError":
-            return TransientError(f"the ledger {where} does not answer ({cause}); try again later")
-        return None
+    where = f"the ledger {_shown(url)}"
+    if url.startswith("sqlite"):
+        return explain_sqlite(error, where)
+    if isinstance(error, OperationalError):
+        cause = " ".join(str(error.orig).split())
+        return TransientError(f"{where} does not answer ({cause}); try again later")
+    return None
+
+
+def explain_sqlite(error: BaseException, what: str) -> HomeError | TransientError | None:
+    """The project's own error for a SQLite error in a chain of causes, if a person can act on it.
+
+    Args:
+        error: what was caught.
+        what: the database, as the subject of the sentence.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, sqlite3.Error):
+        cause = cause.__cause__ or cause.__context__
     code = (getattr(cause, "sqlite_errorcode", None) or 0) & 0xFF
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
         return TransientError(
-            f"the ledger {where} could not be written ({cause}), nothing was recorded; free some "
-            "disk space and try again"
+            f"{what} could not be written ({cause}), nothing was recorded; free some disk space "
+            "and try again"
         )
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return TransientError(
-            f"the ledger {where} was locked by another process for {BUSY_SECONDS} s, nothing was "
-            "recorded; try again"
+            f"{what} was locked by another process for {BUSY_SECONDS} s, nothing was recorded; "
+            "try again"
         )
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return HomeError(
-            f"the ledger {where} cannot be written ({cause}); give yourself the right to write "
-            "it, or choose another SIGNALBOX_HOME"
+            f"{what} cannot be written ({cause}); give yourself the right to write it, or choose "
+            "another SIGNALBOX_HOME"
         )
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         return HomeError(
-            f"the ledger {where} is damaged ({cause}); restore it from a copy, or choose another "
-            "SIGNALBOX_HOME"
+            f"{what} is damaged ({cause}); restore it from a copy, or choose another SIGNALBOX_HOME"
         )
     return None
 

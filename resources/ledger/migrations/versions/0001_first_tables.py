@@ -78,15 +78,3 @@ def upgrade() -> None:
         sa.Column("name", sa.Text, primary_key=True),
         sa.Column("as_of", instant, nullable=False),
     )
-
-
-def downgrade() -> None:
-    for table in (
-        "clocks",
-        "champions",
-        "scores",
-        "partition_versions",
-        "verdicts",
-        "arrivals",
-    ):
-        op.drop_table(table)
