@@ -1,6 +1,7 @@
 """The code location: every pipeline of the catalog, its sensors, and the executor."""
 
 import warnings
+from pathlib import Path
 
 import dagster as dg
 
@@ -26,7 +27,7 @@ def build_definitions() -> dg.Definitions:
         # Dagster would wrap what a component raises.
         check_spec(entry.spec, str(entry.path))
     components = components_folder()
-    if components.is_dir():
+    if _has_definitions(components):
         parts.append(dg.load_from_defs_folder(path_within_project=components))
     parts.append(
         dg.Definitions(
@@ -36,6 +37,12 @@ def build_definitions() -> dg.Definitions:
         )
     )
     return dg.Definitions.merge(*parts)
+
+
+def _has_definitions(folder: Path) -> bool:
+    """Whether there is anything to load: Dagster's loader costs more than all of the catalog."""
+    found = (path for ending in ("py", "yaml") for path in folder.rglob(f"*.{ending}"))
+    return any(path != folder / "__init__.py" for path in found)
 
 
 with warnings.catch_warnings():
