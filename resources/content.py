@@ -73,7 +73,7 @@ class EncodedRows:
 
         hasher = hashlib.sha256(_prefixed(SCHEME) + struct.pack("<Q", len(rows)) + self.columns)
         if rows.size:
-            hasher.update(memoryview(np.sort(_as_records(rows)).view(np.uint8)))
+            hasher.update(np.sort(_as_records(rows)).tobytes())
         return hasher.hexdigest()
 
     def order(self, rows: "np.ndarray") -> "np.ndarray":

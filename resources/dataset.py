@@ -9,6 +9,7 @@ from platform_assets.domain.errors import RefusedError, UsageError
 from platform_assets.domain.partition import local_hours
 from platform_assets.domain.spec import PipelineSpec, names_in
 from resources.columns import DATE, RELEVANCE, OutputColumn, output_columns
+from resources.expressions import Columns, nullable, without_nan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,27 +85,23 @@ def build_rows(
         matched = hits if matched is None else pc.and_(matched, hits)
 
     table = table.append_column(spec.partitions.key, _constant(key, pa.string(), rows_in))
-    frame = _frame(table.select(plan.read), rows_in)
-    derived: dict[str, Any] = {}
+    columns = Columns.of(table.select(plan.read), origin)
     for name, expression in dataset.derive.items():
-        derived[name] = frame[name] = _evaluate(frame, name, expression, origin)
-    kept, excluded = _exclude(spec, frame, origin)
+        columns.series[name] = nullable(columns.evaluate(name, expression))
+    kept, excluded = _exclude(spec, columns)
     if kept is not None:
-        frame = frame[kept]
+        columns = columns.filter(kept)
         mask = pa.array(kept)
         table = table.filter(mask)
-        derived = {name: values[kept] for name, values in derived.items()}
         matched = matched if matched is None else matched.filter(mask)
 
-    arrays: dict[str, Any] = {
-        name: table[name] for name in table.column_names if name not in derived
-    }
-    arrays[DATE] = _constant(day, pa.date32(), table.num_rows)
     target = dataset.target
-    derived[target.name] = _evaluate(frame, target.name, target.expression, origin)
+    arrays: dict[str, Any] = {name: table[name] for name in table.column_names}
+    arrays |= {name: columns.series[name] for name in dataset.derive}
+    arrays[DATE] = _constant(day, pa.date32(), table.num_rows)
+    arrays[target.name] = columns.evaluate(target.name, target.expression)
     if dataset.relevance is not None:
-        derived[RELEVANCE] = _evaluate(frame, RELEVANCE, dataset.relevance, origin)
-    arrays |= derived
+        arrays[RELEVANCE] = columns.evaluate(RELEVANCE, dataset.relevance)
     # The target becomes int8 only after its values have been checked.
     loose = {target.name: pa.float64()}
     built = pa.table(
@@ -174,6 +171,7 @@ def _plan(spec: PipelineSpec) -> _Plan:
 
 def _contract(spec: PipelineSpec, columns: list[OutputColumn]) -> Any:
     """What the rows must keep beyond their types, which the Arrow schema fixes."""
+    import numpy as np
     import pandera.pandas as pa
 
     unique = spec.sources[spec.dataset.rows].unique
@@ -181,9 +179,11 @@ def _contract(spec: PipelineSpec, columns: list[OutputColumn]) -> Any:
     if spec.model.kind == "binary_classification":
         checks[spec.dataset.target.name] = pa.Check.isin([0, 1])
     else:
-        checks[spec.dataset.target.name] = pa.Check.in_range(-1.7e308, 1.7e308, name="is_finite")
+        checks[spec.dataset.target.name] = pa.Check(np.isfinite, error="is_finite")
     if spec.dataset.relevance is not None:
-        checks[RELEVANCE] = pa.Check.in_range(0, 1.7e308, name="is_a_gain (0 or more)")
+        checks[RELEVANCE] = pa.Check(
+            lambda gains: np.isfinite(gains) & (gains >= 0), error="is_finite_and_not_negative"
+        )
     return pa.DataFrameSchema(
         {
             column.name: pa.Column(None, checks.get(column.name), nullable=column.nullable)
@@ -259,7 +259,7 @@ def _join(
             "one at most is allowed, since each would multiply the rows of "
             f"{spec.dataset.rows}; correct the landing files"
         )
-    positions = pc.index_in(table[time], value_set=theirs.combine_chunks(), skip_nulls=True)
+    positions = pc.index_in(table[time], value_set=theirs.combine_chunks())
     positions = positions.combine_chunks()
     joined = other.select(list(columns)).take(positions)
     for column in columns:
@@ -267,64 +267,18 @@ def _join(
     return table, pc.is_valid(positions)
 
 
-def _frame(table: "pa.Table", rows: int) -> "pd.DataFrame":
-    """What expressions read. Nullable dtypes: a comparison with null is null, not false."""
-    import pandas as pd
-    import pyarrow as pa
-
-    mapping = {
-        pa.int64(): pd.Int64Dtype(),
-        pa.float64(): pd.Float64Dtype(),
-        pa.bool_(): pd.BooleanDtype(),
-        pa.string(): pd.StringDtype("python"),
-    }
-    for at, field in enumerate(table.schema):
-        if pa.types.is_floating(field.type):
-            table = table.set_column(at, field.name, _without_nan(table.column(at)))
-    frame: pd.DataFrame = table.to_pandas(types_mapper=mapping.get)
-    return frame if table.num_columns else pd.DataFrame(index=range(rows))
-
-
-def _without_nan(array: Any) -> Any:
-    """NaN is how some producers write that a value is missing."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    odd = pc.is_nan(array)
-    if not pc.any(odd).as_py():
-        return array
-    return pc.if_else(pc.fill_null(odd, False), pa.scalar(None, array.type), array)
-
-
-def _evaluate(frame: "pd.DataFrame", name: str, expression: str, origin: str) -> "pd.Series":
-    import pandas as pd
-
-    try:
-        result = frame.eval(expression, engine="python", local_dict={}, global_dict={})
-        if not isinstance(result, pd.Series):
-            result = pd.Series(result, index=frame.index)
-    except Exception as error:
-        raise RefusedError(
-            f"{origin}: {name} = {expression} cannot be computed ({type(error).__name__}: "
-            f"{error}); correct the expression in the catalog"
-        ) from error
-    return result
-
-
-def _exclude(
-    spec: PipelineSpec, frame: "pd.DataFrame", origin: str
-) -> "tuple[Any, dict[str, int]]":
+def _exclude(spec: PipelineSpec, columns: Columns) -> "tuple[Any, dict[str, int]]":
     """Which rows stay (None: all), and how many each rule leaves out."""
     import pandas as pd
 
     kept = None
     excluded = {}
     for name, expression in spec.dataset.exclude.items():
-        met = _evaluate(frame, name, expression, origin)
+        met = columns.evaluate(name, expression)
         if not pd.api.types.is_bool_dtype(met.dtype):
             raise RefusedError(
-                f"{origin}: dataset.exclude.{name} = {expression} gives {met.dtype}; it must "
-                "be true or false for each row"
+                f"{columns.origin}: dataset.exclude.{name} = {expression} gives {met.dtype}; "
+                "it must be true or false for each row"
             )
         hit = met.fillna(False).to_numpy(dtype=bool)
         if kept is not None:
@@ -342,7 +296,7 @@ def _conform(values: Any, kind: Any, name: str, origin: str) -> Any:
         if not isinstance(values, pa.ChunkedArray | pa.Array):
             values = pa.array(values, from_pandas=True)
         if pa.types.is_floating(values.type):
-            values = _without_nan(values)
+            values = without_nan(values)
         return values if values.type == kind else values.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         raise RefusedError(

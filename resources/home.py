@@ -73,6 +73,9 @@ class Home:
             "SIGNALBOX_HOME": str(self.root),
             "DAGSTER_HOME": str(self.dagster),
             "GIT_PYTHON_REFRESH": "quiet",
+            # Threads that wait must not spin: two trainings on two cores would take ten times
+            # their CPU. Read when OpenMP loads, so it must stand in the environment before.
+            "OMP_WAIT_POLICY": "passive",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_LOGGING_LEVEL": "WARNING",
             "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",

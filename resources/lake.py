@@ -5,6 +5,7 @@ where it lies: compaction, another file layout or another order of the rows keep
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ __all__ = ["Commit", "DatasetTable", "content_digest"]
 DATE = "date"
 
 _CONFLICT_ATTEMPTS = 5
+_CHECKPOINT_INTERVAL = 20
 _CONFIGURATION: Mapping[str, str | None] = {
     # A registered model pins the versions that it was trained on: nothing may expire.
     "delta.enableExpiredLogCleanup": "false",
@@ -37,7 +39,7 @@ _CONFIGURATION: Mapping[str, str | None] = {
     "delta.deletedFileRetentionDuration": "interval 5200 weeks",
     # Partitions are found by their values; statistics of the columns would only swell the log.
     "delta.dataSkippingNumIndexedCols": "0",
-    "delta.checkpointInterval": "20",
+    "delta.checkpointInterval": str(_CHECKPOINT_INTERVAL),
 }
 
 
@@ -62,7 +64,9 @@ class Commit:
 class DatasetTable:
     """A Delta table partitioned by a key column and `date`.
 
-    An object is a name, it holds nothing open: it may be sent to another process.
+    An object is a name, it holds nothing open: it may be sent to another process. A process that
+    has used a table must not fork: delta-rs refuses to work in the child (spawn it, or fork from
+    a process that has only imported it).
     """
 
     def __init__(self, path: Path | str, key_column: str) -> None:
@@ -197,7 +201,8 @@ class DatasetTable:
         return rows
 
     def _overwrite(self, partition: PartitionKey, rows: "pa.Table", digest: str) -> int:
-        from deltalake import CommitProperties, write_deltalake
+        from deltalake import CommitProperties, PostCommitHookProperties, write_deltalake
+        from deltalake.exceptions import DeltaError
 
         table = self._open() or self._create(rows.schema)
         merge = self._schema_differs(table, rows)
@@ -216,8 +221,17 @@ class DatasetTable:
                 },
                 max_commit_retries=200,
             ),
+            post_commithook_properties=PostCommitHookProperties(
+                create_checkpoint=False, cleanup_expired_logs=False
+            ),
         )
-        return table.version()
+        version = table.version()
+        if version % _CHECKPOINT_INTERVAL == 0:
+            # The commit stands by now. A checkpoint makes opening faster and nothing else, so a
+            # failure of it (a full disk) must not look like a failed commit.
+            with suppress(DeltaError, OSError):
+                table.create_checkpoint()
+        return version
 
     def _schema_differs(self, table: "DeltaTable", rows: "pa.Table") -> bool:
         import pyarrow as pa
@@ -267,6 +281,7 @@ class DatasetTable:
 
     def _scan(self, version: int, keys: Sequence[PartitionKey]) -> "pa.Table":
         """All rows of these keys and dates at a version, in no order."""
+        import pyarrow as pa
         from deltalake.exceptions import DeltaError
 
         try:
@@ -286,7 +301,7 @@ class DatasetTable:
                 else None,
             )
             return dataset.to_table() if keys else dataset.schema.empty_table()
-        except (DeltaError, OSError) as error:
+        except (DeltaError, OSError, pa.ArrowInvalid) as error:
             raise RefusedError(
                 f"version {version} of {self.path} cannot be read, so what was trained on it "
                 f"cannot be repeated; was it vacuumed or deleted? ({_first_line(error)})"
@@ -382,6 +397,7 @@ def _first_line(error: BaseException) -> str:
 
 _FULL = ("no space left", "os error 28", "file too large", "os error 27", "quota", "os error 122")
 _FORBIDDEN = ("permission denied", "os error 13", "read-only file system", "os error 30")
+_IN_THE_WAY = ("not a directory", "os error 20", "notadirectory")
 
 
 def _translated(error: BaseException, path: str) -> SignalboxError | None:
@@ -394,4 +410,6 @@ def _translated(error: BaseException, path: str) -> SignalboxError | None:
         )
     if any(sign in text for sign in _FORBIDDEN):
         return HomeError(f"{path} may not be written; give this user the right to, and try again")
+    if any(sign in text for sign in _IN_THE_WAY):
+        return HomeError(f"{path} cannot be a folder, a file is in the way; move the file away")
     return None

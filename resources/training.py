@@ -79,7 +79,11 @@ def load_trainer(entry_point: str) -> Trainer:
             "the package that holds it, or correct model.trainer"
         ) from error
     if not hasattr(module, name):
-        public = sorted(n for n, v in vars(module).items() if isinstance(v, type) and n[0] != "_")
+        public = sorted(
+            name
+            for name, value in vars(module).items()
+            if isinstance(value, type) and value.__module__ == module_name and name[0] != "_"
+        )
         raise UsageError(
             f"trainer {entry_point!r}: module {module_name} has no {name!r}; its classes are "
             f"{', '.join(public) or 'none'}"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from datetime import date, timedelta
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -69,3 +70,15 @@ def sources(airport: str, day: date, spec: PipelineSpec | None = None) -> dict[s
             frame[list(source.columns)], schema=source_schema(source), preserve_index=False
         )
     return found
+
+
+def with_cell(table: pa.Table, column: str, row: int, value: object) -> pa.Table:
+    cells = table[column].to_pylist()
+    cells[row] = value
+    at = table.column_names.index(column)
+    return table.set_column(at, column, pa.array(cells, table.schema.field(column).type))
+
+
+def with_column(table: pa.Table, column: str, values: Any) -> pa.Table:
+    at = table.column_names.index(column)
+    return table.set_column(at, column, pa.array(values, table.schema.field(column).type))
