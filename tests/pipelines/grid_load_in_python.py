@@ -70,5 +70,5 @@ GRID_LOAD = PipelineSpec(
         min_days=2,
     ),
     evaluation=EvaluationSpec(days=1),
-    schedule=ScheduleSpec(live_from=date(2024, 4, 3), sensor_interval_seconds=2),
+    schedule=ScheduleSpec(live_from=date(2024, 4, 2), sensor_interval_seconds=2),
 )
