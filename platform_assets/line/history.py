@@ -100,7 +100,6 @@ def plan_history(
             build["features"].append(name)
         else:
             held["features"][name] = report.reason()
-    trained = set()
     for day in wanted:
         name = day.isoformat()
         if name not in done["day"]:
@@ -118,11 +117,14 @@ def plan_history(
         )
         if isinstance(taken, WindowRefusal):
             held["snapshot"][name] = held["model"][name] = taken.reason
-            continue
-        trained.add(day)
-        for stage in ("snapshot", "model"):
-            if name not in done[stage]:
-                build[stage].append(name)
+            if name not in done["model"]:
+                if day <= spec.last_judged_date:
+                    held["evaluation"][name] = f"there is no model: {taken.reason}"
+                continue
+        else:
+            for stage in ("snapshot", "model"):
+                if name not in done[stage]:
+                    build[stage].append(name)
         _judgement(services, day, last, days, build, held, done)
     return HistoryPlan(
         build={stage: tuple(names) for stage, names in build.items()},
