@@ -126,16 +126,6 @@ def test_ignored_names_are_logged_once_and_never_recorded(
     assert warned == [f"{folder}/2013-02-10T15Z.parquet", f"{folder}/readme.parquet"]
 
 
-def test_days_that_are_not_made_of_whole_utc_hours_are_refused(tmp_path: Path) -> None:
-    spec = respecify(flights_spec(), partitions={"timezone": "Asia/Kolkata"})
-    with pytest.raises(UsageError, match=r"Asia/Kolkata.*part of an hour"):
-        make_zone(tmp_path, spec)
-    # Whole hours in winter, half ones in summer.
-    spec = respecify(flights_spec(), partitions={"timezone": "Australia/Lord_Howe"})
-    with pytest.raises(UsageError, match="Lord_Howe"):
-        make_zone(tmp_path, spec)
-
-
 @pytest.mark.parametrize(("source", "key"), [("wether", "JFK"), ("weather", "BOS")])
 def test_unknown_sources_and_keys_are_refused(zone: LandingZone, source: str, key: str) -> None:
     with pytest.raises(UsageError, match=r"wether.*flights, weather|BOS.*EWR, JFK, LGA"):

@@ -92,7 +92,7 @@ def test_the_plan_of_a_history_is_built_in_one_go_and_leaves_nothing(line: Line)
     assert plan.build["evaluation"] == ("2013-01-04", "2013-01-07")
     assert plan.judges
     assert plan.held["evaluation"]["2013-01-05"].startswith("judged on days that are held: ")
-    assert "there is no model to judge" in plan.held["evaluation"]["2013-01-06"]
+    assert "there is no model: " in plan.held["evaluation"]["2013-01-06"]
     assert plan.held["evaluation"]["2013-01-08"].endswith("not there yet")
     assert all(plan.done[stage] == () for stage in STAGES)
 

@@ -125,7 +125,7 @@ def plan_history(
         if day > spec.last_judged_date or name in done["evaluation"]:
             continue
         if name in held["model"]:
-            held["evaluation"][name] = f"there is no model to judge: {held['model'][name]}"
+            held["evaluation"][name] = f"there is no model: {held['model'][name]}"
         else:
             _judgement(services, day, last, days, build, held)
     return HistoryPlan(

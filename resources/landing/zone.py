@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,11 +45,7 @@ class LandingZone:
             root: the landing folder of the home; the pipeline has a folder of its own in it.
             spec: the pipeline.
             ledger: where arrivals are recorded.
-
-        Raises:
-            UsageError: the days of the pipeline do not start at a whole hour of UTC.
         """
-        _require_whole_hours(spec)
         self.root = root
         self.spec = spec
         self.ledger = ledger
@@ -351,18 +347,6 @@ class LandingZone:
 
 def _stamp(nanoseconds: int) -> str:
     return datetime.fromtimestamp(nanoseconds / 1e9, UTC).isoformat(timespec="milliseconds")
-
-
-def _require_whole_hours(spec: PipelineSpec) -> None:
-    grid = spec.partitions
-    for month in range(12 * grid.start.year + grid.start.month - 1, 12 * grid.end.year + 12):
-        day = datetime(month // 12, month % 12 + 1, 1, tzinfo=spec.zone)
-        if (day.utcoffset() or timedelta(0)) % timedelta(hours=1):
-            raise UsageError(
-                f"pipeline {spec.pipeline} counts its days in {grid.timezone}, whose clocks differ "
-                "from UTC by a part of an hour, so that no landing file would ever belong to one "
-                "of its hours; allowed are timezones at whole hours from UTC"
-            )
 
 
 def _within(boundary: str, path: str) -> bool:
