@@ -442,6 +442,21 @@ def test_a_look_moves_on_over_finished_days_only(trained: Line) -> None:
     assert again.open_from == tick.open_from
 
 
+def test_a_day_that_is_held_for_good_does_not_keep_finished_ones_open(trained: Line) -> None:
+    """Else each tick of a year with one hole would look at all that came after it."""
+    services = live(trained, small_spec(schedule={"live_from": "2013-01-06"}))
+    for day in (7, 8):
+        evaluate_model(services, PartitionKey(date(2013, 1, day)), "by hand")
+    look(services)
+    for day in (6, 7, 8, 9):
+        hour = local_hours(date(2013, 1, day), services.spec.partitions.timezone)[4]
+        (services.home.landing / "flights" / hour_path("flights", "JFK", hour)).unlink()
+    tick = look(services)
+    assert tick.open_from == date(2013, 1, 6)
+    assert [change.partition for change in tick.changes] == ["JFK|2013-01-06", "JFK|2013-01-09"]
+    assert list(tick.plan.held) == [HELD]
+
+
 def test_a_look_asks_again_when_a_model_was_trained_again(trained: Line) -> None:
     services = live(trained, small_spec(schedule={"live_from": "2013-01-07"}))
     first = {r.run_key for r in look(services).plan.requests if r.job == "judge"}
