@@ -7,6 +7,7 @@ of the 5th, which is judged on the 6th, cannot.
 
 import fcntl
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -286,9 +287,16 @@ def main(arguments: Sequence[str]) -> None:
     """`python -m tests.small STAGE… PARTITION`: materialize in a process of its own.
 
     Prints the ledger's data version of the last stage. With `--killed-while-training` as the
-    stage, the process does not come back from the model.
+    stage, the process does not come back from the model; with `--disk-full` no file may become
+    larger than 1.5 MB, and it prints why the features failed.
     """
     *stages, partition = arguments
+    if stages == ["--disk-full"]:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, hard))
+        with opened(Home.locate()) as line:
+            print(failure_of(line.run("features", partition=partition)))
+        return
     if stages == ["--killed-while-training"]:
         with opened(
             Home.locate(), small_spec(model={"trainer": "tests.small:KilledTrainer"})

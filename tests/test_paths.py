@@ -278,7 +278,7 @@ def test_a_refusal_is_not_tried_again(partial: Line, broken: bool) -> None:
         partial.land("2013-01-04")
         # A lake that cannot be written is no refusal.
         (partial.home.lake / "flights").write_text("in the way")
-    partial.__dict__["defs"] = dg.Definitions.merge(partial.defs, dg.Definitions(jobs=[job]))
+    partial.defs = dg.Definitions.merge(partial.defs, dg.Definitions(jobs=[job]))
     ran = partial.run(job="persistent", partition=PARTIAL)
     assert not ran.success
     retried = [event for event in ran.all_events if event.is_step_up_for_retry]
@@ -301,7 +301,8 @@ def test_one_held_partition_does_not_hold_its_neighbours(line: Line) -> None:
     }
     check = line.check("features")
     assert check.description == "5 of 6 partition(s) were clear"
-    assert list(check.metadata["held"].value) == [HELD]  # type: ignore[call-overload]
+    held: Any = check.metadata["held"].value
+    assert list(held) == [HELD]
 
 
 @pytest.mark.parametrize("job", [None, "flights_train"])

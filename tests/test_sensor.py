@@ -22,6 +22,7 @@ from dagster._core.definitions.sensor_definition import SensorExecutionData
 
 from platform_assets.domain.clock import FixedClock
 from platform_assets.domain.partition import PartitionKey, local_hours
+from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.live import look
 from platform_assets.line.services import Services
 from resources.home import Home
@@ -266,9 +267,9 @@ def test_a_held_airport_keeps_the_others_going_but_not_the_training(
 
 
 @contextmanager
-def opened_history(templates: Templates, tmp_path: Path, spec: object) -> Iterator[Box]:
-    """2013-01-02 to 05 landed and built, nothing later has landed."""
-    with copied(templates.empty, tmp_path, spec) as line:  # type: ignore[arg-type]
+def opened_history(templates: Templates, tmp_path: Path, spec: PipelineSpec) -> Iterator[Box]:
+    """2013-01-04 and 05 landed and built, nothing later has landed."""
+    with copied(templates.empty, tmp_path, spec) as line:
         line.land("2013-01-04", "2013-01-05")
         for key in ("JFK", "LGA"):
             line.must("features", span=(f"{key}|2013-01-04", f"{key}|2013-01-05"))

@@ -19,7 +19,7 @@ from platform_assets.domain.manifest import (
     window,
 )
 from platform_assets.domain.partition import PartitionKey
-from platform_assets.line.features import record_partition
+from platform_assets.line.features import record_partitions
 from platform_assets.line.services import Outcome, Services
 from resources.ledger.records import VersionRecord
 
@@ -51,10 +51,13 @@ def _held(
     as_of = services.clock.as_of()
     for day in dates:
         services.zone.refresh(day, day)
-        for partition, report in services.zone.reports(day, day, as_of).items():
-            if str(partition) not in built and not report.is_whole:
-                record_partition(services, partition, report)
-                held[str(partition)] = report.reason()
+        waiting = {
+            partition: report
+            for partition, report in services.zone.reports(day, day, as_of).items()
+            if str(partition) not in built and not report.is_whole
+        }
+        record_partitions(services, waiting)
+        held |= {str(partition): report.reason() for partition, report in waiting.items()}
     return held
 
 

@@ -1,6 +1,6 @@
 """Features: the completeness of one key and date, and its rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from platform_assets.domain.completeness import CompletenessReport, SourceReport
@@ -26,35 +26,45 @@ def arrivals_version(report: SourceReport) -> str:
     return digest_of(report.model_dump(mode="json", exclude={"missing", "not_due"}))
 
 
-def record_partition(
-    services: Services, partition: PartitionKey, report: CompletenessReport
+def record_partitions(
+    services: Services, reports: Mapping[PartitionKey, CompletenessReport]
 ) -> None:
-    """Write the verdict on a partition of the dataset."""
-    services.record_verdict(
+    """Write down the verdicts on partitions of the dataset."""
+    services.record_verdicts(
         services.spec.asset("features"),
-        str(partition),
-        report.verdict,
-        report.model_dump(mode="json", exclude={"as_of"}),
-        report.as_of,
+        {
+            str(partition): (report.verdict, report.model_dump(mode="json", exclude={"as_of"}))
+            for partition, report in reports.items()
+        },
+        services.clock.as_of(),
     )
 
 
 def record_completeness(
-    services: Services, partition: PartitionKey, report: CompletenessReport
+    services: Services, reports: Mapping[PartitionKey, CompletenessReport]
 ) -> list[SourceChange]:
-    """Write the verdict on a partition and on its sources.
+    """Write down the verdicts on partitions and on their sources.
 
     Returns:
         the sources that changed. Nobody is told of a change twice: whoever calls this has to.
     """
-    record_partition(services, partition, report)
+    record_partitions(services, reports)
     changes = []
-    for source in report.sources:
-        asset, name = services.spec.landed(source.source), str(partition)
-        if services.record_verdict(
-            asset, name, source.verdict, source.model_dump(mode="json"), report.as_of
-        ):
-            changes.append(SourceChange(asset, name, source, arrivals_version(source)))
+    for name in services.spec.sources:
+        asset = services.spec.landed(name)
+        found = {
+            str(partition): source
+            for partition, report in reports.items()
+            for source in report.sources
+            if source.source == name
+        }
+        verdicts = {
+            partition: (source.verdict, source.model_dump(mode="json"))
+            for partition, source in found.items()
+        }
+        for partition in services.record_verdicts(asset, verdicts, services.clock.as_of()):
+            source = found[partition]
+            changes.append(SourceChange(asset, partition, source, arrivals_version(source)))
     return changes
 
 
@@ -88,7 +98,7 @@ def build_features(
     asset = spec.asset("features")
     assert partition.key is not None
     report = assess(services, partition)
-    for change in record_completeness(services, partition, report):
+    for change in record_completeness(services, {partition: report}):
         tell(change)
     if not report.is_whole:
         raise HeldError(asset, {name: report.reason()})
