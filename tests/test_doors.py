@@ -89,7 +89,8 @@ def snapshot(definitions: dg.Definitions) -> dict[str, Any]:
     )
     for part in ("component_tree", "metadata"):
         found.pop(part, None)  # where the definitions stand: a file of a component, or none
-    return _without_origin(found)
+    cleaned: dict[str, Any] = _without_origin(found)
+    return cleaned
 
 
 def _without_origin(value: Any) -> Any:
