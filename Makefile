@@ -16,7 +16,7 @@ demo: $(STAMP)
 
 ## make test      set-up and the whole suite
 test: $(STAMP) check
-	@$(BIN)/python tests/tools/run.py $(ARGS)
+	@$(BIN)/python -m tests.tools.run $(ARGS)
 
 ## make test-fast everything but the daemon and the browser
 test-fast: $(STAMP)

@@ -1,6 +1,7 @@
 """Dagster's webserver, through its GraphQL API: what the UI does, done by a program."""
 
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -51,7 +52,7 @@ RUNS = """
 query Runs($filter: RunsFilter, $limit: Int) {
   runsOrError(filter: $filter, limit: $limit) {
     ... on Runs { results {
-      runId status jobName startTime endTime tags { key value }
+      runId status jobName creationTime startTime endTime tags { key value }
       assetSelection { path }
     } }
     ... on PythonError { message }
@@ -59,11 +60,18 @@ query Runs($filter: RunsFilter, $limit: Int) {
 }
 """
 
+UNFINISHED = """
+query { partitionBackfillsOrError(status: REQUESTED) {
+  ... on PartitionBackfills { results { id } }
+  ... on PythonError { message }
+} }
+"""
+
 LOCATIONS = """
 query { workspaceOrError {
   ... on Workspace { locationEntries {
     name loadStatus locationOrLoadError {
-      __typename ... on PythonError { message }
+      __typename ... on PythonError { message errorChain { error { message } } }
     }
   } }
   ... on PythonError { message }
@@ -116,13 +124,18 @@ class DagsterApi:
         for entry in entries:
             found = entry["locationOrLoadError"]
             if found and found["__typename"] == "PythonError":
-                raise RefusedError(f"code location {entry['name']} fails: {found['message']}")
+                raise RefusedError(f"code location {entry['name']} fails: {_cause(found)}")
         daemons = data["instance"]["daemonHealth"]["allDaemonStatuses"]
         return (
             bool(entries)
             and all(entry["loadStatus"] == "LOADED" for entry in entries)
             and all(d["healthy"] for d in daemons if d["required"])
         )
+
+    def unfinished_backfills(self) -> list[str]:
+        """The ids of the backfills that still request runs, oldest first."""
+        found = self.query(UNFINISHED)["partitionBackfillsOrError"]
+        return [str(backfill["id"]) for backfill in reversed(found["results"])]
 
     def launch_backfill(
         self,
@@ -188,3 +201,10 @@ class DagsterApi:
         found = self.query(RUNS, {"filter": wanted, "limit": limit})["runsOrError"]
         runs: list[dict[str, Any]] = found["results"]
         return runs
+
+
+def _cause(error: Mapping[str, Any]) -> str:
+    """What is at the bottom of an error of Dagster's, in one line and without its class."""
+    chain = [link["error"]["message"] for link in error["errorChain"]]
+    text = " ".join((chain or [error["message"]])[-1].split())
+    return re.sub(r"^(\w+\.)+\w+: ", "", text)

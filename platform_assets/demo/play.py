@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -13,9 +13,10 @@ from platform_assets.demo.screen import Screen
 from platform_assets.demo.server import DagsterDev, require_free_port
 from platform_assets.domain.errors import RefusedError, SignalboxError
 from platform_assets.domain.partition import PartitionKey
+from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory import grid
 from platform_assets.factory.instance import make_home
-from platform_assets.line.history import plan_history
+from platform_assets.line.history import HistoryPlan, plan_history
 from platform_assets.line.landing import land_flights
 from platform_assets.line.services import Services
 from platform_assets.line.status import status
@@ -116,24 +117,35 @@ def _acts(services: Services, server: DagsterDev, summary: Summary, screen: Scre
         _today(services, server, summary, screen)
 
 
-def _backfill(services: Services, server: DagsterDev, summary: Summary, screen: Screen) -> None:
-    spec = services.spec
-    plan = plan_history(services, FIRST, LAST_OF_HISTORY)
-    summary.held = dict(plan.held["features"])
-    partitions: dict[str, Any] = {}
-    definitions = {
+def backfill_ranges(
+    spec: PipelineSpec, plan: HistoryPlan
+) -> dict[str, Sequence[tuple[str, str]] | None]:
+    """What a plan builds, as `DagsterApi.launch_backfill` takes it."""
+    grids = {
         "features": grid.keyed(spec),
         "day": grid.daily(spec, spec.partitions.start, spec.partitions.end),
         "snapshot": grid.daily(spec, spec.first_model_date, spec.partitions.end),
         "model": grid.daily(spec, spec.first_model_date, spec.partitions.end),
         "evaluation": grid.daily(spec, spec.first_model_date, spec.last_judged_date),
     }
+    found: dict[str, Sequence[tuple[str, str]] | None] = {}
     for stage, names in plan.build.items():
         keys = [grid.dagster_key(spec, PartitionKey.parse(name)) for name in names]
         if keys:
-            partitions[spec.asset(stage)] = grid.ranges(definitions[stage], keys)
+            found[spec.asset(stage)] = grid.ranges(grids[stage], keys)
     if plan.judges:
-        partitions[spec.asset("champion")] = None
+        found[spec.asset("champion")] = None
+    return found
+
+
+def _backfill(services: Services, server: DagsterDev, summary: Summary, screen: Screen) -> None:
+    spec = services.spec
+    for left_over in server.api.unfinished_backfills():
+        screen.say(f"Going on with backfill {left_over}, which was interrupted.")
+        _follow(server, left_over, screen)
+    plan = plan_history(services, FIRST, LAST_OF_HISTORY)
+    summary.held = dict(plan.held["features"])
+    partitions = backfill_ranges(spec, plan)
     if not partitions:
         screen.say("The history is built already.")
         return
@@ -145,17 +157,7 @@ def _backfill(services: Services, server: DagsterDev, summary: Summary, screen: 
         tags={"signalbox/lane": "backfill", "signalbox/pipeline": spec.pipeline},
     )
     screen.say(f"Native backfill {summary.backfill}: {server.url}/runs/b/{summary.backfill}")
-    deadline = time.monotonic() + BACKFILL_SECONDS
-    with screen.bars(partitions) as update:
-        while True:
-            server.require_alive()
-            found = server.api.backfill(summary.backfill)
-            update(found["assets"])
-            if found["status"] in ENDED:
-                break
-            if time.monotonic() > deadline:
-                raise RefusedError(f"the backfill has not ended after {BACKFILL_SECONDS:.0f} s")
-            time.sleep(1)
+    found = _follow(server, summary.backfill, screen)
     failed = {asset: n for asset, (_, n, _) in found["assets"].items() if n}
     if found["status"] in FAILED or failed:
         raise RefusedError(
@@ -164,8 +166,26 @@ def _backfill(services: Services, server: DagsterDev, summary: Summary, screen: 
         )
 
 
+def _follow(server: DagsterDev, backfill: str, screen: Screen) -> dict[str, Any]:
+    """Show a backfill's progress until it has ended; its last state."""
+    deadline = time.monotonic() + BACKFILL_SECONDS
+    with screen.bars() as update:
+        while True:
+            server.require_alive()
+            found = server.api.backfill(backfill)
+            update(found["assets"])
+            if found["status"] in ENDED:
+                return found
+            if time.monotonic() > deadline:
+                raise RefusedError(
+                    f"backfill {backfill} has not ended after {BACKFILL_SECONDS:.0f} s; see "
+                    f"{server.url}/runs/b/{backfill}"
+                )
+            time.sleep(1)
+
+
 def _today(services: Services, server: DagsterDev, summary: Summary, screen: Screen) -> None:
-    spec = services.spec
+    spec, started = services.spec, time.time()
     ledger, name = services.ledger, TODAY.isoformat()
     if ledger.current_version(spec.asset("model"), name) is None:
         screen.say(f"Landing {TODAY} until {HELD_AT_HOUR}:00 …")
@@ -208,15 +228,16 @@ def _today(services: Services, server: DagsterDev, summary: Summary, screen: Scr
         return len(ledger.current_versions(spec.asset("evaluation"), names)) == len(names)
 
     _wait(server, judged, f"the judgement of the model of {ripe[0]}, which waited for {TODAY}")
-    _wait(server, lambda: _settled(server), "the last runs to end")
+    _wait(server, lambda: _settled(server, started), "the last runs to end")
 
 
-def _settled(server: DagsterDev) -> bool:
-    runs = server.api.runs({"signalbox/lane": "daily"})
+def _settled(server: DagsterDev, since: float) -> bool:
+    every = server.api.runs({"signalbox/lane": "daily"})
+    runs = [run for run in every if run["creationTime"] >= since]
     failed = [run["runId"] for run in runs if run["status"] in ("FAILURE", "CANCELED")]
     if failed:
         raise RefusedError(f"run(s) {', '.join(failed)} of the daily lane failed")
-    return bool(runs) and all(run["status"] == "SUCCESS" for run in runs)
+    return all(run["status"] == "SUCCESS" for run in runs)
 
 
 def _wait(server: DagsterDev, done: Callable[[], bool], what: str) -> None:

@@ -5,7 +5,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from platform_assets.terminal import print_table
 
@@ -23,7 +30,7 @@ class Screen:
         self._console.print(text, soft_wrap=True, markup=False)
 
     @contextmanager
-    def bars(self, assets: Mapping[str, Any]) -> Iterator[Callable[[Counts], None]]:
+    def bars(self) -> Iterator[Callable[[Counts], None]]:
         """A bar an asset; the yielded function takes (done, failed, of) by asset key."""
         columns = (
             TextColumn("{task.description:<22}"),
@@ -32,12 +39,13 @@ class Screen:
             TimeElapsedColumn(),
         )
         with Progress(*columns, console=self._console) as progress:
-            tasks = {asset: progress.add_task(asset, total=None) for asset in assets}
+            tasks: dict[str, TaskID] = {}
 
             def update(counts: Counts) -> None:
                 for asset, (done, failed, of) in counts.items():
-                    if asset in tasks:
-                        progress.update(tasks[asset], completed=done + failed, total=of)
+                    if asset not in tasks:
+                        tasks[asset] = progress.add_task(asset, total=of)
+                    progress.update(tasks[asset], completed=done + failed, total=of)
 
             yield update
 

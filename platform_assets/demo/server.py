@@ -6,17 +6,21 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
 import psutil
 
+from platform_assets.demo import guard
 from platform_assets.domain.errors import RefusedError, TransientError
+from platform_assets.factory.instance import end_orphaned_runs
 from resources.dagster_api import DagsterApi
 from resources.home import Home
 
 READY_SECONDS = 120.0
-END_SECONDS = 20.0
+END_SECONDS = guard.INTERRUPT_SECONDS + 3 * guard.TERMINATE_SECONDS
 
 
 def require_free_port(port: int) -> None:
@@ -36,6 +40,24 @@ def require_free_port(port: int) -> None:
             ) from error
 
 
+def require_no_daemon(home: Home) -> None:
+    """Refuse a home that a Dagster daemon works on: two of them would launch everything twice.
+
+    Raises:
+        RefusedError: naming its process.
+    """
+    for process in psutil.process_iter():
+        try:
+            place = process.environ().get("DAGSTER_HOME")
+            if place == str(home.dagster) and "dagster._daemon" in process.cmdline():
+                raise RefusedError(
+                    f"a Dagster daemon (process {process.pid}) works on {home.root} already; use "
+                    "its UI, or end it first"
+                )
+        except (psutil.Error, OSError):
+            continue  # ended meanwhile, or somebody else's
+
+
 def workspace_file() -> Path:
     """The workspace.yaml that is really loaded."""
     return Path(__file__).resolve().parents[2] / "workspace.yaml"
@@ -45,37 +67,37 @@ class DagsterDev:
     """Webserver, daemon and code location of a home, on 127.0.0.1.
 
     Used as a context manager: every process that it started, run workers included, has ended when
-    the block is left.
+    the block is left. They also end when the calling process is killed, a few seconds later.
+
+    Args:
+        home: an initialised home.
+        port: of the webserver.
+        variables: for the environment of Dagster and all its runs, beside the home's.
     """
 
-    def __init__(self, home: Home, port: int) -> None:
+    def __init__(self, home: Home, port: int, variables: Mapping[str, str] | None = None) -> None:
         self.home = home
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.api = DagsterApi(self.url)
         self.log = home.root / "dagster-dev.log"
-        self._process: subprocess.Popen[bytes] | None = None
-        self._seen: dict[int, psutil.Process] = {}
+        self._variables = dict(variables or {})
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._mark = uuid.uuid4().hex
 
     def __enter__(self) -> "DagsterDev":
         require_free_port(self.port)
+        require_no_daemon(self.home)
+        end_orphaned_runs(self.home)
         workspace = workspace_file()
-        command = [
-            str(Path(sys.executable).with_name("dagster")),
-            "dev",
-            "-w",
-            str(workspace),
-            "-h",
-            "127.0.0.1",
-            "-p",
-            str(self.port),
-        ]
+        dagster = str(Path(sys.executable).with_name("dagster"))
+        command = [dagster, "dev", "-w", str(workspace), "-h", "127.0.0.1", "-p", str(self.port)]
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
+            self._guard = subprocess.Popen(
+                [sys.executable, "-m", guard.__name__, self._mark, *command],
                 cwd=workspace.parent,
-                env={**os.environ, **self.home.environment()},
-                stdin=subprocess.DEVNULL,
+                env={**os.environ, **self.home.environment(), **self._variables},
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -108,11 +130,10 @@ class DagsterDev:
         Raises:
             RefusedError: with the place of its log.
         """
-        self._note_children()
-        assert self._process is not None
-        if self._process.poll() is not None:
+        assert self._guard is not None
+        if self._guard.poll() is not None:
             raise RefusedError(
-                f"Dagster ended with code {self._process.returncode}; its log is {self.log}"
+                f"Dagster ended with code {self._guard.returncode}; its log is {self.log}"
             )
 
     def wait(self) -> None:
@@ -121,57 +142,32 @@ class DagsterDev:
             self.require_alive()
             time.sleep(1)
 
-    def _note_children(self) -> None:
-        if self._process is None:
-            return
-        try:
-            children = psutil.Process(self._process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            return
-        self._seen |= {child.pid: child for child in children}
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # A second Ctrl-C, or a second SIGTERM, must not leave processes behind.
-        asked = (signal.SIGINT, signal.SIGTERM)
-        before = [signal.signal(number, signal.SIG_IGN) for number in asked]
+        # A second Ctrl-C must not leave processes behind.
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
         try:
             self._end()
         finally:
-            for number, handler in zip(asked, before, strict=True):
+            for number, handler in before.items():
                 signal.signal(number, handler)
 
     def _end(self) -> None:
-        process = self._process
-        if process is None:
+        if self._guard is None or self._guard.stdin is None:
             return
-        self._note_children()
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(END_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        # psutil compares start times: a recycled pid is never hit.
-        left = [child for child in self._seen.values() if child.is_running()]
-        for child in left:
-            _signal(child, signal.SIGTERM)
-        _, alive = psutil.wait_procs(left, timeout=5)
-        for child in alive:
-            _signal(child, signal.SIGKILL)
-        psutil.wait_procs(alive, timeout=5)
-
-
-def _signal(process: psutil.Process, number: int) -> None:
-    try:
-        process.send_signal(number)
-    except psutil.NoSuchProcess:
-        return
+        self._guard.stdin.close()
+        try:
+            self._guard.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._guard.kill()
+            self._guard.wait()
+        # Nothing is left by now, unless the guard itself was killed.
+        guard.end_marked(self._mark)
 
 
 def run_mlflow_ui(home: Home, port: int) -> None:

@@ -22,7 +22,7 @@ from platform_assets.factory.grid import asset_key
 from platform_assets.factory.lanes import PIPELINE_TAG, lane_of
 from platform_assets.factory.versions import code_version, module_file, trainer_file
 from platform_assets.line.days import build_day, build_snapshot
-from platform_assets.line.features import build_features
+from platform_assets.line.features import SourceChange, build_features
 from platform_assets.line.judging import decide_champion, evaluate_model
 from platform_assets.line.models import train_model
 from platform_assets.line.services import Outcome, Services
@@ -87,6 +87,7 @@ def _partitioned(
     partitions: dg.PartitionsDefinition,
     per_run: int,
     work: Work,
+    follower: str | None = None,
 ) -> dg.AssetsDefinition:
     stage = asset.key.path[-1]
     version = asset.code_version or ""
@@ -109,7 +110,7 @@ def _partitioned(
     ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[Any]]:
         services = Services.open(spec)
         yield from run_partitions(
-            context, spec, stage, version, lambda key: work(context, services, key)
+            context, spec, stage, version, lambda key: work(context, services, key), follower
         )
 
     return compute
@@ -143,10 +144,10 @@ def _features(spec: PipelineSpec) -> dg.AssetsDefinition:
     )
 
     def work(context: dg.AssetExecutionContext, services: Services, key: PartitionKey) -> Outcome:
-        outcome, changes = build_features(services, key, context.run.run_id)
-        for change in changes:
+        def tell(change: SourceChange) -> None:
             context.instance.report_runless_asset_event(source_event(spec, change))
-        return outcome
+
+        return build_features(services, key, context.run.run_id, tell)
 
     return _partitioned(spec, asset, grid.keyed(spec), spec.limits.partitions_per_run, work)
 
@@ -200,6 +201,7 @@ def _snapshot(spec: PipelineSpec) -> dg.AssetsDefinition:
         grid.daily(spec, spec.first_model_date, spec.partitions.end),
         spec.limits.models_per_run,
         lambda context, services, key: build_snapshot(services, key, context.run.run_id),
+        follower="model",
     )
 
 

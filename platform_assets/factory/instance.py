@@ -33,3 +33,27 @@ def make_home(home: Home) -> None:
         HomeError: it cannot be written, or another version made it.
     """
     initialise(home, dagster_yaml=dagster_yaml(), prepare=prepare)
+
+
+def end_orphaned_runs(home: Home) -> list[str]:
+    """End the runs that are in progress although no process is: all were killed at once.
+
+    Dagster itself would leave them as they are for good, and each would keep its slot in the
+    queue. To be called only while nothing works on the home.
+
+    Returns:
+        The ids of the runs that were ended.
+    """
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        in_progress = [
+            dg.DagsterRunStatus.STARTING,
+            dg.DagsterRunStatus.STARTED,
+            dg.DagsterRunStatus.CANCELING,
+        ]
+        runs = instance.get_runs(dg.RunsFilter(statuses=in_progress))
+        for run in runs:
+            if run.status is dg.DagsterRunStatus.CANCELING:
+                instance.report_run_canceled(run, "Its process was killed while it was canceled.")
+            else:
+                instance.report_run_failed(run, "Its process was killed, and Dagster with it.")
+        return [run.run_id for run in runs]

@@ -102,7 +102,8 @@ class Services:
     ) -> bool:
         """Append a partition's version unless it is the current one; tells whether it did.
 
-        `always` appends even then: a retrained model has a registered version of its own.
+        `always` appends even then: a retrained model has a registered version of its own, rows
+        that were committed again lie at another table version.
         """
         current = self.ledger.current_version(asset, partition)
         if current is not None and current.data_version == data_version and not always:

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from platform_assets.domain.errors import UsageError
 
-_NAME = re.compile(r"(\d{4}-\d{2}-\d{2})T(\d{2})Z\.parquet")
+_NAME = re.compile(r"(\d{4}-\d{2}-\d{2})T(\d{2})Z\.parquet", re.ASCII)
 
 
 def hour_path(source: str, key: str, hour: datetime) -> PurePosixPath:
@@ -26,7 +26,8 @@ def hour_path(source: str, key: str, hour: datetime) -> PurePosixPath:
             f"{hour.isoformat()} is no whole hour in UTC; the file of an hour is named by its "
             "start, such as 2013-01-01T10Z"
         )
-    return PurePosixPath(source, key, f"{moment:%Y-%m-%d}", f"{moment:%Y-%m-%dT%H}Z.parquet")
+    day = moment.date().isoformat()
+    return PurePosixPath(source, key, day, f"{day}T{moment.hour:02d}Z.parquet")
 
 
 def hour_of(name: str, folder: date) -> datetime | None:

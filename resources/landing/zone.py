@@ -142,27 +142,23 @@ class LandingZone:
         boundary: str,
         seen_at: datetime,
     ) -> int:
-        known = {
-            record.path: record
-            for record in self.ledger.arrivals(
-                self.spec.pipeline,
-                source,
-                keys[0] if len(keys) == 1 else None,
-                datetime.combine(days[0], time(0), UTC),
-                datetime.combine(days[-1], time(23), UTC),
-            )
-            if record.key in keys
-        }
+        begin = datetime.combine(days[0], time(0), UTC)
+        end = datetime.combine(days[-1], time(23), UTC)
         arrived: list[ArrivalRecord] = []
+        gone: list[str] = []
         for key in keys:
+            records = self.ledger.arrivals(self.spec.pipeline, source, key, begin, end)
+            known = {record.path: record for record in records}
             for day in days:
                 arrived.extend(self._scan(source, key, day, known, boundary, seen_at))
-        # What the scan did not take out of `known` is on the disk no more.
+            # The scans took what they found out of `known`. The rest has vanished, unless it was
+            # being replaced: a listing may miss a name that is renamed over meanwhile.
+            gone.extend(path for path in known if not os.path.lexists(self.root / path))
         if arrived:
             self.ledger.upsert_arrivals(arrived)
-        if known:
-            self.ledger.forget_arrivals(self.spec.pipeline, source, list(known))
-        return len(arrived) + len(known)
+        if gone:
+            self.ledger.forget_arrivals(self.spec.pipeline, source, gone)
+        return len(arrived) + len(gone)
 
     def _scan(
         self,
@@ -247,44 +243,37 @@ class LandingZone:
         """
         self._require(next(iter(self.spec.sources)), key)
         hours = local_hours(day, self.spec.partitions.timezone)
-        arrivals = {
-            source: [
-                _arrival(record)
-                for record in self.ledger.arrivals(
-                    self.spec.pipeline, source, key, hours[0], hours[-1]
-                )
-            ]
-            for source in self.spec.sources
-        }
-        return self._assess(key, day, hours, arrivals, as_of)
+        return self._assess(
+            key, day, hours, {s: self._arrivals(s, key, hours) for s in self.spec.sources}, as_of
+        )
 
     def reports(
         self, first: date, last: date, as_of: datetime
     ) -> dict[PartitionKey, CompletenessReport]:
-        """`report` of every key and local date, with one query a source."""
-        days = date_range(first, last)
-        if not days:
-            return {}
-        timezone = self.spec.partitions.timezone
-        hours = {day: local_hours(day, timezone) for day in days}
-        day_of = {hour: day for day, own in hours.items() for hour in own}
-        grouped: dict[tuple[str, str, date], list[Arrival]] = defaultdict(list)
-        for source in self.spec.sources:
-            for record in self.ledger.arrivals(
-                self.spec.pipeline, source, None, hours[first][0], hours[last][-1]
-            ):
-                grouped[source, record.key, day_of[record.hour]].append(_arrival(record))
-        return {
-            PartitionKey(day, key): self._assess(
-                key,
-                day,
-                hours[day],
-                {source: grouped.get((source, key, day), []) for source in self.spec.sources},
-                as_of,
-            )
-            for day in days
-            for key in self.spec.partitions.values
+        """`report` of every key and local date, with one query for a source and key."""
+        hours = {
+            day: local_hours(day, self.spec.partitions.timezone) for day in date_range(first, last)
         }
+        day_of = {hour: day for day, own in hours.items() for hour in own}
+        every = tuple(day_of)
+        found: dict[PartitionKey, CompletenessReport] = {}
+        for key in self.spec.partitions.values:
+            grouped: dict[tuple[str, date], list[Arrival]] = defaultdict(list)
+            for source in self.spec.sources:
+                for arrival in self._arrivals(source, key, every):
+                    grouped[source, day_of[arrival.hour]].append(arrival)
+            for day, own in hours.items():
+                arrivals = {source: grouped[source, day] for source in self.spec.sources}
+                found[PartitionKey(day, key)] = self._assess(key, day, own, arrivals, as_of)
+        return dict(sorted(found.items()))
+
+    def _arrivals(self, source: str, key: str, hours: Sequence[datetime]) -> list[Arrival]:
+        if not hours:
+            return []
+        return [
+            Arrival(hour=record.hour, rows=record.rows, rejected=record.rejected)
+            for record in self.ledger.arrivals(self.spec.pipeline, source, key, hours[0], hours[-1])
+        ]
 
     def _assess(
         self,
@@ -366,7 +355,3 @@ def _within(boundary: str, path: str) -> bool:
 
 def _content(record: ArrivalRecord) -> tuple[object, ...]:
     return (record.hour, record.size, record.mtime_ns, record.rows, record.rejected)
-
-
-def _arrival(record: ArrivalRecord) -> Arrival:
-    return Arrival(hour=record.hour, rows=record.rows, rejected=record.rejected)

@@ -7,15 +7,17 @@ happened to it.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from platform_assets.domain.errors import HomeError, SignalboxError, TransientError
+from platform_assets.domain.errors import HomeError, SignalboxError, TransientError, UsageError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,16 +35,24 @@ QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
-# SQLite refuses at once, without waiting, when two transactions that began by reading want to
-# write; the loser must begin again. MLflow itself does not.
-ATTEMPTS = 8
+# Two processes that log the same dataset into one experiment at once collide on its unique key,
+# and one gets an error; its transaction was rolled back and passes when it is tried again.
+COLLISIONS = ("UNIQUE constraint failed", "duplicate key value")
+# MLflow waits 20 s for a database that another process has locked, then gives up.
+LOCKED = ("database is locked", "database table is locked")
+ATTEMPTS = 5
 FIRST_PAUSE = 0.05  # seconds
+
+
+def quiet_environment() -> None:
+    """What has to be set before anybody in this process imports MLflow."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
 
 
 def quiet_mlflow() -> None:
     """Imports MLflow so that it neither prints nor reports; cheap when called again."""
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    quiet_environment()
     import mlflow  # noqa: F401
 
     # Where somebody else imported MLflow first, the environment came too late.
@@ -81,19 +91,19 @@ def open_client(uri: str) -> MlflowClient:
 
 
 def attempt(uri: str, call: Callable[[], T]) -> T:
-    """Runs `call`, again where a locked database refused it, and translates what it raises.
+    """Runs `call`, again where it lost a race that changed nothing, and translates its errors.
 
-    Only database stores are tried again here: MLflow's REST client has retries of its own, and
-    a request that timed out may have been carried out.
+    What a server did not answer is not tried again here: MLflow's REST client has retries of
+    its own, and a request that timed out may have been carried out.
     """
     from mlflow.exceptions import MlflowException
 
-    tries = 1 if uri.startswith(("http:", "https:")) else ATTEMPTS
-    for number in range(1, tries + 1):
+    for number in range(1, ATTEMPTS + 1):
         try:
-            return call()
+            with storage_errors():
+                return call()
         except MlflowException as error:
-            if number == tries or not _locked(error):
+            if number == ATTEMPTS or not _lost_race(error):
                 translated = _translate(uri, error)
                 if translated is None:
                     raise
@@ -103,12 +113,42 @@ def attempt(uri: str, call: Callable[[], T]) -> T:
     raise AssertionError("unreachable")
 
 
-def _locked(error: Exception) -> bool:
-    return "database is locked" in str(error) or "database table is locked" in str(error)
+def _lost_race(error: Exception) -> bool:
+    if getattr(error, "error_code", None) == "RESOURCE_ALREADY_EXISTS":
+        return False  # a collision, too, but an answer: the caller decides what it means
+    return any(mark in str(error) for mark in COLLISIONS + LOCKED)
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turns what the file system says about a full or closed disk into our own errors."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or "the artifacts folder"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise TransientError(
+                f"there is no space left to write {where} ({error.strerror}), a model and its "
+                "figures need some: free space and try again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise HomeError(
+                f"{where} cannot be written ({error.strerror}), the artifacts folder must be "
+                "writable: correct its permissions"
+            ) from error
+        raise
+
+
+def shown(uri: str) -> str:
+    """The URI as it may stand in a message: without a user's password."""
+    scheme, mark, rest = uri.partition("://")
+    user, at, host = rest.rpartition("@")
+    return f"{scheme}{mark}{host}" if at and "/" not in user else uri
 
 
 def _translate(uri: str, error: Exception) -> SignalboxError | None:
     """Our own error for what is the fault of the store's surroundings, else None."""
+    uri = shown(uri)
     text = str(error)
     first = text.splitlines()[0] if text else type(error).__name__
     if "out-of-date database schema" in text:
@@ -121,9 +161,15 @@ def _translate(uri: str, error: Exception) -> SignalboxError | None:
             f"the MLflow store {uri} cannot be written ({first}), it must be writable: "
             "check the owner and the permissions of its folder"
         )
-    if getattr(error, "error_code", None) == "TEMPORARILY_UNAVAILABLE" or "API request" in text:
+    code = getattr(error, "error_code", None)
+    if _lost_race(error) or code == "TEMPORARILY_UNAVAILABLE" or "API request" in text:
         return TransientError(
             f"the MLflow store {uri} did not answer ({first}), it must be reachable and have "
             "free space: try again"
+        )
+    if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        return UsageError(
+            f"MLflow refused the call ({first}), what it names must exist in {uri} and be within "
+            "MLflow's limits: correct it"
         )
     return None

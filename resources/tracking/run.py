@@ -7,12 +7,13 @@ import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from platform_assets.domain.errors import UsageError
-from resources.tracking.client import attempt
+from resources.tracking.client import attempt, storage_errors
 from resources.tracking.models import LoggedModel, save_model
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ PARAMETER_LENGTH = 6000  # MLflow's limit, in characters
 METRICS_PER_BATCH = 1000  # MLflow's limit
 FLUSH_SECONDS = 5.0  # how far the charts of a running training may lag
 
+_NAME = re.compile(r"\w[\w. -]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -55,6 +57,7 @@ class TrackedRun:
         self._pending: list[Any] = []
         self._flushed = time.monotonic()
         self._parameters: dict[str, str] = {}
+        self._long: dict[str, str] = {}
         self._model_id: str | None = None
 
     def log_parameters(self, parameters: Mapping[str, object]) -> None:
@@ -66,11 +69,12 @@ class TrackedRun:
             for key, value in parameters.items()
         }
         long = {key: text for key, text in texts.items() if len(text) > PARAMETER_LENGTH}
+        self._long.update(long)
         short = {key: _cut(text, PARAMETER_LENGTH) for key, text in texts.items()}
         listed = [Param(key, text) for key, text in short.items()]
         attempt(self._uri, lambda: self._client.log_batch(self.run_id, params=listed))
         if long:
-            self._write("parameters.json", json.dumps(long, indent=2).encode())
+            self._write("parameters.json", json.dumps(self._long, indent=2).encode())
         self._parameters.update(short)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -149,20 +153,28 @@ class TrackedRun:
                 params=self._parameters,
             ),
         )
-        status = "FAILED"
+        finish = partial(self._client.finalize_logged_model, entry.model_id)
         try:
-            digest = self._upload(
-                entry, model, flavor, input_example, predictions, requirements=requirements
-            )
-            version = self._register(name, entry, digest)
-            status = "READY"
-        finally:
-            attempt(self._uri, lambda: self._client.finalize_logged_model(entry.model_id, status))
+            with storage_errors():
+                digest = self._upload(
+                    entry, model, flavor, input_example, predictions, requirements=requirements
+                )
+        except BaseException:
+            with suppress(Exception):  # the reason must arrive, not what follows from it
+                finish("FAILED")
+            raise
+        attempt(self._uri, partial(finish, "READY"))
+        version = self._register(name, entry, digest)
         self._model_id = entry.model_id
         return LoggedModel(version=version, uri=f"models:/{name}/{version}", digest=digest)
 
     def log_figure(self, name: str, png: bytes) -> None:
         """A picture, stored as figures/<name>.png."""
+        if not _NAME.fullmatch(name):
+            raise UsageError(
+                f"the figure name {name!r} is no file name, letters, digits, '_', '.', '-' and "
+                "spaces are allowed: rename it"
+            )
         self._write(f"{name}.png", png, folder="figures")
 
     def _upload(
@@ -198,6 +210,7 @@ class TrackedRun:
             )
         output = LoggedModelOutput(entry.model_id, step=0)
         attempt(self._uri, lambda: self._client.log_outputs(self.run_id, [output]))
+        self._tag_model(entry.model_id, DIGEST_TAG, digest)
         return digest
 
     def _register(self, name: str, entry: Any, digest: str) -> int:
@@ -221,13 +234,13 @@ class TrackedRun:
             ),
         )
         version = int(made.version)
-        tags = {
-            DIGEST_TAG: digest,
-            # The key by which MLflow's UI links a logged model to its registered version.
-            "mlflow.modelVersions": json.dumps([{"name": name, "version": version}]),
-        }
-        attempt(self._uri, lambda: self._client.set_logged_model_tags(entry.model_id, tags))
+        # The key by which MLflow's UI links a logged model to its registered version.
+        link = json.dumps([{"name": name, "version": version}])
+        self._tag_model(entry.model_id, "mlflow.modelVersions", link)
         return version
+
+    def _tag_model(self, model_id: str, key: str, value: str) -> None:
+        attempt(self._uri, lambda: self._client.set_logged_model_tags(model_id, {key: value}))
 
     def _collect(self, metrics: Mapping[str, float], step: int) -> None:
         from mlflow.entities import Metric
@@ -239,7 +252,7 @@ class TrackedRun:
         )
 
     def _write(self, name: str, content: bytes, folder: str | None = None) -> None:
-        with tempfile.TemporaryDirectory(prefix="signalbox-") as temporary:
+        with storage_errors(), tempfile.TemporaryDirectory(prefix="signalbox-") as temporary:
             path = Path(temporary, name)
             path.write_bytes(content)
             attempt(self._uri, lambda: self._client.log_artifact(self.run_id, str(path), folder))

@@ -15,9 +15,17 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.request import url2pathname
 
 from platform_assets.domain.errors import HomeError, RefusedError, UsageError
-from resources.tracking.client import SQLITE, attempt, open_client, quiet_mlflow, sqlite_path
+from resources.tracking.client import (
+    SQLITE,
+    attempt,
+    open_client,
+    quiet_environment,
+    quiet_mlflow,
+    sqlite_path,
+)
 from resources.tracking.models import load_model
 from resources.tracking.run import TrackedRun
 
@@ -44,6 +52,7 @@ class Tracking:
     """
 
     def __init__(self, uri: str, artifacts: Path | None) -> None:
+        quiet_environment()
         self.uri = uri
         self.artifacts = artifacts
         self._opened: MlflowClient | None = None
@@ -63,6 +72,11 @@ class Tracking:
             raise UsageError(
                 f"the MLflow store {self.uri} has no artifacts folder, a sqlite store needs one: "
                 "name it"
+            )
+        if url2pathname(str(self.artifacts.absolute())) != str(self.artifacts.absolute()):
+            raise HomeError(
+                f"the path {self.artifacts.absolute()} has a % that reads as an escape, MLflow "
+                "would look for its models elsewhere: choose a home without it"
             )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,9 +115,9 @@ class Tracking:
 
     def log_judgement(self, run_id: str, metrics: Mapping[str, float]) -> None:
         """Adds metrics to a run that has ended: what was found out about its model later."""
+        client, now = self._client(), int(time.time() * 1000)
         from mlflow.entities import Metric
 
-        client, now = self._client(), int(time.time() * 1000)
         batch = [Metric(name, value, now, 0) for name, value in metrics.items()]
         attempt(self.uri, lambda: client.log_batch(run_id, metrics=batch))
 
@@ -114,15 +128,11 @@ class Tracking:
 
     def alias(self, model: str, alias: str) -> int | None:
         """The version that the alias points at; None where there is no such alias or model."""
-        from mlflow.exceptions import MlflowException
-
         client = self._client()
         try:
             found = attempt(self.uri, lambda: client.get_model_version_by_alias(model, alias))
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise
+        except UsageError:
+            return None
         return int(found.version)
 
     def load(self, model: str, version: int, flavor: str) -> object:
@@ -131,27 +141,21 @@ class Tracking:
         Raises:
             UsageError: there is no such model or version.
         """
+        client = self._client()
         from mlflow.artifacts import download_artifacts
-        from mlflow.exceptions import MlflowException
         from mlflow.utils.uri import is_local_uri
 
-        client = self._client()
-        try:
-            place = attempt(
-                self.uri, lambda: client.get_model_version_download_uri(model, str(version))
-            )
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise UsageError(
-                f"there is no version {version} of the model {model!r} in {self.uri}: name a "
-                "registered version"
-            ) from error
+        place = attempt(
+            self.uri, lambda: client.get_model_version_download_uri(model, str(version))
+        )
         if is_local_uri(place):
             return load_model(Path(download_artifacts(place, tracking_uri=self.uri)), flavor)
         with tempfile.TemporaryDirectory(prefix="signalbox-") as folder:
-            fetched = download_artifacts(
-                place, dst_path=folder, tracking_uri=self.uri, registry_uri=self.uri
+            fetched = attempt(
+                self.uri,
+                lambda: download_artifacts(
+                    place, dst_path=folder, tracking_uri=self.uri, registry_uri=self.uri
+                ),
             )
             return load_model(Path(fetched), flavor)
 
@@ -269,17 +273,16 @@ def _is_prepared(path: Path) -> bool:
     """Whether an MLflow database is there; HomeError if something else is."""
     if not path.exists():
         return False
+    address = f"{path.absolute().as_uri()}?mode=ro"
     try:
-        with closing(
-            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-        ) as connection:
-            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-    except sqlite3.Error as error:
+        with closing(sqlite3.connect(address, timeout=20, uri=True)) as connection:
+            connection.execute("SELECT version_num FROM alembic_version").fetchone()[0]
+    except (sqlite3.Error, TypeError) as error:
         raise HomeError(
             f"the file {path} is not an MLflow database ({error}), nothing else may be in its "
             "place: move it away"
         ) from error
-    return row is not None
+    return True
 
 
 def _context() -> dict[str, str]:

@@ -1,0 +1,97 @@
+"""What `make test` runs: the suite in parts, one closing line, and what could not run.
+
+First everything that may run side by side, then, one test at a time, what drives a real daemon or
+a browser, and in CI (or with --heavy) what takes minutes. Other arguments go to pytest.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.tools import tally
+from tests.tools.browser import VARIABLE, fetch_browser, find_browser
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTHING_COLLECTED = 5
+ADVICE = (
+    "NOT RUN: the browser tests, for want of a Chromium; get one with `apt-get install chromium`, "
+    f"or name yours in {VARIABLE}, then run `make test` again"
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the suite: which tests, and whether they may run side by side."""
+
+    marker: str
+    options: tuple[str, ...] = ()
+
+
+def parts(*, browser: bool, heavy: bool) -> list[Part]:
+    """The parts in their order."""
+    serial = "e2e or browser" if browser else "e2e and not browser"
+    found = [
+        Part("not e2e and not browser and not heavy", ("-n", "2")),
+        Part(f"({serial}) and not heavy"),
+    ]
+    if heavy:
+        found.append(Part("heavy" if browser else "heavy and not browser"))
+    return found
+
+
+def run_part(part: Part, arguments: Sequence[str]) -> tuple[int, Counter[str]]:
+    """Run a part; its exit code and counts."""
+    with tempfile.TemporaryDirectory() as folder:
+        counts = Path(folder) / "counts.json"
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(
+                [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+            ),
+            tally.VARIABLE: str(counts),
+        }
+        command = [sys.executable, "-m", "pytest", "-q", "-p", tally.__name__]
+        done = subprocess.run(
+            [*command, *part.options, "-m", part.marker, *arguments],
+            cwd=ROOT,
+            env=environment,
+            check=False,
+        )
+        found = json.loads(counts.read_text()) if counts.exists() else {}
+    return done.returncode, Counter(found)
+
+
+def main(arguments: list[str]) -> int:
+    in_ci = os.environ.get("CI", "").lower() == "true"
+    heavy = in_ci or "--heavy" in arguments
+    rest = [argument for argument in arguments if argument != "--heavy"]
+    browser = find_browser() or (None if in_ci else fetch_browser())
+    if browser is None and in_ci:
+        print(f"{ADVICE} (in CI they must run)", flush=True)
+        return 1
+    if browser is not None:
+        os.environ[VARIABLE] = str(browser)
+    total: Counter[str] = Counter()
+    codes = []
+    for part in parts(browser=browser is not None, heavy=heavy):
+        code, counts = run_part(part, rest)
+        codes.append(code)
+        total += counts
+    failed = any(code not in (0, NOTHING_COLLECTED) for code in codes) or not total["passed"]
+    if in_ci and total["skipped"]:
+        print(f"{total['skipped']} test(s) were skipped; in CI every test must run")
+        failed = True
+    print(f"{total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped")
+    if browser is None:
+        print(ADVICE)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
