@@ -22,7 +22,7 @@ from platform_assets.component import SignalboxPipeline, _starter, pipeline_defi
 from platform_assets.definitions import build_definitions
 from platform_assets.domain.errors import SpecError
 from platform_assets.domain.spec import PipelineSpec, parse_spec
-from resources.catalog import load_catalog, load_entries, read_pipeline
+from resources.catalog import catalog_environment, load_catalog, load_entries, read_pipeline
 from resources.home import Home
 from tests.pipelines.grid_load_in_python import GRID_LOAD
 
@@ -269,6 +269,16 @@ def test_a_pipeline_in_the_catalog_and_in_a_component_is_refused(tmp_path: Path)
     shutil.rmtree(defs / "again")
     with pytest.raises(SpecError, match=r"model\.name: found 'grid-load'"):
         load_entries(catalog, defs)
+
+
+def test_a_child_process_finds_a_catalog_that_was_named_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SIGNALBOX_CATALOG", raising=False)
+    assert catalog_environment() == {}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SIGNALBOX_CATALOG", "mine")
+    assert catalog_environment() == {"SIGNALBOX_CATALOG": str(tmp_path / "mine")}
 
 
 def test_a_catalog_may_consist_of_components_alone(tmp_path: Path) -> None:

@@ -278,8 +278,15 @@ def free_port() -> int:
 
 @pytest.mark.e2e
 def test_a_second_pipeline_runs_through_a_real_daemon(
-    home: Home, grid_load: PipelineSpec, signalbox: Callable[..., Any]
+    home: Home,
+    grid_load: PipelineSpec,
+    signalbox: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # As a person would write it; Dagster's processes work in another folder.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SIGNALBOX_CATALOG", "catalog")
     grid_load_producer.produce(home.root, FIRST_HOUR, HELD_FROM)
     services = Services.open(grid_load, home)
 
