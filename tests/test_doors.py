@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,11 +22,9 @@ from platform_assets.domain.errors import SpecError
 from platform_assets.domain.spec import PipelineSpec, parse_spec
 from resources.catalog import catalog_environment, load_catalog, load_entries, read_pipeline
 from resources.home import Home
+from tests.pipelines.cases import GRID_LOAD_YAML, copy_project, run_in
 from tests.pipelines.grid_load_in_python import GRID_LOAD
-
-ROOT = Path(__file__).parents[1]
-GRID_LOAD_YAML = ROOT / "tests" / "pipelines" / "grid_load.yaml"
-BIN = Path(sys.executable).parent
+from tests.pipelines.page import Page
 
 Door = Callable[[Path], dg.Definitions]
 
@@ -300,37 +296,7 @@ def test_the_starter_is_a_good_pipeline() -> None:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's tracked files, as a fresh clone has them."""
-    copy = tmp_path_factory.mktemp("project")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True
-    )
-    for name in filter(None, listed.stdout.split("\0")):
-        if not name.startswith(("tests/", "docs/")) and (ROOT / name).exists():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, copy / name)
-    return copy
-
-
-def run(project: Path, home: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(project),
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "DAGSTER_HOME": str(home / "dagster"),
-        "SIGNALBOX_HOME": str(home),
-        "DAGSTER_DISABLE_TELEMETRY": "yes",
-        "COLUMNS": "250",
-    }
-    environment.pop("SIGNALBOX_CATALOG", None)
-    return subprocess.run(
-        [str(BIN / command[0]), *command[1:]],
-        cwd=project,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return copy_project(tmp_path_factory.mktemp("project"))
 
 
 def test_a_refused_scaffold_leaves_nothing() -> None:
@@ -354,19 +320,24 @@ def test_dg_scaffolds_a_pipeline_that_loads_and_that_the_commands_know(
     project: Path, home: Home
 ) -> None:
     kind, root = "platform_assets.component.SignalboxPipeline", home.root
-    assert kind in run(project, root, "dg", "list", "components").stdout
-    made = run(project, root, "dg", "scaffold", "defs", kind, "my_pipeline")
+    assert kind in run_in(project, root, "dg", "list", "components").stdout
+    made = run_in(project, root, "dg", "scaffold", "defs", kind, "my_pipeline")
     assert made.returncode == 0, made.stderr
-    checked = run(project, root, "dg", "check", "defs")
+    # And the Python door beside it, as the page says.
+    page = Page.read()
+    block = page.block("into: platform_assets/defs/grid_load.py")
+    (project / "platform_assets/defs/grid_load.py").write_text(block)
+    checked = run_in(project, root, "dg", "check", "defs")
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    listed = run(project, root, "dg", "list", "defs", "--json")
+    listed = run_in(project, root, "dg", "list", "defs", "--json")
     assert listed.returncode == 0, listed.stderr
     document = json.loads(listed.stdout)
     assets = {asset["asset_key"] for asset in document["assets"]}
     assert {"flights/champion", "my_pipeline/landed_readings", "my_pipeline/champion"} <= assets
+    assert "grid_load/champion" in assets
     assert "my_pipeline_readiness" in {sensor["name"] for sensor in document["sensors"]}
 
-    status = run(project, root, "signalbox", "status", "--pipeline", "my_pipeline", "--json")
+    status = run_in(project, root, "signalbox", "status", "--pipeline", "my_pipeline", "--json")
     assert status.returncode == 0, status.stderr
     known = json.loads(status.stdout)["pipelines"]["my_pipeline"]["assets"]
     assert {"my_pipeline/landed_readings", "my_pipeline/features"} <= set(known)
@@ -374,17 +345,17 @@ def test_dg_scaffolds_a_pipeline_that_loads_and_that_the_commands_know(
     file = project / "platform_assets/defs/my_pipeline/pipeline.yaml"
     good = file.read_text()
     file.write_text(good.replace("kind: regression", "kind: regresion"))
-    by_command = run(project, root, "signalbox", "status", "--pipeline", "my_pipeline")
+    by_command = run_in(project, root, "signalbox", "status", "--pipeline", "my_pipeline")
     assert by_command.returncode == 2
     sentence = by_command.stderr.removeprefix("signalbox: ").strip()
     assert "model.kind: found 'regresion'" in sentence
     assert "\n" not in sentence
-    by_dagster = run(project, root, "dg", "check", "defs")
+    by_dagster = run_in(project, root, "dg", "check", "defs")
     assert by_dagster.returncode != 0
     assert f"SpecError: {sentence}" in by_dagster.stdout + by_dagster.stderr
 
     # What only the building of definitions finds comes without Dagster's wrapping too.
     file.write_text(good.replace("sklearn_linear:", "sklearn_liner:"))
-    unbuilt = run(project, root, "dg", "check", "defs")
+    unbuilt = run_in(project, root, "dg", "check", "defs")
     assert unbuilt.returncode != 0
     assert f"SpecError: {file} is refused" in unbuilt.stdout + unbuilt.stderr

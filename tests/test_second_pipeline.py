@@ -31,10 +31,10 @@ from platform_assets.line.history import plan_history
 from platform_assets.line.services import Services
 from resources.catalog import load_catalog
 from resources.home import Home
-from tests.pipelines import grid_load_backfill, grid_load_producer
-from tests.pipelines.cases import GRID_LOAD_YAML, line, registry, utc, with_forecast
+from tests.pipelines import grid_load_producer
+from tests.pipelines.cases import GRID_LOAD_YAML, ROOT, line, registry, run_in, utc, with_forecast
+from tests.pipelines.page import Page
 
-ROOT = Path(__file__).parents[1]
 FIRST_HOUR = utc(27, 23, month=3)
 """00:00 of 28 March in Berlin, where clocks went forward on the 31st."""
 HELD_FROM = utc(3, 19)
@@ -295,7 +295,11 @@ def test_a_second_pipeline_runs_through_a_real_daemon(
 
     with DagsterDev(home, free_port()) as server:
         server.wait_until_ready()
-        backfill = grid_load_backfill.launch(server.url)
+        command = Page.read().block("run while Dagster is up")
+        command = command.replace("http://127.0.0.1:3000", server.url)
+        launched = run_in(ROOT, home.root, "bash", "-c", command)
+        assert launched.returncode == 0, launched.stderr
+        backfill = launched.stdout.strip()
 
         def wait(done: Callable[[], bool], what: str, seconds: float = 480) -> None:
             deadline = time.monotonic() + seconds
