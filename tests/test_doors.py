@@ -1,5 +1,6 @@
 """One path, three doors: YAML in the catalog, spec objects in Python, a Dagster Component."""
 
+import ast
 import json
 import os
 import shutil
@@ -16,10 +17,12 @@ from dagster._core.remote_representation.external_data import RepositorySnap
 from dagster._serdes import serialize_value
 from dagster.components.testing.utils import create_defs_folder_sandbox
 
+import platform_assets.factory.assets
 from platform_assets.component import SignalboxPipeline, _starter, pipeline_definitions
 from platform_assets.definitions import build_definitions
 from platform_assets.domain.errors import SpecError
 from platform_assets.domain.spec import PipelineSpec, parse_spec
+from platform_assets.factory.versions import module_file
 from resources.catalog import catalog_environment, load_catalog, load_entries, read_pipeline
 from resources.home import Home
 from tests.pipelines.cases import GRID_LOAD_YAML, copy_project, run_in
@@ -169,6 +172,41 @@ def test_code_versions_follow_the_spec_through_every_door(
     after = versions(file)
     assert after[f"grid_load/{stage}"] != before[f"grid_load/{stage}"]
     assert after["grid_load/champion"] == before["grid_load/champion"]
+
+
+def modules_that_build_rows() -> set[str]:
+    """resources.dataset, and what it imports of its own package."""
+    found, new = set(), {"resources.dataset"}
+    while new:
+        module = new.pop()
+        found.add(module)
+        file = module_file(module)
+        assert file is not None
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("resources."):
+                new |= {str(node.module)} - found
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(modules_that_build_rows()))
+def test_the_code_version_of_features_follows_the_code_that_builds_rows(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version() -> str | None:
+        definitions = pipeline_definitions(GRID_LOAD).get_repository_def()
+        return definitions.asset_graph.get(dg.AssetKey(["grid_load", "features"])).code_version
+
+    def with_another_line(name: str) -> Path | None:
+        file = module_file(name)
+        if name != module or file is None:
+            return file
+        changed = tmp_path / file.name
+        changed.write_text(file.read_text() + "# another line\n")
+        return changed
+
+    before = version()
+    monkeypatch.setattr(platform_assets.factory.assets, "module_file", with_another_line)
+    assert version() != before
 
 
 # --- the same refusal ----------------------------------------------------------------------------
