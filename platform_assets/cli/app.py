@@ -243,13 +243,10 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
     except KeyboardInterrupt:
         sys.exit(130)
-    except _usage_errors() as error:
-        _complain(f"{error.format_message()}; see `signalbox --help`")
+    except typer.TyperException as error:
+        # Typer brings a click of its own; the installed click's exceptions are others.
+        message = str(getattr(error, "format_message", error.__str__)())
+        # No command at all: the help is printed already.
+        _complain(f"{message.rstrip('.') or 'no command was given'}; see `signalbox --help`")
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _usage_errors() -> type[Any]:
-    import click
-
-    return click.ClickException
