@@ -106,7 +106,7 @@ def measure(days: int, folder: Path) -> dict[str, Any]:
             services.ledger.forget_arrivals(spec.pipeline, source, [r.path for r in known])
 
     def signalbox(partition: PartitionKey) -> int:
-        outcome, _ = build_features(services, partition, "benchmark")
+        outcome = build_features(services, partition, "benchmark")
         return int(outcome.metadata["rows"])
 
     def pandas(partition: PartitionKey, *, one_call: bool = False) -> int:

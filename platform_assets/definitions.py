@@ -6,11 +6,9 @@ from pathlib import Path
 import dagster as dg
 
 from platform_assets.component import pipeline_definitions
-from resources.catalog import load_catalog
+from platform_assets.factory import check_spec
+from resources.catalog import components_folder, load_entries
 from sensors.tracking_truth import tracking_truth_sensors
-
-COMPONENTS = Path(__file__).parent / "defs"
-"""Where `dg scaffold defs` writes to."""
 
 
 def build_definitions() -> dg.Definitions:
@@ -19,18 +17,32 @@ def build_definitions() -> dg.Definitions:
     Raises:
         SpecError: a catalog file is wrong; nothing is loaded, so that nothing runs half-defined.
     """
-    catalog = load_catalog()
-    parts = [pipeline_definitions(spec, f"{name}.yaml") for name, spec in catalog.items()]
-    if COMPONENTS.is_dir():
-        parts.append(dg.load_from_defs_folder(path_within_project=COMPONENTS))
+    entries = load_entries()
+    parts = [
+        pipeline_definitions(entry.spec, str(entry.path))
+        for entry in entries.values()
+        if not entry.component
+    ]
+    for entry in entries.values():
+        # Dagster would wrap what a component raises.
+        check_spec(entry.spec, str(entry.path))
+    components = components_folder()
+    if _has_definitions(components):
+        parts.append(dg.load_from_defs_folder(path_within_project=components))
     parts.append(
         dg.Definitions(
-            sensors=tracking_truth_sensors(catalog),
+            sensors=tracking_truth_sensors({name: entry.spec for name, entry in entries.items()}),
             # Process start and imports cost more than the work of a partition.
             executor=dg.in_process_executor,
         )
     )
     return dg.Definitions.merge(*parts)
+
+
+def _has_definitions(folder: Path) -> bool:
+    """Whether there is anything to load: Dagster's loader costs more than all of the catalog."""
+    found = (path for ending in ("py", "yaml") for path in folder.rglob(f"*.{ending}"))
+    return any(path != folder / "__init__.py" for path in found)
 
 
 with warnings.catch_warnings():

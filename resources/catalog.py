@@ -1,6 +1,8 @@
 """The catalog: one YAML file a pipeline, what a user writes."""
 
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,18 @@ import yaml
 from platform_assets.domain.errors import SpecError, UsageError
 from platform_assets.domain.spec import PipelineSpec, parse_spec
 
+PIPELINE_FILE = "pipeline.yaml"
+"""What a Dagster component of type SignalboxPipeline declares, beside its defs.yaml."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A pipeline and the file that declares it; a component's is loaded by Dagster itself."""
+
+    spec: PipelineSpec
+    path: Path
+    component: bool
+
 
 def catalog_folder() -> Path:
     """SIGNALBOX_CATALOG, else the catalog that comes with the project."""
@@ -17,14 +31,31 @@ def catalog_folder() -> Path:
     return Path(chosen).expanduser() if chosen else Path(str(files("platform_assets"))) / "catalog"
 
 
+def catalog_environment() -> dict[str, str]:
+    """The variable by which a child process, wherever it works, finds the same catalog."""
+    chosen = os.environ.get("SIGNALBOX_CATALOG")
+    return {"SIGNALBOX_CATALOG": str(catalog_folder().resolve())} if chosen else {}
+
+
+def components_folder() -> Path:
+    """Where `dg scaffold defs` puts components; it does not move with SIGNALBOX_CATALOG."""
+    return Path(str(files("platform_assets"))) / "defs"
+
+
 def load_catalog(folder: Path | None = None) -> dict[str, PipelineSpec]:
-    """Read every `*.yaml` of a folder, in the order of the file names.
+    """The pipelines of `load_entries` by name."""
+    return {name: entry.spec for name, entry in load_entries(folder).items()}
+
+
+def load_entries(folder: Path | None = None, components: Path | None = None) -> dict[str, Entry]:
+    """Read every `*.yaml` of a folder in the order of the file names, then those of components.
 
     Args:
         folder: the catalog; by default `catalog_folder()`.
+        components: the components; by default `components_folder()`.
 
     Returns:
-        the pipelines by name.
+        the pipelines by name, with their files.
 
     Raises:
         UsageError: there is no such folder, or no pipeline in it.
@@ -32,6 +63,30 @@ def load_catalog(folder: Path | None = None) -> dict[str, PipelineSpec]:
             or field.
     """
     place = folder or catalog_folder()
+    entries: dict[str, Entry] = {}
+    origins: dict[str, Path] = {}
+    found = [(path, False) for path in _catalog_files(place)]
+    found += [(path, True) for path in _component_files(components or components_folder())]
+    for path, component in found:
+        spec = read_pipeline(path)
+        for field, name in (("pipeline", spec.pipeline), ("model.name", spec.model.name)):
+            other = origins.setdefault(f"{field} {name}", path)
+            if other != path:
+                taken_by = other.name if other.parent == path.parent else other
+                raise SpecError(
+                    str(path),
+                    {field: f"found {name!r}, which {taken_by} has taken; each needs its own"},
+                )
+        entries[spec.pipeline] = Entry(spec, path, component)
+    if not entries:
+        raise UsageError(
+            f"the catalog {place} holds no *.yaml; write one file a pipeline, or set "
+            "SIGNALBOX_CATALOG to a folder that has some"
+        )
+    return entries
+
+
+def _catalog_files(place: Path) -> Iterator[Path]:
     if not place.is_dir():
         raise UsageError(
             f"the catalog {place} is no folder; set SIGNALBOX_CATALOG to a folder that holds one "
@@ -41,24 +96,24 @@ def load_catalog(folder: Path | None = None) -> dict[str, PipelineSpec]:
     for path in paths:
         if path.suffix == ".yml":
             raise SpecError(str(path), {"(file)": "only *.yaml is read here; rename it"})
-    specs: dict[str, PipelineSpec] = {}
-    origins: dict[str, Path] = {}
-    for path in (p for p in paths if p.suffix == ".yaml"):
-        spec = parse_spec(read_document(path), str(path))
-        for field, name in (("pipeline", spec.pipeline), ("model.name", spec.model.name)):
-            other = origins.setdefault(f"{field} {name}", path)
-            if other != path:
-                raise SpecError(
-                    str(path),
-                    {field: f"found {name!r}, which {other.name} has taken; each needs its own"},
-                )
-        specs[spec.pipeline] = spec
-    if not specs:
-        raise UsageError(
-            f"the catalog {place} holds no *.yaml; write one file a pipeline, or set "
-            "SIGNALBOX_CATALOG to a folder that has some"
-        )
-    return specs
+    return (p for p in paths if p.suffix == ".yaml")
+
+
+def _component_files(place: Path) -> Iterator[Path]:
+    for path in sorted(place.rglob(PIPELINE_FILE)):
+        # Without a component beside it, Dagster does not know the pipeline either.
+        component = path.with_name("defs.yaml")
+        if component.is_file() and "SignalboxPipeline" in component.read_text(errors="replace"):
+            yield path
+
+
+def read_pipeline(path: Path) -> PipelineSpec:
+    """One file as a pipeline.
+
+    Raises:
+        SpecError: it is no YAML or no pipeline; names file and line or field.
+    """
+    return parse_spec(read_document(path), str(path))
 
 
 class _Loader(yaml.SafeLoader):

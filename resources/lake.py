@@ -98,7 +98,7 @@ class DatasetTable:
         """
         rows = self._storable(partition, table)
         digest = content_digest(rows)
-        if digest == previous and self._stands():
+        if digest == previous and self._stands(partition, rows.num_rows):
             return Commit(digest, None, rows.num_rows, changed=False)
         from deltalake.exceptions import CommitFailedError
 
@@ -264,9 +264,13 @@ class DatasetTable:
                 raise
             return table
 
-    def _stands(self) -> bool:
-        """Whether the table is still there; a remote one is believed to be."""
-        return "://" in self.path or (Path(self.path) / "_delta_log").is_dir()
+    def _stands(self, partition: PartitionKey, rows: int) -> bool:
+        """Whether the table still has a partition; a remote one is believed to."""
+        if "://" in self.path:
+            return True
+        table = self._open()
+        own = [(self.key_column, "=", partition.key or ""), (DATE, "=", str(partition.date))]
+        return table is not None and (rows == 0 or bool(table.file_uris(own)))
 
     # --- reading ------------------------------------------------------------------------------
 

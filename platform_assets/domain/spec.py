@@ -449,7 +449,7 @@ def parse_spec(document: Any, origin: str) -> PipelineSpec:
     try:
         return PipelineSpec.model_validate(document)
     except ValidationError as error:
-        raise SpecError(origin, dict(_explain(error))) from error
+        raise SpecError(origin, dict(_explain(error))) from None
 
 
 def _explain(error: ValidationError) -> Iterable[tuple[str, str]]:

@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import dagster as dg
+from pydantic import BaseModel
 
 import resources.dataset
 from platform_assets.domain.errors import HeldError
@@ -22,10 +23,13 @@ from platform_assets.factory.grid import asset_key
 from platform_assets.factory.lanes import PIPELINE_TAG, lane_of
 from platform_assets.factory.versions import code_version, module_file, trainer_file
 from platform_assets.line.days import build_day, build_snapshot
-from platform_assets.line.features import build_features
+from platform_assets.line.features import SourceChange, build_features
 from platform_assets.line.judging import decide_champion, evaluate_model
 from platform_assets.line.models import train_model
 from platform_assets.line.services import Outcome, Services
+
+BUILDS_ROWS = ("resources.dataset", "resources.expressions", "resources.columns")
+"""The modules that make a dataset's rows of landed ones."""
 
 Work = Callable[[dg.AssetExecutionContext, Services, PartitionKey], Outcome]
 
@@ -42,10 +46,13 @@ def build_assets(spec: PipelineSpec, origin: str) -> list[dg.AssetsDefinition]:
     ]
 
 
-def _line_version(spec: PipelineSpec, module: str, *parts: Any) -> str:
-    path = module_file(module)
-    assert path is not None
-    return code_version(*parts, path)
+def _line_version(modules: Sequence[str], *parts: BaseModel) -> str:
+    files = []
+    for module in modules:
+        file = module_file(module)
+        assert file is not None, module
+        files.append(file)
+    return code_version(*parts, *files)
 
 
 def _freshness(spec: PipelineSpec) -> dg.FreshnessPolicy:
@@ -87,6 +94,7 @@ def _partitioned(
     partitions: dg.PartitionsDefinition,
     per_run: int,
     work: Work,
+    follower: str | None = None,
 ) -> dg.AssetsDefinition:
     stage = asset.key.path[-1]
     version = asset.code_version or ""
@@ -109,7 +117,7 @@ def _partitioned(
     ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[Any]]:
         services = Services.open(spec)
         yield from run_partitions(
-            context, spec, stage, version, lambda key: work(context, services, key)
+            context, spec, stage, version, lambda key: work(context, services, key), follower
         )
 
     return compute
@@ -136,17 +144,17 @@ def _features(spec: PipelineSpec) -> dg.AssetsDefinition:
         "built only when every hour of its sources has landed. The freshness policy runs on the "
         "wall clock, whatever is replayed.",
         [dg.AssetDep(asset_key(spec.landed(source))) for source in spec.read_sources],
-        _line_version(spec, "resources.dataset", spec.dataset, *spec.sources.values()),
+        _line_version(BUILDS_ROWS, spec.dataset, *spec.sources.values()),
         {"deltalake", "pandas"},
         metadata={"dagster/column_schema": schema, "dagster/column_lineage": lineage},
         freshness=_freshness(spec),
     )
 
     def work(context: dg.AssetExecutionContext, services: Services, key: PartitionKey) -> Outcome:
-        outcome, changes = build_features(services, key, context.run.run_id)
-        for change in changes:
+        def tell(change: SourceChange) -> None:
             context.instance.report_runless_asset_event(source_event(spec, change))
-        return outcome
+
+        return build_features(services, key, context.run.run_id, tell)
 
     return _partitioned(spec, asset, grid.keyed(spec), spec.limits.partitions_per_run, work)
 
@@ -163,7 +171,7 @@ def _day(spec: PipelineSpec) -> dg.AssetsDefinition:
                 partition_mapping=dg.MultiToSingleDimensionPartitionMapping(grid.DATE_DIMENSION),
             )
         ],
-        _line_version(spec, "platform_assets.domain.manifest"),
+        _line_version(["platform_assets.domain.manifest"]),
         {"json"},
     )
     partitions = grid.daily(spec, spec.partitions.start, spec.partitions.end)
@@ -191,7 +199,7 @@ def _snapshot(spec: PipelineSpec) -> dg.AssetsDefinition:
                 ),
             )
         ],
-        _line_version(spec, "platform_assets.domain.manifest", spec.model),
+        _line_version(["platform_assets.domain.manifest"], spec.model),
         {"json"},
     )
     return _partitioned(
@@ -200,6 +208,7 @@ def _snapshot(spec: PipelineSpec) -> dg.AssetsDefinition:
         grid.daily(spec, spec.first_model_date, spec.partitions.end),
         spec.limits.models_per_run,
         lambda context, services, key: build_snapshot(services, key, context.run.run_id),
+        follower="model",
     )
 
 
@@ -248,7 +257,7 @@ def _evaluation(spec: PipelineSpec) -> dg.AssetsDefinition:
                 partition_mapping=dg.TimeWindowPartitionMapping(start_offset=1, end_offset=days),
             ),
         ],
-        _line_version(spec, "resources.scoring", spec.evaluation),
+        _line_version(["resources.scoring"], spec.evaluation),
         {"mlflow", "scikitlearn"},
     )
     return _partitioned(
@@ -267,7 +276,7 @@ def _champion(spec: PipelineSpec) -> dg.AssetsDefinition:
         "The best judged model: each candidate is compared with the champion so far on the same "
         "later days. Its alias in MLflow's registry follows.",
         [dg.AssetDep(asset_key(spec.asset("evaluation")))],
-        _line_version(spec, "platform_assets.domain.promotion"),
+        _line_version(["platform_assets.domain.promotion"]),
         {"mlflow"},
         metadata={"registered_model": spec.model.name},
     )

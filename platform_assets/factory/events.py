@@ -107,13 +107,21 @@ def run_partitions(
     stage: str,
     code_version: str,
     work: Callable[[PartitionKey], Outcome],
+    follower: str | None = None,
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[Any]]:
     """Do the work of a run's partitions one by one; each counts as soon as it is done.
 
     Refused partitions do not stop their neighbours: what is ready is committed, then the run
     fails and names the refused.
+
+    Args:
+        follower: a stage that refuses whatever this one refused. Where the same run goes on to
+            it, the run fails there: a failure here would keep it from the neighbours too.
     """
     name = spec.asset(stage)
+    followed = follower is not None and (
+        asset_key(spec.asset(follower)) in context.job_def.asset_layer.selected_asset_keys
+    )
     held: dict[str, str] = {}
     done = 0
     keys = sorted(context.partition_keys, key=PartitionKey.parse)
@@ -139,7 +147,7 @@ def run_partitions(
         description=f"{done} of {len(keys)} partition(s) were clear",
         metadata={"held": dg.MetadataValue.json(held), "partitions": len(keys)},
     )
-    if held:
+    if held and not (done and followed):
         raise dg.Failure(
             description=str(HeldError(name, held)),
             metadata={"held": dg.MetadataValue.json(held)},

@@ -7,11 +7,14 @@ from dagster._core.definitions.unresolved_asset_job_definition import (
     UnresolvedAssetJobDefinition,
 )
 
+from platform_assets.domain.errors import SpecError, UsageError
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory.assets import build_assets
 from platform_assets.factory.grid import asset_key
 from platform_assets.factory.lanes import PIPELINE_TAG
 from platform_assets.factory.sources import build_source
+from platform_assets.factory.versions import trainer_file
+from resources.columns import output_columns
 
 STAGES_OF_JOB = {
     "features": ("features",),
@@ -43,6 +46,19 @@ def build_jobs(spec: PipelineSpec) -> list[UnresolvedAssetJobDefinition]:
     ]
 
 
+def check_spec(spec: PipelineSpec, origin: str) -> None:
+    """Refuse what only shows beyond the spec itself, before anything is built.
+
+    Raises:
+        SpecError: the trainer's module does not exist, or a column cannot be used.
+    """
+    try:
+        output_columns(spec)
+    except UsageError as error:
+        raise SpecError(origin, {"dataset": str(error)}) from None
+    trainer_file(spec.model.trainer, origin)
+
+
 def build_pipeline(
     spec: PipelineSpec, jobs: Sequence[UnresolvedAssetJobDefinition], origin: str
 ) -> dg.Definitions:
@@ -54,8 +70,9 @@ def build_pipeline(
         origin: where the spec stands, for messages.
 
     Raises:
-        SpecError: the trainer's module does not exist.
+        SpecError: the trainer's module does not exist, or a column cannot be used.
     """
+    check_spec(spec, origin)
     return dg.Definitions(
         assets=[*(build_source(spec, name) for name in spec.sources), *build_assets(spec, origin)],
         jobs=list(jobs),

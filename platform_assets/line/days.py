@@ -19,7 +19,7 @@ from platform_assets.domain.manifest import (
     window,
 )
 from platform_assets.domain.partition import PartitionKey
-from platform_assets.line.features import record_completeness
+from platform_assets.line.features import record_partitions
 from platform_assets.line.services import Outcome, Services
 from resources.ledger.records import VersionRecord
 
@@ -51,10 +51,13 @@ def _held(
     as_of = services.clock.as_of()
     for day in dates:
         services.zone.refresh(day, day)
-        for partition, report in services.zone.reports(day, day, as_of).items():
-            if str(partition) not in built and not report.is_whole:
-                record_completeness(services, partition, report)
-                held[str(partition)] = report.reason()
+        waiting = {
+            partition: report
+            for partition, report in services.zone.reports(day, day, as_of).items()
+            if str(partition) not in built and not report.is_whole
+        }
+        record_partitions(services, waiting)
+        held |= {str(partition): report.reason() for partition, report in waiting.items()}
     return held
 
 
@@ -123,7 +126,7 @@ def build_snapshot(services: Services, partition: PartitionKey, run_id: str) -> 
         raise HeldError(asset, {name: taken.reason})
     version = taken.data_version()
     path = manifest_path(services, partition.date, version)
-    _write_once(path, canonical_json(taken.model_dump(mode="json")))
+    _write(path, canonical_json(taken.model_dump(mode="json")))
     changed = services.record(
         asset=asset,
         partition=name,
@@ -165,14 +168,15 @@ def load_snapshot(services: Services, day: date, version: str) -> Snapshot:
     if snapshot.data_version() != version:
         raise RefusedError(
             f"the manifest of snapshot {day} ({path}) has digest {snapshot.data_version()}, "
-            f"recorded was {version}: it was changed by hand; delete it and materialize "
+            f"recorded was {version}: it was changed by hand; materialize "
             f"{services.spec.asset('snapshot')} for {day} again"
         )
     return snapshot
 
 
-def _write_once(path: Path, text: str) -> None:
-    if path.exists():
+def _write(path: Path, text: str) -> None:
+    """Write a manifest whole. One of the same name reads the same rows, maybe from elsewhere."""
+    if path.exists() and path.read_text() == text:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")

@@ -12,6 +12,7 @@ from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.days import days_of, decide_snapshot
 from platform_assets.line.features import assess
 from platform_assets.line.judging import judged_rows
+from platform_assets.line.models import require_snapshot
 from platform_assets.line.services import Services
 
 KEYED_STAGES = ("features",)
@@ -157,10 +158,13 @@ def _snapshot(services: Services, key: PartitionKey) -> dict[str, Any]:
 
 def _model(services: Services, key: PartitionKey) -> dict[str, Any]:
     spec = services.spec
-    snapshot = services.ledger.current_version(spec.asset("snapshot"), str(key))
-    if snapshot is not None:
-        return {"state": "ready", "reason": f"snapshot {snapshot.data_version} is taken"}
-    return _snapshot(services, key)
+    if services.ledger.current_version(spec.asset("snapshot"), str(key)) is None:
+        return _snapshot(services, key)
+    try:
+        snapshot = require_snapshot(services, key.date)
+    except HeldError as error:
+        return {"state": "held", "reason": error.held[str(key)]}
+    return {"state": "ready", "reason": f"snapshot {snapshot.data_version} is taken"}
 
 
 def _evaluation(services: Services, key: PartitionKey) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Features: the completeness of one key and date, and its rows."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from platform_assets.domain.completeness import CompletenessReport, SourceReport
@@ -25,26 +26,45 @@ def arrivals_version(report: SourceReport) -> str:
     return digest_of(report.model_dump(mode="json", exclude={"missing", "not_due"}))
 
 
-def record_completeness(
-    services: Services, partition: PartitionKey, report: CompletenessReport
-) -> list[SourceChange]:
-    """Write the verdict on a partition and on its sources; returns the sources that changed."""
-    spec = services.spec
-    name = str(partition)
-    services.record_verdict(
-        spec.asset("features"),
-        name,
-        report.verdict,
-        report.model_dump(mode="json", exclude={"as_of"}),
-        report.as_of,
+def record_partitions(
+    services: Services, reports: Mapping[PartitionKey, CompletenessReport]
+) -> None:
+    """Write down the verdicts on partitions of the dataset."""
+    services.record_verdicts(
+        services.spec.asset("features"),
+        {
+            str(partition): (report.verdict, report.model_dump(mode="json", exclude={"as_of"}))
+            for partition, report in reports.items()
+        },
+        services.clock.as_of(),
     )
+
+
+def record_completeness(
+    services: Services, reports: Mapping[PartitionKey, CompletenessReport]
+) -> list[SourceChange]:
+    """Write down the verdicts on partitions and on their sources.
+
+    Returns:
+        the sources that changed. Nobody is told of a change twice: whoever calls this has to.
+    """
+    record_partitions(services, reports)
     changes = []
-    for source in report.sources:
-        asset = spec.landed(source.source)
-        if services.record_verdict(
-            asset, name, source.verdict, source.model_dump(mode="json"), report.as_of
-        ):
-            changes.append(SourceChange(asset, name, source, arrivals_version(source)))
+    for name in services.spec.sources:
+        asset = services.spec.landed(name)
+        found = {
+            str(partition): source
+            for partition, report in reports.items()
+            for source in report.sources
+            if source.source == name
+        }
+        verdicts = {
+            partition: (source.verdict, source.model_dump(mode="json"))
+            for partition, source in found.items()
+        }
+        for partition in services.record_verdicts(asset, verdicts, services.clock.as_of()):
+            source = found[partition]
+            changes.append(SourceChange(asset, partition, source, arrivals_version(source)))
     return changes
 
 
@@ -56,9 +76,18 @@ def assess(services: Services, partition: PartitionKey) -> CompletenessReport:
 
 
 def build_features(
-    services: Services, partition: PartitionKey, run_id: str
-) -> tuple[Outcome, list[SourceChange]]:
+    services: Services,
+    partition: PartitionKey,
+    run_id: str,
+    tell: Callable[[SourceChange], None] = lambda _: None,
+) -> Outcome:
     """Join one key's day and commit it.
+
+    Args:
+        services: of the pipeline.
+        partition: a key and a date.
+        run_id: recorded with the version.
+        tell: is called for each source that has changed, also where the partition is held.
 
     Raises:
         HeldError: an hour of a source is missing, or was rejected.
@@ -69,7 +98,8 @@ def build_features(
     asset = spec.asset("features")
     assert partition.key is not None
     report = assess(services, partition)
-    changes = record_completeness(services, partition, report)
+    for change in record_completeness(services, {partition: report}):
+        tell(change)
     if not report.is_whole:
         raise HeldError(asset, {name: report.reason()})
     tables = {
@@ -88,6 +118,8 @@ def build_features(
         table_version=commit.table_version,
         rows=commit.rows,
         run_id=run_id,
+        # A lake that was lost and built anew holds the same rows at another table version.
+        always=commit.changed,
         detail={
             "excluded": built.excluded,
             "hours": {s.source: s.observed for s in report.sources},
@@ -104,4 +136,4 @@ def build_features(
         "committed": commit.changed,
     }
     inputs = {spec.landed(s.source): arrivals_version(s) for s in report.sources}
-    return Outcome(asset, name, commit.data_version, commit.changed, metadata, {}, inputs), changes
+    return Outcome(asset, name, commit.data_version, commit.changed, metadata, {}, inputs)

@@ -1,6 +1,6 @@
 """What a backfill of past days would build, and what it would leave out, with reasons."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
@@ -23,10 +23,10 @@ STAGES = ("features", "day", "snapshot", "model", "evaluation")
 
 @dataclass(frozen=True)
 class HistoryPlan:
-    """Partitions by stage.
+    """Partitions of a range of dates by stage.
 
     Attributes:
-        build: what is missing and can be built, by stage.
+        build: what is missing or out of date and can be built, by stage.
         done: what exists already, by stage.
         held: why a partition cannot be built, by stage and partition.
     """
@@ -91,16 +91,15 @@ def plan_history(
     wanted = date_range(first, last)
     build: dict[str, list[str]] = {stage: [] for stage in STAGES}
     held: dict[str, dict[str, str]] = {stage: {} for stage in STAGES}
-    done = {stage: set(services.ledger.current_versions(spec.asset(stage))) for stage in STAGES}
+    done = _done(services, wanted, days, built)
     for partition, report in reports.items():
         name = str(partition)
-        if partition.date < first or name in built:
+        if partition.date < first or name in done["features"]:
             continue
         if report.is_whole:
             build["features"].append(name)
         else:
             held["features"][name] = report.reason()
-    trained = set()
     for day in wanted:
         name = day.isoformat()
         if name not in done["day"]:
@@ -116,19 +115,56 @@ def plan_history(
             min_days=spec.model.min_days,
             days=days,
         )
-        if isinstance(taken, WindowRefusal):
-            held["snapshot"][name] = held["model"][name] = taken.reason
-            continue
-        trained.add(day)
         for stage in ("snapshot", "model"):
-            if name not in done[stage]:
+            if name in done[stage]:
+                continue
+            if isinstance(taken, WindowRefusal):
+                held[stage][name] = taken.reason
+            else:
                 build[stage].append(name)
-        _judgement(services, day, last, days, build, held, done)
+        if day > spec.last_judged_date or name in done["evaluation"]:
+            continue
+        if name in held["model"]:
+            held["evaluation"][name] = f"there is no model: {held['model'][name]}"
+        else:
+            _judgement(services, day, last, days, build, held)
     return HistoryPlan(
         build={stage: tuple(names) for stage, names in build.items()},
         done={stage: tuple(sorted(done[stage])) for stage in STAGES},
         held=held,
     )
+
+
+def _done(
+    services: Services,
+    wanted: Sequence[date],
+    days: Mapping[date, Day],
+    built: Mapping[str, PartitionVersion],
+) -> dict[str, set[str]]:
+    """What exists of these dates and is not out of date.
+
+    A roll-up is when a partition of its day was built since, a judgement when the model was
+    trained again.
+    """
+    spec = services.spec
+    names = {day.isoformat(): day for day in wanted}
+    found = {
+        stage: services.ledger.current_versions(spec.asset(stage), names) for stage in STAGES[1:]
+    }
+    models = {name: record.detail["model_version"] for name, record in found["model"].items()}
+    done = {stage: set(records) for stage, records in found.items()}
+    done["features"] = {key for day in wanted for key in spec.keys_of(day) if key in built}
+    done["day"] = {
+        name
+        for name, record in found["day"].items()
+        if record.data_version == days[names[name]].data_version()
+    }
+    done["evaluation"] = {
+        name
+        for name, record in found["evaluation"].items()
+        if record.detail["model_version"] == models.get(name)
+    }
+    return done
 
 
 def _judgement(
@@ -138,11 +174,8 @@ def _judgement(
     days: Mapping[date, Day],
     build: dict[str, list[str]],
     held: dict[str, dict[str, str]],
-    done: Mapping[str, set[str]],
 ) -> None:
     name, following = day.isoformat(), services.spec.judged_on(day)
-    if day > services.spec.last_judged_date or name in done["evaluation"]:
-        return
     if following[-1] > last:
         held["evaluation"][name] = f"judged on {following[0]} to {following[-1]}, not there yet"
         return

@@ -1,10 +1,12 @@
 """The live days of a pipeline: what the sensor looks at, and what it decides."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
+from platform_assets.domain.completeness import CompletenessReport
 from platform_assets.domain.manifest import DayState, roll_up
-from platform_assets.domain.partition import date_range, local_date
+from platform_assets.domain.partition import PartitionKey, date_range, local_date
 from platform_assets.domain.readiness import Plan, plan_features, plan_judgement, plan_training
 from platform_assets.line.days import as_partition_version, days_of, decide_snapshot
 from platform_assets.line.features import SourceChange, record_completeness
@@ -40,10 +42,12 @@ def look(services: Services, open_from: date | None = None) -> Tick:
     )
     if last < first:
         return Tick(Plan(), (), first)
-    live = date_range(first, last)
-    services.zone.refresh(first, last)
-    reports = services.zone.reports(first, last, as_of)
-    changes = [c for p, report in reports.items() for c in record_completeness(services, p, report)]
+    live = _open_days(services, first, last)
+    reports: dict[PartitionKey, CompletenessReport] = {}
+    for start, end in _runs(live):
+        services.zone.refresh(start, end)
+        reports |= services.zone.reports(start, end, as_of)
+    changes = record_completeness(services, reports)
     keys = [key for day in live for key in spec.keys_of(day)]
     versions = ledger.current_versions(spec.asset("features"), keys)
     built = {key: as_partition_version(record) for key, record in versions.items()}
@@ -57,14 +61,21 @@ def look(services: Services, open_from: date | None = None) -> Tick:
         for name, record in ledger.current_versions(spec.asset("model"), names).items()
     }
     ready = [
-        day
-        for day, found in days.items()
-        if found.state is DayState.WHOLE and day not in trained and day >= spec.partitions.start
+        day for day, found in days.items() if found.state is DayState.WHOLE and day not in trained
     ]
     snapshots = {day: decide_snapshot(services, day) for day in ready}
     plan += plan_training(spec.pipeline, days, snapshots, trained)
     plan += _judgement(services, first, last)
-    return Tick(plan, tuple(changes), _open_from(services, first, last))
+    return Tick(plan, tuple(changes), live[0] if live else last)
+
+
+def _runs(days: Sequence[date]) -> Iterator[tuple[date, date]]:
+    """First and last date of each run of dates without a gap; dates in order."""
+    start = 0
+    for i in range(1, len(days) + 1):
+        if i == len(days) or days[i] - days[i - 1] != timedelta(days=1):
+            yield days[start], days[i - 1]
+            start = i
 
 
 def _judgement(services: Services, first: date, last: date) -> Plan:
@@ -94,10 +105,8 @@ def _model_versions(
     return found[0], found[1]
 
 
-def _open_from(services: Services, first: date, last: date) -> date:
+def _open_days(services: Services, first: date, last: date) -> list[date]:
+    """The dates that are not finished; one that is held for good does not keep later ones open."""
     dates = list(date_range(first, last))
     models, judged = _model_versions(services, dates)
-    for day in dates:
-        if day not in models or judged.get(day) != models[day]:
-            return day
-    return last
+    return [day for day in dates if day not in models or judged.get(day) != models[day]]

@@ -31,6 +31,20 @@ def require_version(services: Services, stage: str, day: date) -> VersionRecord:
     return record
 
 
+def require_snapshot(services: Services, day: date) -> VersionRecord:
+    """The snapshot that a date is trained on.
+
+    Raises:
+        HeldError: there is none, or the last attempt to take it was refused: what an earlier one
+            reads is not what the date would be trained on now.
+    """
+    asset, name = services.spec.asset("snapshot"), day.isoformat()
+    verdict = services.ledger.verdict(services.spec.pipeline, asset, name)
+    if verdict is not None and verdict.verdict == "held":
+        raise HeldError(asset, {name: str(verdict.report["reason"])})
+    return require_version(services, "snapshot", day)
+
+
 def train_model(
     services: Services,
     partition: PartitionKey,
@@ -42,12 +56,12 @@ def train_model(
     """Train on the date's snapshot and register the model as a candidate.
 
     Raises:
-        HeldError: the date has no snapshot.
+        HeldError: the date has no snapshot, or it was refused.
         RefusedError: a partition of it can no longer be read as it was.
     """
     spec, day = services.spec, partition.date
     asset, name = spec.asset("model"), str(partition)
-    snapshot_record = require_version(services, "snapshot", day)
+    snapshot_record = require_snapshot(services, day)
     snapshot = load_snapshot(services, day, snapshot_record.data_version)
     table = services.table.read(snapshot.partitions, snapshot.read_version)
     frame, target = training_frame(table, spec)

@@ -102,7 +102,8 @@ class Services:
     ) -> bool:
         """Append a partition's version unless it is the current one; tells whether it did.
 
-        `always` appends even then: a retrained model has a registered version of its own.
+        `always` appends even then: a retrained model has a registered version of its own, rows
+        that were committed again lie at another table version.
         """
         current = self.ledger.current_version(asset, partition)
         if current is not None and current.data_version == data_version and not always:
@@ -125,21 +126,30 @@ class Services:
         self, asset: str, partition: str, verdict: str, report: Mapping[str, Any], as_of: datetime
     ) -> bool:
         """Write a verdict down; tells whether it differs from the one before."""
-        before = self.ledger.verdict(self.spec.pipeline, asset, partition)
-        if before is not None and before.verdict == verdict and before.report == dict(report):
-            return False
-        self.ledger.record_verdict(
-            VerdictRecord(
-                pipeline=self.spec.pipeline,
-                asset=asset,
-                partition=partition,
-                verdict=verdict,
-                report=dict(report),
-                as_of=as_of,
-                recorded_at=datetime.now(UTC),
-            )
-        )
-        return True
+        return bool(self.record_verdicts(asset, {partition: (verdict, report)}, as_of))
+
+    def record_verdicts(
+        self, asset: str, verdicts: Mapping[str, tuple[str, Mapping[str, Any]]], as_of: datetime
+    ) -> list[str]:
+        """Write down the verdict and report of partitions; returns those that have a new one."""
+        before = self.ledger.verdicts(self.spec.pipeline, asset, verdicts)
+        changed = []
+        for partition, (verdict, report) in verdicts.items():
+            known = before.get(partition)
+            if known is None or known.verdict != verdict or known.report != dict(report):
+                changed.append(partition)
+                self.ledger.record_verdict(
+                    VerdictRecord(
+                        pipeline=self.spec.pipeline,
+                        asset=asset,
+                        partition=partition,
+                        verdict=verdict,
+                        report=dict(report),
+                        as_of=as_of,
+                        recorded_at=datetime.now(UTC),
+                    )
+                )
+        return changed
 
     def partition(self, text: str, *, keyed: bool) -> PartitionKey:
         return self.spec.require_partition(PartitionKey.parse(text), keyed=keyed)

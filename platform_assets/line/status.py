@@ -94,7 +94,7 @@ def _stages(services: Services, last: date, grid: Grid) -> dict[str, dict[str, A
     counts = {}
     for stage in STAGES:
         done = [PartitionKey.parse(name) for name in plan.done[stage]]
-        held = {name for name in plan.held[stage] if name not in plan.done[stage]}
+        held = set(plan.held[stage])
         nothing = held & absent
         counts[spec.asset(stage)] = {
             "partitions": expected[stage],

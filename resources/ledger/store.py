@@ -96,12 +96,20 @@ class Ledger:
         )
         return next((VerdictRecord(*row) for row in self._rows(query)), None)
 
-    def verdicts(self, pipeline: str, asset: str) -> dict[str, VerdictRecord]:
-        """The latest verdicts on an asset, by partition."""
+    def verdicts(
+        self, pipeline: str, asset: str, partitions: Iterable[str] | None = None
+    ) -> dict[str, VerdictRecord]:
+        """The latest verdicts on an asset, by partition; on all its partitions by default."""
         t = tables().verdicts
         query = t.select().where(t.c.pipeline == pipeline, t.c.asset == asset)
-        records = (VerdictRecord(*row) for row in self._rows(query.order_by(t.c.partition)))
-        return {record.partition: record for record in records}
+        query = query.order_by(t.c.partition)
+        wanted = [None] if partitions is None else _chunks(sorted(set(partitions)))
+        found: dict[str, VerdictRecord] = {}
+        for chunk in wanted:
+            own = query if chunk is None else query.where(t.c.partition.in_(chunk))
+            for record in (VerdictRecord(*row) for row in self._rows(own)):
+                found[record.partition] = record
+        return found
 
     # --- versions -------------------------------------------------------------------------------
 
