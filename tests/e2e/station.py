@@ -39,7 +39,7 @@ HELD = "LGA|2013-01-06"
 SLOW_DAY = "2013-01-03"
 DAILY = {"signalbox/lane": "daily"}
 BACKFILL = {"signalbox/lane": "backfill"}
-HISTORY_SECONDS = 280
+HISTORY_SECONDS = 800
 IN_PROGRESS = {"STARTING", "STARTED", "CANCELING"}
 
 LAUNCH = """
@@ -99,7 +99,7 @@ def _document() -> dict[str, Any]:
     document: dict[str, Any] = yaml.safe_load((catalog_folder() / "flights.yaml").read_text())
     document["partitions"] |= {"start": FIRST, "end": LAST}
     document["evaluation"] |= {"days": 1}
-    document["limits"] = {"partitions_per_run": 4, "models_per_run": 3}
+    document["limits"] = {"partitions_per_run": 6, "models_per_run": 6}
     return document
 
 
@@ -296,7 +296,7 @@ class Station:
         assert self._watcher is not None
         assert self._history is not None
         self._watcher.join(HISTORY_SECONDS)
-        assert self._history.status in ENDED, f"it has not ended: {self._history}"
+        assert self._history.status in ENDED, f"it is {self._history.status} still"
         return self._history
 
     def start_slow_training(self) -> tuple[str, int]:

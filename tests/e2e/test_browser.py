@@ -13,7 +13,7 @@ from platform_assets.demo.play import ENDED
 from tests.e2e.station import DIALOG_DAYS, HELD, Station, materialized, until
 from tests.tools.browser import VARIABLE, find_browser
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 ASSETS = (
     "landed_flights",

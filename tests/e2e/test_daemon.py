@@ -39,7 +39,7 @@ from tests.e2e.station import (
     until,
 )
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
 SIGNALBOX = str(Path(sys.executable).with_name("signalbox"))
@@ -79,7 +79,6 @@ def test_dagster_comes_up_with_its_daemons(station: Station) -> None:
     assert station.server.api.loaded()
 
 
-@pytest.mark.timeout(600)
 class TestKilled:
     def test_a_worker_and_then_its_server(self, slow_station: Station) -> None:
         station, home = slow_station, slow_station.home
