@@ -2,15 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from platform_assets.domain.clock import FixedClock
 from platform_assets.domain.errors import HeldError, UsageError
 from platform_assets.domain.partition import PartitionKey, local_hours
+from platform_assets.domain.readiness import Plan, Request
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.days import build_day, build_snapshot, days_of
 from platform_assets.line.explain import explain
@@ -447,11 +450,11 @@ def test_a_day_that_is_held_for_good_does_not_keep_finished_ones_open(trained: L
     services = live(trained, small_spec(schedule={"live_from": "2013-01-06"}))
     for day in (7, 8):
         evaluate_model(services, PartitionKey(date(2013, 1, day)), "by hand")
-    look(services)
+    told = look(services).told
     for day in (6, 7, 8, 9):
         hour = local_hours(date(2013, 1, day), services.spec.partitions.timezone)[4]
         (services.home.landing / "flights" / hour_path("flights", "JFK", hour)).unlink()
-    tick = look(services)
+    tick = look(services, told=told)
     assert tick.open_from == date(2013, 1, 6)
     assert [change.partition for change in tick.changes] == ["JFK|2013-01-06", "JFK|2013-01-09"]
     assert list(tick.plan.held) == [HELD]
@@ -483,9 +486,43 @@ def test_a_file_that_vanished_after_the_features_were_built_changes_nothing_live
 ) -> None:
     """What is committed is committed: the landing zone may be cleared."""
     services = live(trained, small_spec(schedule={"live_from": "2013-01-07"}))
-    before = look(services).plan
+    first = look(services)
+    before = first.plan
     hour = local_hours(date(2013, 1, 8), services.spec.partitions.timezone)[4]
     (services.home.landing / "flights" / hour_path("flights", "JFK", hour)).unlink()
-    tick = look(services)
+    tick = look(services, told=first.told)
     assert [r.run_key for r in tick.plan.requests] == [r.run_key for r in before.requests]
     assert {c.partition for c in tick.changes} == {"JFK|2013-01-08"}
+
+
+def test_what_a_tick_could_not_tell_is_told_again(trained: Line) -> None:
+    services = live(trained, small_spec(schedule={"live_from": "2013-01-07"}))
+    lost = look(services)
+    assert lost.changes
+    # The tick died before Dagster had stored its events, so its cursor was not kept either.
+    again = look(services)
+    assert again.changes == lost.changes
+    assert look(services, told=again.told).changes == ()
+
+
+def test_other_rows_of_the_same_number_are_another_data_version(trained: Line) -> None:
+    """Else nobody would see that the weather was corrected."""
+    services = live(trained, small_spec(schedule={"live_from": "2013-01-07"}))
+    told = look(services).told
+    hour = local_hours(date(2013, 1, 9), services.spec.partitions.timezone)[4]
+    path = services.home.landing / "flights" / hour_path("weather", "JFK", hour)
+    table = pq.read_table(path)
+    place = table.column_names.index("temp")
+    warmer = table.set_column(place, "temp", pc.add(table["temp"], 20.0))
+    services.zone.deliver("weather", "JFK", hour, warmer)
+    (change,) = look(services, told=told).changes
+    assert (change.asset, change.partition) == ("flights/landed_weather", "JFK|2013-01-09")
+
+
+def test_a_look_hands_over_no_more_than_a_tick_can_carry() -> None:
+    days = [date(2013, 1, 2) + timedelta(days=n) for n in range(100)]
+    requests = tuple(
+        Request(job="day", partition=str(day), run_key=str(day), reason="") for day in days
+    )
+    kept = Plan(requests=requests[::-1]).first(3)
+    assert [r.partition for r in kept.requests] == ["2013-01-02", "2013-01-03", "2013-01-04"]
