@@ -31,6 +31,12 @@ def catalog_folder() -> Path:
     return Path(chosen).expanduser() if chosen else Path(str(files("platform_assets"))) / "catalog"
 
 
+def catalog_environment() -> dict[str, str]:
+    """The variable by which a child process, wherever it works, finds the same catalog."""
+    chosen = os.environ.get("SIGNALBOX_CATALOG")
+    return {"SIGNALBOX_CATALOG": str(catalog_folder().resolve())} if chosen else {}
+
+
 def components_folder() -> Path:
     """Where `dg scaffold defs` puts components; it does not move with SIGNALBOX_CATALOG."""
     return Path(str(files("platform_assets"))) / "defs"

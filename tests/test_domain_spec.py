@@ -5,13 +5,14 @@ from collections.abc import Callable
 from datetime import date
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 from pandas.core.computation.ops import MATHOPS
 from pydantic import ValidationError
 
 from platform_assets.domain.errors import SpecError, UsageError
-from platform_assets.domain.expressions import FUNCTIONS, names_in
+from platform_assets.domain.expressions import ACCESSORS, FUNCTIONS, METHODS, names_in
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec, parse_spec
 from resources.catalog import catalog_folder
@@ -251,6 +252,9 @@ def test_python_gets_the_same_sentences() -> None:
         ("a.clip(lower=b)", {"a", "b"}),
         ("abs(a) > 1 and b == 'x' or not c", {"a", "b", "c"}),
         ("carrier in ['AA', 'UA']", {"carrier"}),
+        ("carrier.isin(['AA', 'UA'])", {"carrier"}),
+        ("a.str.lower().str.len() > b.fillna(0).round()", {"a", "b"}),
+        ("a.where(b.notnull(), c)", {"a", "b", "c"}),
         ("-log1p(a) ** 2 // 1 % 3", {"a"}),
         ("(a > 1) & ~(b < 2) | (c != 3)", {"a", "b", "c"}),
         ('time_hour.dt.tz_convert("America/New_York").dt.dayofweek', {"time_hour"}),
@@ -263,9 +267,26 @@ def test_the_columns_that_an_expression_reads(expression: str, read: set[str]) -
 @pytest.mark.parametrize(
     ("expression", "why"),
     [
-        ("a.__class__", "reads '__class__'; only public names are allowed"),
-        ("a._values", "reads '_values'"),
-        ("__import__('os').system('true')", "calls '__import__'"),
+        ("a.__class__", "uses .__class__; allowed are .dt, .str and abs, "),
+        ("a._values", "uses ._values"),
+        ("a.dt._get_values()", "uses ._get_values; allowed after .dt are ceil, day, "),
+        # What other rows know must not enter a row.
+        ("a.mean()", "uses .mean"),
+        ("a - a.shift(1)", "uses .shift"),
+        ("a.rank() > 3", "uses .rank"),
+        ("a.size", "uses .size"),
+        ("a.str.cat()", "uses .cat; allowed after .str are capitalize, "),
+        ("a.str.dt.hour", "uses .dt; allowed after .str"),
+        ("a in b", "searches in b; allowed is a list of constants"),
+        ("'x' not in a", "searches in a"),
+        ("a.isin(b)", "searches in b"),
+        ("a.isin(values=[b])", "searches in [b]"),
+        ("a.fillna(method='ffill')", "passes method="),
+        ("a.clip(0, inplace=True)", "passes inplace="),
+        ("a.to_csv('file')", "uses .to_csv"),
+        ("a.apply(b)", "uses .apply"),
+        ("__import__('os')", "calls '__import__'"),
+        ("__import__('os').system('true')", "uses .system"),
         ("open('x')", "calls 'open'; allowed are methods of a column and abs, "),
         ("(lambda: a)()", "calls 'lambda: a'"),
         ("[b for b in a]", "contains ListComp"),
@@ -304,6 +325,34 @@ def test_a_derived_column_reads_only_those_before_it() -> None:
 
 def test_the_allowed_functions_are_those_that_pandas_can_evaluate() -> None:
     assert set(MATHOPS) == FUNCTIONS
+
+
+@pytest.mark.parametrize("accessor", ACCESSORS)
+def test_what_follows_an_accessor_is_there_in_pandas(accessor: str) -> None:
+    values = {
+        "dt": (pd.Series(pd.to_datetime(["2013-01-01"])), pd.Series(pd.to_timedelta([1], "h"))),
+        "str": (pd.Series(["a"]),),
+    }
+    there = set().union(*(dir(getattr(series, accessor)) for series in values[accessor]))
+    assert there >= ACCESSORS[accessor]
+
+
+def test_the_allowed_methods_look_at_one_row_at_a_time() -> None:
+    """A row's value stays the same when all other rows change."""
+    arguments = {
+        "astype": ("float64",), "between": (1, 3), "clip": (1, 3), "fillna": (0,),
+        "isin": ([1, 2],), "mask": (pd.Series([True, False, False]), 0), "round": (1,),
+        "where": (pd.Series([True, False, False]), 0),
+    }  # fmt: skip
+    with_number = {"add", "div", "eq", "floordiv", "ge", "gt", "le", "lt", "mod", "mul", "ne"}
+    with_number |= {"pow", "sub", "truediv"}
+    before = pd.Series([1.25, 2.5, None])
+    after = pd.Series([1.25, -7.0, 9.0])
+    for method in METHODS:
+        given = arguments.get(method, (2,) if method in with_number else ())
+        first, second = (getattr(column, method)(*given) for column in (before, after))
+        assert first.iloc[0] == second.iloc[0], method
+        assert len(first) == len(before), method
 
 
 # --- partitions of a spec ---------------------------------------------------------------------

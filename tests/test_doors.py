@@ -1,10 +1,9 @@
 """One path, three doors: YAML in the catalog, spec objects in Python, a Dagster Component."""
 
+import ast
 import json
 import os
 import shutil
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,17 +17,17 @@ from dagster._core.remote_representation.external_data import RepositorySnap
 from dagster._serdes import serialize_value
 from dagster.components.testing.utils import create_defs_folder_sandbox
 
+import platform_assets.factory.assets
 from platform_assets.component import SignalboxPipeline, _starter, pipeline_definitions
 from platform_assets.definitions import build_definitions
 from platform_assets.domain.errors import SpecError
 from platform_assets.domain.spec import PipelineSpec, parse_spec
-from resources.catalog import load_catalog, load_entries, read_pipeline
+from platform_assets.factory.versions import module_file
+from resources.catalog import catalog_environment, load_catalog, load_entries, read_pipeline
 from resources.home import Home
+from tests.pipelines.cases import GRID_LOAD_YAML, copy_project, run_in
 from tests.pipelines.grid_load_in_python import GRID_LOAD
-
-ROOT = Path(__file__).parents[1]
-GRID_LOAD_YAML = ROOT / "tests" / "pipelines" / "grid_load.yaml"
-BIN = Path(sys.executable).parent
+from tests.pipelines.page import Page
 
 Door = Callable[[Path], dg.Definitions]
 
@@ -89,7 +88,8 @@ def snapshot(definitions: dg.Definitions) -> dict[str, Any]:
     )
     for part in ("component_tree", "metadata"):
         found.pop(part, None)  # where the definitions stand: a file of a component, or none
-    return _without_origin(found)
+    cleaned: dict[str, Any] = _without_origin(found)
+    return cleaned
 
 
 def _without_origin(value: Any) -> Any:
@@ -172,6 +172,41 @@ def test_code_versions_follow_the_spec_through_every_door(
     after = versions(file)
     assert after[f"grid_load/{stage}"] != before[f"grid_load/{stage}"]
     assert after["grid_load/champion"] == before["grid_load/champion"]
+
+
+def modules_that_build_rows() -> set[str]:
+    """resources.dataset, and what it imports of its own package."""
+    found, new = set(), {"resources.dataset"}
+    while new:
+        module = new.pop()
+        found.add(module)
+        file = module_file(module)
+        assert file is not None
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("resources."):
+                new |= {str(node.module)} - found
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(modules_that_build_rows()))
+def test_the_code_version_of_features_follows_the_code_that_builds_rows(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version() -> str | None:
+        definitions = pipeline_definitions(GRID_LOAD).get_repository_def()
+        return definitions.asset_graph.get(dg.AssetKey(["grid_load", "features"])).code_version
+
+    def with_another_line(name: str) -> Path | None:
+        file = module_file(name)
+        if name != module or file is None:
+            return file
+        changed = tmp_path / file.name
+        changed.write_text(file.read_text() + "# another line\n")
+        return changed
+
+    before = version()
+    monkeypatch.setattr(platform_assets.factory.assets, "module_file", with_another_line)
+    assert version() != before
 
 
 # --- the same refusal ----------------------------------------------------------------------------
@@ -270,6 +305,16 @@ def test_a_pipeline_in_the_catalog_and_in_a_component_is_refused(tmp_path: Path)
         load_entries(catalog, defs)
 
 
+def test_a_child_process_finds_a_catalog_that_was_named_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SIGNALBOX_CATALOG", raising=False)
+    assert catalog_environment() == {}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SIGNALBOX_CATALOG", "mine")
+    assert catalog_environment() == {"SIGNALBOX_CATALOG": str(tmp_path / "mine")}
+
+
 def test_a_catalog_may_consist_of_components_alone(tmp_path: Path) -> None:
     catalog, defs = tmp_path / "catalog", tmp_path / "defs"
     catalog.mkdir()
@@ -289,37 +334,7 @@ def test_the_starter_is_a_good_pipeline() -> None:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's tracked files, as a fresh clone has them."""
-    copy = tmp_path_factory.mktemp("project")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True
-    )
-    for name in filter(None, listed.stdout.split("\0")):
-        if not name.startswith(("tests/", "docs/")) and (ROOT / name).exists():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, copy / name)
-    return copy
-
-
-def run(project: Path, home: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(project),
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "DAGSTER_HOME": str(home / "dagster"),
-        "SIGNALBOX_HOME": str(home),
-        "DAGSTER_DISABLE_TELEMETRY": "yes",
-        "COLUMNS": "250",
-    }
-    environment.pop("SIGNALBOX_CATALOG", None)
-    return subprocess.run(
-        [str(BIN / command[0]), *command[1:]],
-        cwd=project,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return copy_project(tmp_path_factory.mktemp("project"))
 
 
 def test_a_refused_scaffold_leaves_nothing() -> None:
@@ -343,19 +358,24 @@ def test_dg_scaffolds_a_pipeline_that_loads_and_that_the_commands_know(
     project: Path, home: Home
 ) -> None:
     kind, root = "platform_assets.component.SignalboxPipeline", home.root
-    assert kind in run(project, root, "dg", "list", "components").stdout
-    made = run(project, root, "dg", "scaffold", "defs", kind, "my_pipeline")
+    assert kind in run_in(project, root, "dg", "list", "components").stdout
+    made = run_in(project, root, "dg", "scaffold", "defs", kind, "my_pipeline")
     assert made.returncode == 0, made.stderr
-    checked = run(project, root, "dg", "check", "defs")
+    # And the Python door beside it, as the page says.
+    page = Page.read()
+    block = page.block("into: platform_assets/defs/grid_load.py")
+    (project / "platform_assets/defs/grid_load.py").write_text(block)
+    checked = run_in(project, root, "dg", "check", "defs")
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    listed = run(project, root, "dg", "list", "defs", "--json")
+    listed = run_in(project, root, "dg", "list", "defs", "--json")
     assert listed.returncode == 0, listed.stderr
     document = json.loads(listed.stdout)
     assets = {asset["asset_key"] for asset in document["assets"]}
     assert {"flights/champion", "my_pipeline/landed_readings", "my_pipeline/champion"} <= assets
+    assert "grid_load/champion" in assets
     assert "my_pipeline_readiness" in {sensor["name"] for sensor in document["sensors"]}
 
-    status = run(project, root, "signalbox", "status", "--pipeline", "my_pipeline", "--json")
+    status = run_in(project, root, "signalbox", "status", "--pipeline", "my_pipeline", "--json")
     assert status.returncode == 0, status.stderr
     known = json.loads(status.stdout)["pipelines"]["my_pipeline"]["assets"]
     assert {"my_pipeline/landed_readings", "my_pipeline/features"} <= set(known)
@@ -363,17 +383,17 @@ def test_dg_scaffolds_a_pipeline_that_loads_and_that_the_commands_know(
     file = project / "platform_assets/defs/my_pipeline/pipeline.yaml"
     good = file.read_text()
     file.write_text(good.replace("kind: regression", "kind: regresion"))
-    by_command = run(project, root, "signalbox", "status", "--pipeline", "my_pipeline")
+    by_command = run_in(project, root, "signalbox", "status", "--pipeline", "my_pipeline")
     assert by_command.returncode == 2
     sentence = by_command.stderr.removeprefix("signalbox: ").strip()
     assert "model.kind: found 'regresion'" in sentence
     assert "\n" not in sentence
-    by_dagster = run(project, root, "dg", "check", "defs")
+    by_dagster = run_in(project, root, "dg", "check", "defs")
     assert by_dagster.returncode != 0
     assert f"SpecError: {sentence}" in by_dagster.stdout + by_dagster.stderr
 
     # What only the building of definitions finds comes without Dagster's wrapping too.
     file.write_text(good.replace("sklearn_linear:", "sklearn_liner:"))
-    unbuilt = run(project, root, "dg", "check", "defs")
+    unbuilt = run_in(project, root, "dg", "check", "defs")
     assert unbuilt.returncode != 0
     assert f"SpecError: {file} is refused" in unbuilt.stdout + unbuilt.stderr

@@ -16,6 +16,7 @@ import psutil
 from platform_assets.demo import guard
 from platform_assets.domain.errors import RefusedError, TransientError
 from platform_assets.factory.instance import end_orphaned_runs
+from resources.catalog import catalog_environment
 from resources.dagster_api import DagsterApi
 from resources.home import Home
 
@@ -96,7 +97,12 @@ class DagsterDev:
             self._guard = subprocess.Popen(
                 [sys.executable, "-m", guard.__name__, self._mark, *command],
                 cwd=workspace.parent,
-                env={**os.environ, **self.home.environment(), **self._variables},
+                env={
+                    **os.environ,
+                    **self.home.environment(),
+                    **catalog_environment(),
+                    **self._variables,
+                },
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import dagster as dg
+from pydantic import BaseModel
 
 import resources.dataset
 from platform_assets.domain.errors import HeldError
@@ -27,6 +28,9 @@ from platform_assets.line.judging import decide_champion, evaluate_model
 from platform_assets.line.models import train_model
 from platform_assets.line.services import Outcome, Services
 
+BUILDS_ROWS = ("resources.dataset", "resources.expressions", "resources.columns")
+"""The modules that make a dataset's rows of landed ones."""
+
 Work = Callable[[dg.AssetExecutionContext, Services, PartitionKey], Outcome]
 
 
@@ -42,10 +46,13 @@ def build_assets(spec: PipelineSpec, origin: str) -> list[dg.AssetsDefinition]:
     ]
 
 
-def _line_version(spec: PipelineSpec, module: str, *parts: Any) -> str:
-    path = module_file(module)
-    assert path is not None
-    return code_version(*parts, path)
+def _line_version(modules: Sequence[str], *parts: BaseModel) -> str:
+    files = []
+    for module in modules:
+        file = module_file(module)
+        assert file is not None, module
+        files.append(file)
+    return code_version(*parts, *files)
 
 
 def _freshness(spec: PipelineSpec) -> dg.FreshnessPolicy:
@@ -137,7 +144,7 @@ def _features(spec: PipelineSpec) -> dg.AssetsDefinition:
         "built only when every hour of its sources has landed. The freshness policy runs on the "
         "wall clock, whatever is replayed.",
         [dg.AssetDep(asset_key(spec.landed(source))) for source in spec.read_sources],
-        _line_version(spec, "resources.dataset", spec.dataset, *spec.sources.values()),
+        _line_version(BUILDS_ROWS, spec.dataset, *spec.sources.values()),
         {"deltalake", "pandas"},
         metadata={"dagster/column_schema": schema, "dagster/column_lineage": lineage},
         freshness=_freshness(spec),
@@ -164,7 +171,7 @@ def _day(spec: PipelineSpec) -> dg.AssetsDefinition:
                 partition_mapping=dg.MultiToSingleDimensionPartitionMapping(grid.DATE_DIMENSION),
             )
         ],
-        _line_version(spec, "platform_assets.domain.manifest"),
+        _line_version(["platform_assets.domain.manifest"]),
         {"json"},
     )
     partitions = grid.daily(spec, spec.partitions.start, spec.partitions.end)
@@ -192,7 +199,7 @@ def _snapshot(spec: PipelineSpec) -> dg.AssetsDefinition:
                 ),
             )
         ],
-        _line_version(spec, "platform_assets.domain.manifest", spec.model),
+        _line_version(["platform_assets.domain.manifest"], spec.model),
         {"json"},
     )
     return _partitioned(
@@ -250,7 +257,7 @@ def _evaluation(spec: PipelineSpec) -> dg.AssetsDefinition:
                 partition_mapping=dg.TimeWindowPartitionMapping(start_offset=1, end_offset=days),
             ),
         ],
-        _line_version(spec, "resources.scoring", spec.evaluation),
+        _line_version(["resources.scoring"], spec.evaluation),
         {"mlflow", "scikitlearn"},
     )
     return _partitioned(
@@ -269,7 +276,7 @@ def _champion(spec: PipelineSpec) -> dg.AssetsDefinition:
         "The best judged model: each candidate is compared with the champion so far on the same "
         "later days. Its alias in MLflow's registry follows.",
         [dg.AssetDep(asset_key(spec.asset("evaluation")))],
-        _line_version(spec, "platform_assets.domain.promotion"),
+        _line_version(["platform_assets.domain.promotion"]),
         {"mlflow"},
         metadata={"registered_model": spec.model.name},
     )

@@ -1,5 +1,9 @@
 """What the tests of grid_load share: its spec with a join, runs in process, the registry."""
 
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -12,9 +16,11 @@ from platform_assets.component import pipeline_definitions
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory import job_name
 from platform_assets.factory.grid import asset_key
+from resources.catalog import read_document
 from resources.home import Home
 
 FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
 GRID_LOAD_YAML = FOLDER / "grid_load.yaml"
 
 
@@ -24,19 +30,54 @@ def utc(day: int, hour: int = 0, month: int = 4) -> datetime:
 
 
 def with_forecast(spec: PipelineSpec) -> PipelineSpec:
-    """grid_load under another name, with the temperature that was forecast joined to its rows."""
+    """grid_load under another name, with forecast_join.yaml added, live from its first day."""
+    added = read_document(FOLDER / "forecast_join.yaml")
     document = spec.model_dump()
     document["pipeline"] = "grid_forecast"
     document["model"]["name"] = "grid-forecast"
     document["schedule"]["live_from"] = spec.partitions.start
-    document["sources"]["forecast"] = {
-        "time_column": "hour",
-        "unique": ["hour"],
-        "columns": {"hour": {"type": "timestamp"}, "temperature": {"type": "float"}},
-    }
-    document["dataset"]["joins"] = [{"source": "forecast", "columns": ["temperature"]}]
-    document["dataset"]["features"] = [*spec.dataset.features, "temperature"]
+    document["sources"] |= added["sources"]
+    document["dataset"] |= added["dataset"]
     return PipelineSpec.model_validate(document)
+
+
+def copy_project(folder: Path) -> Path:
+    """The project as a fresh clone has it, with the example's part of the tests only."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        wanted = not name.startswith(("tests/", "docs/")) or name.startswith("tests/pipelines/")
+        if wanted and (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    (folder / "tests" / "__init__.py").touch()
+    return folder
+
+
+def run_in(
+    project: Path, home: Path, *command: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """A command as a person types it in the project's folder, on a home."""
+    bin_folder = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(project),
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        "DAGSTER_HOME": str(home / "dagster"),
+        "SIGNALBOX_HOME": str(home),
+        "DAGSTER_DISABLE_TELEMETRY": "yes",
+        "COLUMNS": "250",
+    }
+    environment.pop("SIGNALBOX_CATALOG", None)
+    return subprocess.run(
+        command,
+        cwd=project,
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 class Line:
