@@ -56,8 +56,8 @@ def line(home: Home) -> Iterator[Line]:
 
 @pytest.fixture
 def partial(line: Line) -> Line:
-    """Two whole days, and 2013-01-04 as it stands at 18:00."""
-    line.land("2013-01-02", "2013-01-04", until_hour=18)
+    """2013-01-04 as it stands at 18:00."""
+    line.land("2013-01-04", until_hour=18)
     return line
 
 
