@@ -62,6 +62,9 @@ def metric_over_time(
             axes.annotate(
                 label, (day, points[day]), textcoords="offset points", xytext=(4, 6), fontsize=7
             )
+    # Left to itself, matplotlib writes the hours between few dates.
+    shown = days[:: len(days) // 8 + 1]
+    axes.set_xticks(shown, [day.isoformat() for day in shown])
     axes.set(ylabel=metric, title=f"{metric} over time")
     figure.autofmt_xdate()
     return _png(figure)

@@ -1,7 +1,10 @@
 """A running Dagster for the whole session: a small home whose history is built."""
 
+import os
 import shutil
-from collections.abc import Iterator
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,9 +17,11 @@ from tests.e2e.station import (
     ROOT,
     Station,
     free_port,
-    write_catalog,
+    write_slow_catalog,
+    write_small_catalog,
 )
 
+Start = Callable[..., "subprocess.Popen[str]"]
 ORDER = ("test_daemon", "test_browser", "test_demo")
 
 
@@ -30,11 +35,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
-@pytest.fixture(scope="session")
-def small_catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_catalog(tmp_path_factory.mktemp("catalog"))
-
-
 def server_on(home: Home, catalog: Path) -> DagsterDev:
     """Dagster on a home, with a catalog of its own."""
     variables = {"SIGNALBOX_CATALOG": str(catalog), "PYTHONPATH": str(ROOT)}
@@ -42,15 +42,14 @@ def server_on(home: Home, catalog: Path) -> DagsterDev:
 
 
 @pytest.fixture(scope="session")
-def station(
-    home_template: Path, small_catalog: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Station]:
+def station(home_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Station]:
     """Landed days, and a native backfill of the history that goes on beside the first tests."""
     root = tmp_path_factory.mktemp("station") / "home"
+    catalog = write_small_catalog(tmp_path_factory.mktemp("catalog"))
     shutil.copytree(home_template, root)
     home = Home.locate(root)
-    with server_on(home, small_catalog) as server:
-        found = Station(home, small_catalog, server)
+    with server_on(home, catalog) as server:
+        found = Station(home, catalog, server)
         found.land(FIRST, DIALOG_DAYS[-1])
         server.wait_until_ready()
         found.start_history()
@@ -59,8 +58,38 @@ def station(
 
 
 @pytest.fixture
-def quiet_station(home_template: Path, small_catalog: Path, tmp_path: Path) -> Station:
-    """A station of the test's own, with nothing landed and Dagster not started."""
+def slow_station(home_template: Path, tmp_path: Path) -> Station:
+    """A station of the test's own, with a slow pipeline, and Dagster not started."""
     shutil.copytree(home_template, tmp_path / "home")
-    home = Home.locate(tmp_path / "home")
-    return Station(home, small_catalog, server_on(home, small_catalog))
+    (tmp_path / "catalog").mkdir()
+    home, catalog = Home.locate(tmp_path / "home"), write_slow_catalog(tmp_path / "catalog")
+    return Station(home, catalog, server_on(home, catalog))
+
+
+@pytest.fixture
+def command() -> Iterator[Start]:
+    """Start a command as a person's process, without a terminal; none outlives the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(arguments: Sequence[str], **variables: str) -> "subprocess.Popen[str]":
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+        child = subprocess.Popen(
+            arguments,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            # A shell may have started the tests with SIGINT ignored, which children inherit.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        started.append(child)
+        return child
+
+    yield start
+    for child in started:
+        if child.poll() is None:
+            child.kill()
+            child.communicate()

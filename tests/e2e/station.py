@@ -1,6 +1,5 @@
 """A real Dagster on a small home: what the tests of this folder drive."""
 
-import json
 import socket
 import threading
 import time
@@ -15,6 +14,7 @@ import yaml
 
 from platform_assets.demo.play import ENDED, backfill_ranges
 from platform_assets.demo.server import DagsterDev
+from platform_assets.domain.partition import date_range
 from platform_assets.factory.instance import dagster_yaml
 from platform_assets.line.days import build_snapshot
 from platform_assets.line.features import build_features
@@ -24,12 +24,14 @@ from platform_assets.line.services import Services
 from resources.catalog import catalog_folder, load_catalog
 from resources.dagster_api import DagsterApi
 from resources.home import Home
+from tests.e2e.trainers import PID_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = date(2013, 1, 3)
 LAST_OF_HISTORY = date(2013, 1, 12)
 DIALOG_DAYS = (date(2013, 1, 13), date(2013, 1, 14))
 """Landed, but left out of the history: the browser builds them through the dialog."""
+LAST = date(2013, 1, 20)
 LIVE_FROM = date(2013, 1, 17)
 LIVE_DAY = date(2013, 1, 18)
 HELD = "LGA|2013-01-06"
@@ -93,17 +95,28 @@ def free_port() -> int:
     return port
 
 
-def write_catalog(folder: Path) -> Path:
-    """The flights of the catalog made small, and a pipeline whose training takes minutes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    document = yaml.safe_load((catalog_folder() / "flights.yaml").read_text())
-    document["partitions"] |= {"values": ["JFK", "LGA"], "start": FIRST}
+def _document() -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load((catalog_folder() / "flights.yaml").read_text())
+    document["partitions"] |= {"start": FIRST, "end": LAST}
+    document["evaluation"] |= {"days": 1}
+    document["limits"] = {"partitions_per_run": 4, "models_per_run": 3}
+    return document
+
+
+def write_small_catalog(folder: Path) -> Path:
+    """The flights of the catalog, made small."""
+    document = _document()
+    document["partitions"] |= {"values": ["JFK", "LGA"]}
     document["model"] |= {"window_days": 3, "min_days": 2}
     document["model"]["parameters"] |= {"num_boost_round": 20}
-    document["evaluation"] |= {"days": 1}
     document["schedule"] |= {"live_from": LIVE_FROM, "sensor_interval_seconds": 3}
-    document["limits"] = {"partitions_per_run": 4, "models_per_run": 3}
     (folder / "flights.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+    return folder
+
+
+def write_slow_catalog(folder: Path) -> Path:
+    """A pipeline of one airport whose training takes minutes."""
+    document = _document()
     document["pipeline"] = "slow"
     document["partitions"] |= {"values": ["JFK"]}
     document["model"] |= {
@@ -113,7 +126,7 @@ def write_catalog(folder: Path) -> Path:
         "window_days": 1,
         "min_days": 1,
     }
-    document["schedule"] |= {"live_from": document["partitions"]["end"]}
+    document["schedule"] |= {"live_from": LAST}
     (folder / "slow.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
     return folder
 
@@ -172,6 +185,29 @@ def require_nothing_left(home: Home, seconds: float) -> None:
     while (left := processes_of(home)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not left, f"still alive:\n{describe(left)}"
+
+
+def materialized(statuses: dict[str, Any]) -> set[str]:
+    """Keys of the green partitions, whichever of the two dimensions Dagster takes as primary."""
+    assert statuses["__typename"] == "MultiPartitionStatuses"
+    found = set()
+    for block in statuses["ranges"]:
+        outer, inner = (
+            (block["primaryDimStartKey"], block["primaryDimEndKey"]),
+            block["secondaryDim"],
+        )
+        if "ranges" in inner:
+            green = [r for r in inner["ranges"] if r["status"] == "MATERIALIZED"]
+            pairs = {(outer[0], day) for r in green for day in _days(r["startKey"], r["endKey"])}
+            assert outer[0] == outer[1]
+        else:
+            pairs = {(key, day) for key in inner["materializedPartitions"] for day in _days(*outer)}
+        found |= {f"{key}|{day}" for key, day in pairs}
+    return found
+
+
+def _days(first: str, last: str) -> list[date]:
+    return list(date_range(date.fromisoformat(first), date.fromisoformat(last)))
 
 
 @dataclass
@@ -271,17 +307,8 @@ class Station:
             land_flights(services, day.date, day.date, quiet=True)
             build_features(services, services.partition(f"JFK|{day}", keyed=True), "by-hand")
             build_snapshot(services, day, "by-hand")
-        file = self.home.root / "slow-trainer.pid"
+        file = self.home.root / PID_FILE
         file.unlink(missing_ok=True)
         run_id = self.launch("slow_train", SLOW_DAY)
         until(file.exists, 90, f"run {run_id} to train", self.server)
         return run_id, int(file.read_text())
-
-    def log_tail(self) -> str:
-        return self.server.log.read_text(errors="replace")[-4000:]
-
-
-def one_document(text: str) -> dict[str, Any]:
-    """What `--json` printed: one document and nothing else."""
-    found: dict[str, Any] = json.loads(text)
-    return found

@@ -1,25 +1,26 @@
 """A real daemon, queue and webserver: history, a held day, limits, killed processes."""
 
-import os
+import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import psutil
 import pytest
 import yaml
 
-from platform_assets.domain.partition import date_range
 from platform_assets.factory.instance import dagster_yaml
 from resources.dagster_api import DagsterApi
 from resources.home import Home
 from resources.tracking.client import open_client
+from tests.e2e.conftest import Start
 from tests.e2e.station import (
     BACKFILL,
     DAILY,
@@ -32,12 +33,14 @@ from tests.e2e.station import (
     Station,
     backfill_limit,
     free_port,
+    materialized,
     processes_of,
     require_nothing_left,
     until,
 )
 
 pytestmark = pytest.mark.e2e
+
 
 SIGNALBOX = str(Path(sys.executable).with_name("signalbox"))
 
@@ -50,19 +53,12 @@ def mlflow_states(home: Home, dagster_run: str) -> list[str]:
     return [run.info.status for run in found]
 
 
-def start(arguments: Sequence[str], home: Path, **variables: str) -> "subprocess.Popen[str]":
-    """`signalbox …` as a person's process, with a home of its own and no terminal."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SIGNALBOX_HOME": str(home), **variables}
-    return subprocess.Popen(
-        [SIGNALBOX, *arguments],
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def status_in(home: Home, run_id: str) -> str:
+    """The state of a run in Dagster's storage, read without a server."""
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        run = instance.get_run_by_id(run_id)
+    assert run is not None
+    return str(run.status.value)
 
 
 def wait_until_loaded(port: int, child: "subprocess.Popen[str]") -> None:
@@ -79,79 +75,110 @@ def wait_until_loaded(port: int, child: "subprocess.Popen[str]") -> None:
     until(loaded, 120, f"Dagster on port {port}")
 
 
-class TestKilledWorker:
-    def test_its_run_fails_and_mlflow_says_so_too(self, station: Station) -> None:
-        run_id, pid = station.start_slow_training()
-        assert mlflow_states(station.home, run_id) == ["RUNNING"]
-        psutil.Process(pid).kill()
-        until(
-            lambda: station.run(run_id)["status"] == "FAILURE",
-            90,
-            f"run {run_id} to fail",
-            station.server,
-        )
-        until(
-            lambda: mlflow_states(station.home, run_id) == ["FAILED"],
-            60,
-            "its MLflow run to be FAILED",
-            station.server,
-        )
+def test_dagster_comes_up_with_its_daemons(station: Station) -> None:
+    assert station.server.api.loaded()
+
+
+@pytest.mark.timeout(600)
+class TestKilled:
+    def test_a_worker_and_then_its_server(self, slow_station: Station) -> None:
+        station, home = slow_station, slow_station.home
+        with station.server as server:
+            server.wait_until_ready()
+            first, pid = station.start_slow_training()
+            assert mlflow_states(home, first) == ["RUNNING"]
+            psutil.Process(pid).kill()
+            until(lambda: station.run(first)["status"] == "FAILURE", 90, "its run to fail", server)
+            until(lambda: mlflow_states(home, first) == ["FAILED"], 60, "MLflow to say so", server)
+
+            second, _ = station.start_slow_training()
+        require_nothing_left(home, 0)
+        assert mlflow_states(home, second) == ["KILLED"]
+        assert status_in(home, second) == "FAILURE"
+
+    @pytest.mark.heavy
+    def test_everything_at_once_and_the_next_start_sets_it_right(
+        self, slow_station: Station
+    ) -> None:
+        station, home = slow_station, slow_station.home
+        with station.server as server:
+            server.wait_until_ready()
+            run, _ = station.start_slow_training()
+            for process in processes_of(home):
+                process.kill()
+        require_nothing_left(home, 0)
+        assert status_in(home, run) == "STARTED"
+        with station.server as server:
+            assert status_in(home, run) == "FAILURE"
+            server.wait_until_ready()
+            until(lambda: mlflow_states(home, run) == ["FAILED"], 60, "MLflow to say so", server)
 
 
 class TestNothingIsLeft:
-    def test_after_the_block_with_a_run_in_progress(self, quiet_station: Station) -> None:
-        home = quiet_station.home
-        with quiet_station.server as server:
-            server.wait_until_ready()
-            run_id, pid = quiet_station.start_slow_training()
-            assert pid in {process.pid for process in processes_of(home)}
-        require_nothing_left(home, 0)
-        assert mlflow_states(home, run_id) in (["KILLED"], ["FAILED"])
-
-    def test_two_inits_and_a_server_at_once_on_a_new_home_then_kill_9(self, tmp_path: Path) -> None:
-        home, port = tmp_path / "new", free_port()
-        inits = [start(["init", "--json"], home) for _ in range(2)]
-        server = start(["dev", "--port", str(port)], home)
+    def test_two_inits_and_a_server_at_once_on_a_new_home_then_kill_9(
+        self, command: Start, tmp_path: Path
+    ) -> None:
+        root, port = tmp_path / "new", free_port()
+        inits = [command([SIGNALBOX, "init", "--json"], SIGNALBOX_HOME=str(root)) for _ in "12"]
+        server = command([SIGNALBOX, "dev", "--port", str(port)], SIGNALBOX_HOME=str(root))
         for init in inits:
             _, errors = init.communicate(timeout=120)
             assert init.returncode == 0, errors
             assert errors == ""
         wait_until_loaded(port, server)
-        assert processes_of(Home.locate(home))
+        home = Home.locate(root)
+        assert len(processes_of(home)) > 3
         server.kill()
-        server.communicate()
-        require_nothing_left(Home.locate(home), 60)
+        require_nothing_left(home, 60)
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-    def test_when_the_demo_is_asked_to_end(
-        self, number: signal.Signals, home_template: Path, tmp_path: Path
+    def test_when_the_demo_gets_ctrl_c(
+        self, command: Start, home_template: Path, tmp_path: Path
     ) -> None:
-        home, port = tmp_path / "home", free_port()
-        demo = start(["demo", "--port", str(port), "--json"], home)
+        home, port = Home.locate(tmp_path / "home"), free_port()
+        shutil.copytree(home_template, home.root)
+        demo = command(
+            [SIGNALBOX, "demo", "--port", str(port), "--json"], SIGNALBOX_HOME=str(home.root)
+        )
         wait_until_loaded(port, demo)
-        demo.send_signal(number)
+        demo.send_signal(signal.SIGINT)
         printed, errors = demo.communicate(timeout=60)
         assert demo.returncode == 130, errors
-        assert "Traceback" not in printed + errors
-        require_nothing_left(Home.locate(home), 0)
+        assert printed + errors == ""
+        require_nothing_left(home, 0)
 
-    def test_when_the_code_location_cannot_be_loaded(self, tmp_path: Path) -> None:
+    def test_when_the_code_location_cannot_be_loaded(
+        self, command: Start, home_template: Path, tmp_path: Path
+    ) -> None:
         document = yaml.safe_load((ROOT / "platform_assets/catalog/flights.yaml").read_text())
         document["model"]["trainer"] = "no_such_package.trainer:Trainer"
         document["partitions"]["values"] = ["JFK"]
         (tmp_path / "catalog").mkdir()
         (tmp_path / "catalog" / "flights.yaml").write_text(yaml.safe_dump(document))
-        home = tmp_path / "home"
-        demo = start(
-            ["demo", "--port", str(free_port())], home, SIGNALBOX_CATALOG=str(tmp_path / "catalog")
+        home = Home.locate(tmp_path / "home")
+        shutil.copytree(home_template, home.root)
+        demo = command(
+            [SIGNALBOX, "demo", "--exit", "--json", "--port", str(free_port())],
+            SIGNALBOX_HOME=str(home.root),
+            SIGNALBOX_CATALOG=str(tmp_path / "catalog"),
         )
-        _, errors = demo.communicate(timeout=180)
+        printed, errors = demo.communicate(timeout=180)
         assert demo.returncode == 1
-        sentence = errors.strip().splitlines()
-        assert len(sentence) == 1, errors
-        assert sentence[0].startswith("signalbox: the demo failed: ")
-        assert "no_such_package.trainer" in sentence[0]
-        require_nothing_left(Home.locate(home), 0)
+        (sentence,) = errors.strip().splitlines()
+        assert sentence.startswith("signalbox: the demo failed: code location signalbox fails: ")
+        assert "no module 'no_such_package.trainer'" in sentence
+        assert json.loads(printed)["ok"] is False
+        require_nothing_left(home, 0)
+
+
+def test_a_second_daemon_on_a_home_is_refused(command: Start, station: Station) -> None:
+    second = command(
+        [SIGNALBOX, "dev", "--port", str(free_port())], SIGNALBOX_HOME=str(station.home.root)
+    )
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == 1
+    assert "works on" in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert station.server.api.loaded()
 
 
 class TestHistory:
@@ -180,7 +207,7 @@ class TestHistory:
 
     def test_a_held_partition_is_left_out_and_its_windows_say_so(self, station: Station) -> None:
         services, history = station.flights, station.history
-        assert "weather lacks" in history.plan.held["features"][HELD], history.plan.held
+        assert "weather 23 of 24 hours" in history.plan.held["features"][HELD]
         assert services.ledger.current_version("flights/features", HELD) is None
         assert services.ledger.current_version("flights/model", "2013-01-06") is None
         next_day = services.ledger.current_version("flights/model", "2013-01-07")
@@ -209,29 +236,6 @@ class TestHistory:
         tagged = station.server.api.runs({"dagster/backfill": station.history.backfill})
         assert {run["runId"] for run in tagged} == {run["runId"] for run in station.history.runs}
         assert len(station.server.api.runs(BACKFILL)) >= len(tagged)
-
-
-def materialized(statuses: dict[str, Any]) -> set[str]:
-    """Keys of the green partitions, whichever of the two dimensions Dagster takes as primary."""
-    assert statuses["__typename"] == "MultiPartitionStatuses"
-    found = set()
-    for block in statuses["ranges"]:
-        outer, inner = (
-            (block["primaryDimStartKey"], block["primaryDimEndKey"]),
-            block["secondaryDim"],
-        )
-        if "ranges" in inner:
-            green = [r for r in inner["ranges"] if r["status"] == "MATERIALIZED"]
-            pairs = {(outer[0], day) for r in green for day in days(r["startKey"], r["endKey"])}
-            assert outer[0] == outer[1]
-        else:
-            pairs = {(key, day) for key in inner["materializedPartitions"] for day in days(*outer)}
-        found |= {f"{key}|{day}" for key, day in pairs}
-    return found
-
-
-def days(first: str, last: str) -> list[date]:
-    return list(date_range(date.fromisoformat(first), date.fromisoformat(last)))
 
 
 class TestLiveDay:
