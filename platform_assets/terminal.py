@@ -5,7 +5,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-
 MINIMUM_WIDTH = 110
 
 
