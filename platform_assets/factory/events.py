@@ -157,15 +157,16 @@ def run_partitions(
         description=f"{done} of {len(keys)} partition(s) were clear",
         metadata={
             "held": dg.MetadataValue.json(held),
-            "failed": dg.MetadataValue.json({key: str(error) for key, error in failed.items()}),
+            "failed": dg.MetadataValue.json({key: str(why) for key, why in failed.items()}),
             "partitions": len(keys),
         },
     )
-    for error in failed.values():
-        if not isinstance(error, TransientError):
-            raise error
-    for error in failed.values():
-        raise dg.RetryRequested(max_retries=RETRIES, seconds_to_wait=RETRY_SECONDS) from error
+    lasting = [error for error in failed.values() if not isinstance(error, TransientError)]
+    if lasting:
+        raise lasting[0]
+    if failed:
+        first = next(iter(failed.values()))
+        raise dg.RetryRequested(max_retries=RETRIES, seconds_to_wait=RETRY_SECONDS) from first
     if held and not (done and followed):
         raise dg.Failure(
             description=str(HeldError(name, held)),
