@@ -5,6 +5,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+MINIMUM_WIDTH = 110
+
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout, and nothing else."""
@@ -24,7 +26,10 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         )
     for row in rows:
         table.add_row(*("-" if cell is None else str(cell) for cell in row))
-    Console().print(table)
+    console = Console()
+    if console.width < MINIMUM_WIDTH:  # a pipe says 80: longer lines are better than broken words
+        console = Console(width=MINIMUM_WIDTH)
+    console.print(table)
 
 
 def print_status(document: Mapping[str, Any]) -> None:
@@ -35,7 +40,8 @@ def print_status(document: Mapping[str, Any]) -> None:
         for asset, counts in document["assets"].items()
     ]
     title = f"{document['pipeline']}, as of {document['as_of']} ({document['clock']} clock)"
-    print_table(title, ("asset", *columns), rows)
+    if rows:  # none when only the champion is asked for
+        print_table(title, ("asset", *columns), rows)
     champion = document["champion"]
     if champion is None:
         print("champion: none yet")

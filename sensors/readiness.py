@@ -46,8 +46,10 @@ def build_readiness_sensor(
     )
     def readiness(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         cursor = json.loads(context.cursor) if context.cursor else {}
-        open_from = date.fromisoformat(cursor["open_from"]) if "open_from" in cursor else None
-        tick = look(Services.open(spec), open_from)
+        if cursor.get("live_from") != spec.schedule.live_from.isoformat():
+            cursor = {}  # another start was declared: look at all of it
+        open_from = date.fromisoformat(cursor["open_from"]) if cursor else None
+        tick = look(Services.open(spec), open_from, cursor.get("told"))
         for request in tick.plan.requests:
             context.log.info(f"{request.job} {request.partition} is clear: {request.reason}")
         for partition, reason in tick.plan.held.items():
@@ -58,7 +60,14 @@ def build_readiness_sensor(
             skip_reason=None
             if tick.plan.requests
             else (f"held: {held}" if held else "nothing new, nothing held"),
-            cursor=json.dumps({"open_from": tick.open_from.isoformat()}),
+            # Dagster keeps the cursor after it has stored the events: a tick that dies tells again.
+            cursor=json.dumps(
+                {
+                    "live_from": spec.schedule.live_from.isoformat(),
+                    "open_from": tick.open_from.isoformat(),
+                    "told": dict(tick.told),
+                }
+            ),
             asset_events=[source_event(spec, change) for change in tick.changes],
         )
 

@@ -288,12 +288,12 @@ def main(arguments: Sequence[str]) -> None:
 
     Prints the ledger's data version of the last stage. With `--killed-while-training` as the
     stage, the process does not come back from the model; with `--disk-full` no file may become
-    larger than 1.5 MB, and it prints why the features failed.
+    larger than 0.9 MB, and it prints why the features failed.
     """
     *stages, partition = arguments
     if stages == ["--disk-full"]:
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (900_000, hard))
         with opened(Home.locate()) as line:
             print(failure_of(line.run("features", partition=partition)))
         return

@@ -53,7 +53,7 @@ def test_the_rows_are_those_of_the_same_join_in_pandas() -> None:
     pd.testing.assert_frame_equal(result, merged[list(result.columns)])
     assert 0 < result["delayed"].sum() < len(result)
     assert built.rows_in == len(flights) == 302
-    assert built.excluded == {"cancelled": 2}
+    assert built.excluded == {"cancelled": 2, "diverted": 0}
     assert built.unmatched == 0
 
 
@@ -78,24 +78,23 @@ def test_an_empty_day_has_the_same_schema() -> None:
     empty = build({name: table.slice(0, 0) for name, table in tables.items()})
     assert empty.table.num_rows == 0
     assert empty.table.schema == build(tables).table.schema
-    assert empty.excluded == {"cancelled": 0}
+    assert empty.excluded == {"cancelled": 0, "diverted": 0}
     assert (empty.rows_in, empty.unmatched) == (0, 0)
     # So has a day of which nothing is kept.
     none = {**tables, "flights": with_column(tables["flights"], "arr_delay", [None] * 302)}
     assert build(none).table.schema == empty.table.schema
-    assert build(none).excluded == {"cancelled": 302}
+    assert build(none).excluded == {"cancelled": 2, "diverted": 300}
 
 
-def test_cancelled_flights_are_left_out_and_counted() -> None:
+def test_cancelled_and_diverted_flights_are_left_out_and_counted() -> None:
     """2013-02-08: a blizzard."""
     day = date(2013, 2, 8)
     tables = sources("JFK", day)
     built = build(tables, day)
-    assert (
-        built.excluded
-        == {"cancelled": tables["flights"]["arr_delay"].null_count}
-        == {"cancelled": 159}
-    )
+    cancelled = tables["flights"]["dep_time"].null_count
+    diverted = tables["flights"]["arr_delay"].null_count - cancelled
+    assert built.excluded == {"cancelled": cancelled, "diverted": diverted}
+    assert cancelled + diverted == 159
     assert built.table.num_rows == built.rows_in - 159
 
 
@@ -141,7 +140,7 @@ def test_a_day_on_which_the_clock_changes(day: date, hours: int) -> None:
     tables = sources("JFK", day)
     built = build(tables, day)
     assert len(local_hours(day, "America/New_York")) == hours
-    assert built.table.num_rows == built.rows_in - built.excluded["cancelled"] > 280
+    assert built.table.num_rows == built.rows_in - sum(built.excluded.values()) > 280
     assert built.unmatched == 0
     assert set(built.table["weekday"].to_pylist()) == {6.0}
 

@@ -222,6 +222,7 @@ MALFORMED = {
         TEXT.replace("categories: [station, feeder]", "categories: [station]"),
         "'feeder' is a string",
     ),
+    "no such name": (TEXT.replace(":TreeTrainer", ":NoTrainer"), "it defines"),
     "no such trainer": (TEXT.replace("tree_trainer", "no_trainer"), "there is no module"),
 }
 

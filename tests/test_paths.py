@@ -19,10 +19,15 @@ from dagster._core.definitions.events import AssetKeyPartitionKey
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 from dagster._core.execution.execution_result import ExecutionResult
 
+import platform_assets.factory.assets
+import platform_assets.factory.events
+from platform_assets.domain.errors import TransientError
 from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.factory import grid
 from platform_assets.factory.events import NO_AUTOMATIC_EVENT
+from platform_assets.line.features import build_features
 from platform_assets.line.judging import CHAMPION_ALIAS
+from platform_assets.line.services import Outcome, Services
 from resources.content import content_digest
 from resources.home import Home
 from tests.small import (
@@ -56,8 +61,8 @@ def line(home: Home) -> Iterator[Line]:
 
 @pytest.fixture
 def partial(line: Line) -> Line:
-    """Two whole days, and 2013-01-04 as it stands at 18:00."""
-    line.land("2013-01-02", "2013-01-04", until_hour=18)
+    """2013-01-04 as it stands at 18:00."""
+    line.land("2013-01-04", until_hour=18)
     return line
 
 
@@ -303,6 +308,45 @@ def test_one_held_partition_does_not_hold_its_neighbours(line: Line) -> None:
     assert check.description == "5 of 6 partition(s) were clear"
     held: Any = check.metadata["held"].value
     assert list(held) == [HELD]
+
+
+class Disturbed:
+    """build_features that fails at first for one partition, however it is asked for."""
+
+    def __init__(self, partition: str, error: Exception, times: int) -> None:
+        self.partition, self.error, self.left = partition, error, times
+
+    def __call__(self, services: Services, key: PartitionKey, *others: Any) -> Outcome:
+        if str(key) == self.partition and self.left:
+            self.left -= 1
+            raise self.error
+        return build_features(services, key, *others)
+
+
+def test_a_partition_that_fails_does_not_fail_its_neighbours(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line.land("2013-01-04", "2013-01-07", airports=["LGA"])
+    disturbed = Disturbed("LGA|2013-01-04", ZeroDivisionError("nobody expected this"), 9)
+    monkeypatch.setattr(platform_assets.factory.assets, "build_features", disturbed)
+    ran = line.run("features", span=("LGA|2013-01-04", "LGA|2013-01-07"))
+    assert not ran.success
+    assert "nobody expected this" in failure_of(ran)
+    assert not [event for event in ran.all_events if event.is_step_up_for_retry]
+    assert set(line.versions("features")) == {"LGA|2013-01-05", "LGA|2013-01-07"}
+    assert not line.check("features").passed
+
+
+def test_a_transient_error_is_tried_again(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    line.land("2013-01-04", "2013-01-05", airports=["LGA"])
+    disturbed = Disturbed("LGA|2013-01-04", TransientError("the disk is full"), 1)
+    monkeypatch.setattr(platform_assets.factory.assets, "build_features", disturbed)
+    monkeypatch.setattr(platform_assets.factory.events, "RETRY_SECONDS", 0.1)
+    ran = line.run("features", span=("LGA|2013-01-04", "LGA|2013-01-05"))
+    assert ran.success, failure_of(ran)
+    assert len([event for event in ran.all_events if event.is_step_up_for_retry]) == 1
+    assert set(line.versions("features")) == {"LGA|2013-01-04", "LGA|2013-01-05"}
+    assert line.check("features").passed
 
 
 @pytest.mark.parametrize("job", [None, "flights_train"])

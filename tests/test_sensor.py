@@ -254,6 +254,8 @@ def test_a_held_airport_keeps_the_others_going_but_not_the_training(
         line.land("2013-01-06")
         tick = box.tick()
         assert tick.launched == [("features", "JFK|2013-01-06")]
+        # The day is over and held: its roll-up says so, once.
+        assert box.tick().launched == [("day", "2013-01-06")]
         tick = box.tick()
         assert tick.requested == []
         assert tick.said.startswith(f"held: {HELD}: flights 24 of 24 hours; weather 23 of 24")
@@ -292,6 +294,7 @@ def test_a_day_of_25_hours_is_not_whole_with_24(home: Home) -> None:
     """2013-11-03: the hour from 01:00 came twice; the weather of midnight never came."""
     with fresh(home, "2013-11-03", start="2013-11-03", end="2013-11-10") as box:
         box.line.land("2013-11-03")
+        assert box.tick().launched == [("day", "2013-11-03")]
         tick = box.tick()
         assert tick.requested == []
         expected = "LGA|2013-11-03: flights 25 of 25 hours; weather 24 of 25 hours, missing 00:00"
@@ -338,6 +341,7 @@ def test_a_file_of_the_wrong_schema_keeps_its_hour_missing_until_it_is_delivered
 
     tick = box.tick()
     assert tick.launched == [("features", "LGA|2013-01-10")]
+    assert box.tick().launched == [("day", "2013-01-10")]
     tick = box.tick()
     assert tick.requested == []
     assert "JFK|2013-01-10: flights 24 of 24 hours; weather 23 of 24 hours" in tick.said

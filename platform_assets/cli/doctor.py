@@ -51,8 +51,10 @@ def examine(home: Home) -> list[Finding]:
         except SignalboxError as error:
             findings.append(Finding(name, False, str(error), "see the message"))
         except Exception as error:  # noqa: BLE001 - a doctor reports what it meets
+            # Of SQLAlchemy's messages the lines that follow are the statement.
+            line = next(iter(str(error).strip().splitlines()), "no message")
             findings.append(
-                Finding(name, False, f"{type(error).__name__}: {error}", "see the message")
+                Finding(name, False, f"{type(error).__name__}: {line}", "see the message")
             )
     return findings
 
@@ -118,6 +120,14 @@ def _instance(home: Home) -> Iterator[Finding]:
         yield Finding("instance", False, f"{config} is missing", "copy dagster.yaml there")
         return
     live = yaml.safe_load(config.read_text()) or {}
+    if not isinstance(live, dict):
+        yield Finding(
+            "instance",
+            False,
+            f"{config} holds a {type(live).__name__}, a mapping is needed",
+            f"copy {dagster_yaml().name} over it and restart Dagster",
+        )
+        return
     wanted = yaml.safe_load(dagster_yaml().read_text())
     differing = sorted(key for key in {*live, *wanted} if live.get(key) != wanted.get(key))
     with dg.DagsterInstance.from_config(str(home.dagster)) as instance:

@@ -60,8 +60,10 @@ def require_no_daemon(home: Home) -> None:
 
 
 def workspace_file() -> Path:
-    """The workspace.yaml that is really loaded."""
-    return Path(__file__).resolve().parents[2] / "workspace.yaml"
+    """The workspace.yaml that is really loaded: of the checkout, or of the installed package."""
+    root = Path(__file__).resolve().parents[2]
+    beside = root / "workspace.yaml"
+    return beside if beside.exists() else root / "resources" / "workspace.yaml"
 
 
 class DagsterDev:

@@ -10,6 +10,8 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from platform_assets.domain.digests import combine
+
 HOUR = timedelta(hours=1)
 
 
@@ -29,6 +31,7 @@ class Arrival(BaseModel):
     hour: AwareDatetime
     rows: int
     rejected: str | None = None
+    digest: str = ""
 
 
 class SourceReport(BaseModel):
@@ -44,6 +47,8 @@ class SourceReport(BaseModel):
     missing: tuple[AwareDatetime, ...] = ()
     not_due: tuple[AwareDatetime, ...] = ()
     rejected: Mapping[str, str] = {}
+    content: str = ""
+    """Digest over the accepted hours' files; empty where there is none."""
 
 
 class CompletenessReport(BaseModel):
@@ -137,4 +142,5 @@ def assess_source(
         missing=tuple(h for h in absent if h + HOUR <= as_of),
         not_due=tuple(h for h in absent if h + HOUR > as_of),
         rejected=rejected,
+        content=combine((h.isoformat(), by_hour[h].digest) for h in accepted) if accepted else "",
     )

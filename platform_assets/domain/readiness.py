@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from platform_assets.domain.completeness import CompletenessReport
 from platform_assets.domain.digests import digest_of
 from platform_assets.domain.manifest import Day, DayState, Snapshot, WindowRefusal
+from platform_assets.domain.partition import PartitionKey
 
 Job = Literal["features", "day", "train", "judge"]
 
@@ -34,6 +35,13 @@ class Plan(BaseModel):
 
     def __add__(self, other: "Plan") -> "Plan":
         return Plan(requests=self.requests + other.requests, held={**self.held, **other.held})
+
+    def first(self, most: int) -> "Plan":
+        """The oldest requests, at most so many; what is left out is requested by a later look."""
+        if len(self.requests) <= most:
+            return self
+        oldest = sorted(self.requests, key=lambda r: PartitionKey.parse(r.partition).date)
+        return Plan(requests=tuple(oldest[:most]), held=self.held)
 
 
 def run_key(pipeline: str, job: Job, partition: str, inputs: object) -> str:
@@ -102,6 +110,27 @@ def plan_training(
             ),
         ]
     return Plan(requests=tuple(requests), held=held)
+
+
+def plan_held_days(pipeline: str, days: Mapping[date, Day], rolled: Mapping[str, str]) -> Plan:
+    """Roll-up of each held day that is over, so that being held is seen where it is looked for.
+
+    Args:
+        pipeline: its name.
+        days: roll-ups of the live days that are over.
+        rolled: data version of the roll-up of each date that has one.
+    """
+    requests = [
+        Request(
+            job="day",
+            partition=day.isoformat(),
+            run_key=run_key(pipeline, "day", day.isoformat(), found.data_version()),
+            reason=f"it is over and held: {found.reason()}",
+        )
+        for day, found in sorted(days.items())
+        if found.state is DayState.HELD and rolled.get(day.isoformat()) != found.data_version()
+    ]
+    return Plan(requests=tuple(requests))
 
 
 def plan_judgement(

@@ -23,6 +23,10 @@ from platform_assets.domain.promotion import Kind
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+# As Dagster checks owners, and the names of teams that its UI can filter by.
+_OWNER = re.compile(
+    r"[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}|team:[A-Za-z0-9_.-]+",
+)
 _ENTRY_POINT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 ColumnType = Literal["string", "int", "float", "bool", "timestamp"]
@@ -256,8 +260,11 @@ class PipelineSpec(_Frozen):
     @classmethod
     def _owners(cls, owners: tuple[str, ...]) -> tuple[str, ...]:
         for owner in owners:
-            if not (owner.startswith("team:") and len(owner) > 5) and "@" not in owner:
-                raise ValueError(f"{owner!r}: an owner is an e-mail address or team:name")
+            if not _OWNER.fullmatch(owner):
+                raise ValueError(
+                    f"{owner!r}: an owner is an e-mail address or team:name, the name of letters, "
+                    "digits, _, . and -"
+                )
         return owners
 
     @model_validator(mode="after")

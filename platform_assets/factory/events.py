@@ -1,12 +1,13 @@
 """Outcomes as Dagster events, the same for a run of one partition and of many."""
 
 import base64
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import dagster as dg
 
-from platform_assets.domain.errors import HeldError, RefusedError
+from platform_assets.domain.errors import HeldError, RefusedError, TransientError
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory.grid import asset_key, partition_tags
@@ -22,6 +23,9 @@ data version, and hide ours. Dagster uses the key for the same purpose; a test g
 
 HELD_CHECK = "clear"
 """The asset check that shows whether the last run's partitions were clear or held."""
+
+RETRIES, RETRY_SECONDS = 2, 5.0
+"""How often a step is tried again after transient errors alone, and how long it waits."""
 
 
 def as_metadata(values: Mapping[str, Any], figures: Mapping[str, bytes]) -> dict[str, Any]:
@@ -111,8 +115,9 @@ def run_partitions(
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[Any]]:
     """Do the work of a run's partitions one by one; each counts as soon as it is done.
 
-    Refused partitions do not stop their neighbours: what is ready is committed, then the run
-    fails and names the refused.
+    Refused and failing partitions do not stop their neighbours: what is ready is committed, then
+    the run fails and names the refused; of errors that nobody expected it raises the first. Where
+    some failed for a transient reason and none for another, the step is tried again.
 
     Args:
         follower: a stage that refuses whatever this one refused. Where the same run goes on to
@@ -123,6 +128,7 @@ def run_partitions(
         asset_key(spec.asset(follower)) in context.job_def.asset_layer.selected_asset_keys
     )
     held: dict[str, str] = {}
+    failed: dict[str, Exception] = {}
     done = 0
     keys = sorted(context.partition_keys, key=PartitionKey.parse)
     for text in keys:
@@ -136,6 +142,10 @@ def run_partitions(
             held[text] = str(error)
             context.log.error(str(error))
             continue
+        except Exception as error:  # noqa: BLE001 - raised below, after the neighbours
+            failed[text] = error
+            context.log.error(f"{text} failed: {''.join(traceback.format_exception(error))}")
+            continue
         done += 1
         context.log_event(
             materialization(spec, outcome, code_version, context.run.tags.get("dagster/backfill"))
@@ -143,10 +153,20 @@ def run_partitions(
     yield dg.AssetCheckResult(
         asset_key=asset_key(name),
         check_name=HELD_CHECK,
-        passed=not held,
+        passed=not held and not failed,
         description=f"{done} of {len(keys)} partition(s) were clear",
-        metadata={"held": dg.MetadataValue.json(held), "partitions": len(keys)},
+        metadata={
+            "held": dg.MetadataValue.json(held),
+            "failed": dg.MetadataValue.json({key: str(why) for key, why in failed.items()}),
+            "partitions": len(keys),
+        },
     )
+    lasting = [error for error in failed.values() if not isinstance(error, TransientError)]
+    if lasting:
+        raise lasting[0]
+    if failed:
+        first = next(iter(failed.values()))
+        raise dg.RetryRequested(max_retries=RETRIES, seconds_to_wait=RETRY_SECONDS) from first
     if held and not (done and followed):
         raise dg.Failure(
             description=str(HeldError(name, held)),

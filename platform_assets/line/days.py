@@ -1,13 +1,12 @@
 """Roll-up and snapshot: which days are whole, and what a training reads."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
 
 from platform_assets.domain.digests import canonical_json
-from platform_assets.domain.errors import HeldError, RefusedError
+from platform_assets.domain.errors import HeldError, HomeError, RefusedError, TransientError
 from platform_assets.domain.manifest import (
     Day,
     DayState,
@@ -21,6 +20,7 @@ from platform_assets.domain.manifest import (
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.line.features import record_partitions
 from platform_assets.line.services import Outcome, Services
+from resources.landing.atomic import write_whole
 from resources.ledger.records import VersionRecord
 
 
@@ -175,10 +175,26 @@ def load_snapshot(services: Services, day: date, version: str) -> Snapshot:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a manifest whole. One of the same name reads the same rows, maybe from elsewhere."""
-    if path.exists() and path.read_text() == text:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text)
-    draft.replace(path)
+    """Write a manifest whole. One of the same name reads the same rows, maybe from elsewhere.
+
+    Raises:
+        TransientError: the disk is full; nothing was left behind.
+        HomeError: something is in the way, or may not be written.
+    """
+    try:
+        write_whole(path, text.encode())
+    except TransientError as error:
+        raise TransientError(
+            f"the manifest {path} could not be written ({_why(error)}), nothing was left of it; "
+            "make room and materialize the snapshot again"
+        ) from error
+    except HomeError as error:
+        raise HomeError(
+            f"the manifest {path} could not be written ({_why(error)}); it needs folders that "
+            "this user may write, move away what is in their place"
+        ) from error
+
+
+def _why(error: Exception) -> str:
+    cause = error.__cause__
+    return (isinstance(cause, OSError) and cause.strerror) or str(error)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from platform_assets.domain.completeness import CompletenessReport, SourceReport
+from platform_assets.domain.completeness import CompletenessReport, SourceReport, Verdict
 from platform_assets.domain.digests import digest_of
 from platform_assets.domain.errors import HeldError
 from platform_assets.domain.partition import PartitionKey
@@ -13,7 +13,7 @@ from resources.dataset import build_rows
 
 @dataclass(frozen=True)
 class SourceChange:
-    """A source partition whose verdict differs from the last one recorded."""
+    """A source partition that is not what Dagster was told last."""
 
     asset: str
     partition: str
@@ -22,8 +22,34 @@ class SourceChange:
 
 
 def arrivals_version(report: SourceReport) -> str:
-    """Data version of a source partition: which hours it has, and how many rows."""
+    """Data version of a source partition: which hours it has, and the bytes of their files."""
     return digest_of(report.model_dump(mode="json", exclude={"missing", "not_due"}))
+
+
+def changes_since(
+    services: Services,
+    reports: Mapping[PartitionKey, CompletenessReport],
+    told: Mapping[str, str],
+) -> list[SourceChange]:
+    """The source partitions whose data version is not the one that was told.
+
+    Args:
+        services: of the pipeline.
+        reports: what was found.
+        told: data version by `told_key`; a partition that never had an arrival has none.
+    """
+    changes = []
+    for partition, report in sorted(reports.items()):
+        for source in report.sources:
+            asset, version = services.spec.landed(source.source), arrivals_version(source)
+            before = told.get(told_key(asset, str(partition)))
+            if before != version and not (before is None and source.verdict is Verdict.ABSENT):
+                changes.append(SourceChange(asset, str(partition), source, version))
+    return changes
+
+
+def told_key(asset: str, partition: str) -> str:
+    return f"{asset} {partition}"
 
 
 def record_partitions(
@@ -42,30 +68,29 @@ def record_partitions(
 
 def record_completeness(
     services: Services, reports: Mapping[PartitionKey, CompletenessReport]
-) -> list[SourceChange]:
-    """Write down the verdicts on partitions and on their sources.
-
-    Returns:
-        the sources that changed. Nobody is told of a change twice: whoever calls this has to.
-    """
+) -> None:
+    """Write down the verdicts on partitions and on their sources."""
     record_partitions(services, reports)
-    changes = []
     for name in services.spec.sources:
-        asset = services.spec.landed(name)
-        found = {
-            str(partition): source
+        verdicts = {
+            str(partition): (source.verdict, source.model_dump(mode="json"))
             for partition, report in reports.items()
             for source in report.sources
             if source.source == name
         }
-        verdicts = {
-            partition: (source.verdict, source.model_dump(mode="json"))
-            for partition, source in found.items()
-        }
-        for partition in services.record_verdicts(asset, verdicts, services.clock.as_of()):
-            source = found[partition]
-            changes.append(SourceChange(asset, partition, source, arrivals_version(source)))
-    return changes
+        services.record_verdicts(services.spec.landed(name), verdicts, services.clock.as_of())
+
+
+def _recorded(services: Services, partition: PartitionKey) -> dict[str, str]:
+    """The data versions of a partition's sources as they were recorded last."""
+    spec, found = services.spec, {}
+    for name in spec.sources:
+        asset = spec.landed(name)
+        before = services.ledger.verdict(spec.pipeline, asset, str(partition))
+        if before is not None:
+            version = arrivals_version(SourceReport.model_validate(before.report))
+            found[told_key(asset, str(partition))] = version
+    return found
 
 
 def assess(services: Services, partition: PartitionKey) -> CompletenessReport:
@@ -98,8 +123,10 @@ def build_features(
     asset = spec.asset("features")
     assert partition.key is not None
     report = assess(services, partition)
-    for change in record_completeness(services, {partition: report}):
+    # Told first, recorded after: a change may be told twice, but never lost.
+    for change in changes_since(services, {partition: report}, _recorded(services, partition)):
         tell(change)
+    record_completeness(services, {partition: report})
     if not report.is_whole:
         raise HeldError(asset, {name: report.reason()})
     tables = {

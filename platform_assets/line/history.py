@@ -45,15 +45,18 @@ class HistoryPlan:
 class Grid:
     """Completeness, built versions and roll-ups of all dates in a range.
 
-    A partition that is whole counts in the roll-ups as if it was built already.
+    Attributes:
+        as_if_built: whether a partition that is whole counts in the roll-ups as if it was built
+            already (a plan builds it before them), or as what it is: not built.
     """
 
     reports: Mapping[PartitionKey, CompletenessReport]
     built: Mapping[str, PartitionVersion]
     days: Mapping[date, Day]
+    as_if_built: bool = True
 
 
-def read_grid(services: Services, first: date, last: date) -> Grid:
+def read_grid(services: Services, first: date, last: date, *, as_if_built: bool = True) -> Grid:
     """Look at a range of dates in few queries, however long it is."""
     spec = services.spec
     services.zone.refresh(first, last)
@@ -64,13 +67,13 @@ def read_grid(services: Services, first: date, last: date) -> Grid:
     would_be = {
         str(p): PartitionVersion(partition=str(p), data_version="", table_version=0, rows=0)
         for p, r in reports.items()
-        if r.is_whole
+        if r.is_whole and as_if_built
     }
     days = {
         day: roll_up(day, spec.keys_of(day), {**would_be, **built}, held)
         for day in date_range(first, last)
     }
-    return Grid(reports, built, days)
+    return Grid(reports, built, days, as_if_built)
 
 
 def plan_history(
@@ -83,6 +86,7 @@ def plan_history(
         first: the first date, included.
         last: the last date, included.
         grid: what is known of the dates from the first window's start on; read if not given.
+            One that was not read as if built holds what needs a stage that is not there yet.
     """
     spec = services.spec
     start = max(min(first, *window(first, spec.model.window_days)), spec.partitions.start)
@@ -102,8 +106,12 @@ def plan_history(
             held["features"][name] = report.reason()
     for day in wanted:
         name = day.isoformat()
-        if name not in done["day"]:
+        if name in done["day"]:
+            pass
+        elif grid.as_if_built or days[day].state is DayState.WHOLE:
             build["day"].append(name)
+        else:
+            held["day"][name] = days[day].reason()
         if day < spec.first_model_date:
             continue
         taken = take_snapshot(
@@ -126,6 +134,8 @@ def plan_history(
             continue
         if name in held["model"]:
             held["evaluation"][name] = f"there is no model: {held['model'][name]}"
+        elif not grid.as_if_built and name not in done["model"]:
+            held["evaluation"][name] = "there is no model yet"
         else:
             _judgement(services, day, last, days, build, held)
     return HistoryPlan(
@@ -152,7 +162,10 @@ def _done(
         stage: services.ledger.current_versions(spec.asset(stage), names) for stage in STAGES[1:]
     }
     models = {name: record.detail["model_version"] for name, record in found["model"].items()}
-    done = {stage: set(records) for stage, records in found.items()}
+    done = {
+        stage: {name for name in records if names[name] >= spec.first_model_date}
+        for stage, records in found.items()
+    }
     done["features"] = {key for day in wanted for key in spec.keys_of(day) if key in built}
     done["day"] = {
         name
@@ -163,6 +176,7 @@ def _done(
         name
         for name, record in found["evaluation"].items()
         if record.detail["model_version"] == models.get(name)
+        and spec.first_model_date <= names[name] <= spec.last_judged_date
     }
     return done
 

@@ -1,15 +1,26 @@
 """The live days of a pipeline: what the sensor looks at, and what it decides."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date, timedelta
 
-from platform_assets.domain.completeness import CompletenessReport
+from platform_assets.domain.completeness import HOUR, CompletenessReport
 from platform_assets.domain.manifest import DayState, roll_up
-from platform_assets.domain.partition import PartitionKey, date_range, local_date
-from platform_assets.domain.readiness import Plan, plan_features, plan_judgement, plan_training
+from platform_assets.domain.partition import PartitionKey, date_range, local_date, local_hours
+from platform_assets.domain.readiness import (
+    Plan,
+    plan_features,
+    plan_held_days,
+    plan_judgement,
+    plan_training,
+)
 from platform_assets.line.days import as_partition_version, days_of, decide_snapshot
-from platform_assets.line.features import SourceChange, record_completeness
+from platform_assets.line.features import (
+    SourceChange,
+    changes_since,
+    record_completeness,
+    told_key,
+)
 from platform_assets.line.services import Services
 
 
@@ -21,18 +32,32 @@ class Tick:
         plan: runs to launch, and held partitions with what they lack.
         changes: source partitions that changed since the last look.
         open_from: the first date that is not finished; the next look starts there.
+        told: data version by source partition, once `changes` have been told.
     """
 
     plan: Plan
     changes: tuple[SourceChange, ...]
     open_from: date
+    told: Mapping[str, str] = field(default_factory=dict)
 
 
-def look(services: Services, open_from: date | None = None) -> Tick:
+MOST_REQUESTS = 60
+MOST_CHANGES = 120
+"""What one look hands over at the most, oldest first: a tick must end within Dagster's minute."""
+
+
+def look(
+    services: Services, open_from: date | None = None, told: Mapping[str, str] | None = None
+) -> Tick:
     """Look at the live days from `open_from` on and decide what may leave.
 
     A day is finished when its model is judged. Days before `schedule.live_from` belong to
     backfills; only their judgement, which waits for live days, is looked after here.
+
+    Args:
+        services: of the pipeline.
+        open_from: where the last look said that this one starts.
+        told: what the last look's `told` was, if its changes have arrived.
     """
     spec, ledger = services.spec, services.ledger
     as_of = services.clock.as_of()
@@ -41,13 +66,14 @@ def look(services: Services, open_from: date | None = None) -> Tick:
         local_date(as_of - timedelta(microseconds=1), spec.partitions.timezone), spec.partitions.end
     )
     if last < first:
-        return Tick(Plan(), (), first)
+        return Tick(Plan(), (), first, dict(told or {}))
     live = _open_days(services, first, last)
     reports: dict[PartitionKey, CompletenessReport] = {}
     for start, end in _runs(live):
         services.zone.refresh(start, end)
         reports |= services.zone.reports(start, end, as_of)
-    changes = record_completeness(services, reports)
+    changes = changes_since(services, reports, told or {})[:MOST_CHANGES]
+    record_completeness(services, reports)
     keys = [key for day in live for key in spec.keys_of(day)]
     versions = ledger.current_versions(spec.asset("features"), keys)
     built = {key: as_partition_version(record) for key, record in versions.items()}
@@ -65,8 +91,19 @@ def look(services: Services, open_from: date | None = None) -> Tick:
     ]
     snapshots = {day: decide_snapshot(services, day) for day in ready}
     plan += plan_training(spec.pipeline, days, snapshots, trained)
+    over = [day for day in live if local_hours(day, spec.partitions.timezone)[-1] + HOUR <= as_of]
+    rolled = {
+        name: record.data_version
+        for name, record in ledger.current_versions(spec.asset("day"), names).items()
+    }
+    plan += plan_held_days(spec.pipeline, {day: days[day] for day in over}, rolled)
     plan += _judgement(services, first, last)
-    return Tick(plan, tuple(changes), live[0] if live else last)
+    open_names = {str(partition) for partition in reports}
+    known = {
+        key: version for key, version in (told or {}).items() if key.split(" ", 1)[1] in open_names
+    }
+    known |= {told_key(c.asset, c.partition): c.data_version for c in changes}
+    return Tick(plan.first(MOST_REQUESTS), tuple(changes), live[0] if live else last, known)
 
 
 def _runs(days: Sequence[date]) -> Iterator[tuple[date, date]]:

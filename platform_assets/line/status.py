@@ -1,5 +1,7 @@
 """How far each asset has come: watermark, complete, ready, held, missing; and the champion."""
 
+from collections import Counter
+from collections.abc import Iterable
 from datetime import date, timedelta
 from typing import Any
 
@@ -32,7 +34,8 @@ def status(services: Services) -> dict[str, Any]:
     """Counts by asset over the partitions that have begun by now.
 
     complete: built, or for a source: all hours delivered. ready: could be built now. held: some
-    of what it needs is missing. missing: nothing of it has arrived.
+    of what it needs is missing or not built. missing: nothing of it has arrived. watermark: the
+    latest date that is complete, for an asset with keys: for every key.
     """
     spec = services.spec
     last = reached(services)
@@ -40,7 +43,7 @@ def status(services: Services) -> dict[str, Any]:
     assets = {spec.landed(name): dict(EMPTY) for name in spec.sources}
     assets |= {spec.asset(stage): dict(EMPTY) for stage in STAGES}
     if last is not None:
-        grid = read_grid(services, spec.partitions.start, last)
+        grid = read_grid(services, spec.partitions.start, last, as_if_built=False)
         assets |= _sources(spec, grid)
         assets |= _stages(services, last, grid)
     return {
@@ -65,16 +68,23 @@ def _sources(spec: PipelineSpec, grid: Grid) -> dict[str, dict[str, Any]]:
     word = {Verdict.COMPLETE: "complete", Verdict.PARTIAL: "held", Verdict.ABSENT: "missing"}
     for name in spec.sources:
         count = dict(EMPTY)
-        watermark: date | None = None
+        complete = []
         for partition, report in grid.reports.items():
             verdict = next(s.verdict for s in report.sources if s.source == name)
             count["partitions"] += 1
             count[word[verdict]] += 1
             if verdict is Verdict.COMPLETE:
-                watermark = max(watermark or partition.date, partition.date)
-        count["watermark"] = watermark.isoformat() if watermark else None
+                complete.append(partition)
+        count["watermark"] = _watermark(complete, len(spec.partitions.values))
         counts[spec.landed(name)] = count
     return counts
+
+
+def _watermark(complete: Iterable[PartitionKey], keys: int) -> str | None:
+    """The latest date of which this many partitions are complete."""
+    dates = Counter(partition.date for partition in complete)
+    latest = max((day for day, count in dates.items() if count == keys), default=None)
+    return latest.isoformat() if latest else None
 
 
 def _stages(services: Services, last: date, grid: Grid) -> dict[str, dict[str, Any]]:
@@ -102,7 +112,9 @@ def _stages(services: Services, last: date, grid: Grid) -> dict[str, dict[str, A
             "ready": len(plan.build[stage]),
             "held": len(held - nothing),
             "missing": len(nothing),
-            "watermark": max(k.date for k in done).isoformat() if done else None,
+            "watermark": _watermark(
+                done, len(spec.partitions.values) if stage == "features" else 1
+            ),
         }
     whole = sum(day.state is DayState.WHOLE for day in grid.days.values())
     counts[spec.asset("day")]["whole"] = whole

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from io import BufferedReader
     from pathlib import Path
 
     import pyarrow as pa
@@ -40,6 +42,7 @@ class Inspection:
     mtime_ns: int
     rows: int
     rejected: str | None
+    digest: str = ""
 
 
 def arrow_type(declared: str) -> pa.DataType:
@@ -141,7 +144,9 @@ class HourFormat:
             )
         if problem is not None:
             return _rejected(state, problem)
-        return Inspection(state.st_size, state.st_mtime_ns, footer.num_rows, None)
+        handle.seek(0)
+        digest = hashlib.file_digest(cast("BufferedReader", handle), "sha256").hexdigest()
+        return Inspection(state.st_size, state.st_mtime_ns, footer.num_rows, None, digest)
 
     def _problem(self, footer: Any) -> str | None:
         """Why the columns of a file are not those of its source; None if they are."""

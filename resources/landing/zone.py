@@ -219,6 +219,7 @@ class LandingZone:
                 rows=0 if rejected else look.rows,
                 rejected=rejected,
                 seen_at=seen_at,
+                digest="" if rejected else look.digest,
             )
             known.pop(path, None)
             if record is None or _content(record) != _content(fresh):
@@ -271,7 +272,12 @@ class LandingZone:
         if not hours:
             return []
         return [
-            Arrival(hour=record.hour, rows=record.rows, rejected=record.rejected)
+            Arrival(
+                hour=record.hour,
+                rows=record.rows,
+                rejected=record.rejected,
+                digest=record.digest,
+            )
             for record in self.ledger.arrivals(self.spec.pipeline, source, key, hours[0], hours[-1])
         ]
 
@@ -354,4 +360,11 @@ def _within(boundary: str, path: str) -> bool:
 
 
 def _content(record: ArrivalRecord) -> tuple[object, ...]:
-    return (record.hour, record.size, record.mtime_ns, record.rows, record.rejected)
+    return (
+        record.hour,
+        record.size,
+        record.mtime_ns,
+        record.rows,
+        record.rejected,
+        record.digest,
+    )

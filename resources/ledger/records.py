@@ -33,6 +33,7 @@ class ArrivalRecord:
         size: bytes.
         mtime_ns: the file's modification time, nanoseconds since the epoch.
         rejected: why the file is not accepted; None if it is.
+        digest: SHA-256 of an accepted file, 64 hexadecimal digits; empty for a rejected one.
     """
 
     zone: str
@@ -45,6 +46,7 @@ class ArrivalRecord:
     rows: int
     rejected: str | None
     seen_at: datetime
+    digest: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hour", utc(self.hour))

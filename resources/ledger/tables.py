@@ -85,6 +85,7 @@ def tables() -> Tables:
         number("rows"),
         sa.Column("rejected", sa.Text),
         instant("seen_at"),
+        text("digest"),
         sa.Index("arrivals_by_hour", "zone", "source", "key", "hour"),
     )
     verdicts = sa.Table(

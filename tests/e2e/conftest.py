@@ -33,6 +33,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return ORDER.index(name) if name in ORDER else -1
 
     items.sort(key=place)
+    for item in items:
+        # The first that needs the history waits for it: five stages, each a tick of 30 s or more.
+        if "e2e" in item.path.parts and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(1200))
 
 
 def server_on(home: Home, catalog: Path) -> DagsterDev:

@@ -25,6 +25,7 @@ def upgrade() -> None:
         sa.Column("rows", sa.BigInteger, nullable=False),
         sa.Column("rejected", sa.Text),
         sa.Column("seen_at", instant, nullable=False),
+        sa.Column("digest", sa.Text, nullable=False),
     )
     op.create_index("arrivals_by_hour", "arrivals", ["zone", "source", "key", "hour"])
     op.create_table(
