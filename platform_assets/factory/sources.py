@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 import dagster as dg
+from dagster._core.definitions.external_asset import create_external_asset_from_source_asset
 
 from platform_assets.domain.completeness import Verdict
 from platform_assets.domain.spec import PipelineSpec
@@ -11,7 +12,7 @@ from platform_assets.line.features import arrivals_version
 from platform_assets.line.services import Services
 
 
-def build_source(spec: PipelineSpec, source: str) -> dg.SourceAsset:
+def build_source(spec: PipelineSpec, source: str) -> dg.AssetsDefinition:
     """One source as an observable asset, key x date; its hours are kept in the ledger."""
     declared = spec.sources[source]
 
@@ -49,4 +50,7 @@ def build_source(spec: PipelineSpec, source: str) -> dg.SourceAsset:
         context.log.info(f"{spec.landed(source)}: {len(versions)} partition(s) have arrivals")
         return dg.DataVersionsByPartition(versions)
 
-    return observe
+    # What Dagster does with it anyway when definitions are resolved; only so can it carry owners.
+    return create_external_asset_from_source_asset(observe).map_asset_specs(
+        lambda asset: asset.replace_attributes(owners=list(spec.owners))
+    )
