@@ -119,7 +119,14 @@ def test_a_second_pipeline_runs_from_landing_to_champion(
 
         # The live days, by the sensor.
         asked = run.run_requests(run.tick())
-        assert asked == [("features", "2024-04-02|north"), ("features", "2024-04-02|south")]
+        assert asked == [
+            ("features", "2024-04-02|north"),
+            ("features", "2024-04-02|south"),
+            # Over and held: the roll-up says so, and nothing trains on them.
+            ("day", "2024-04-03"),
+            ("day", "2024-04-04"),
+            ("day", "2024-04-05"),
+        ]
         asked = run.run_requests(run.tick())
         assert asked == [
             ("day", "2024-04-02"),
