@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from platform_assets.domain.errors import SpecError, UsageError
-from platform_assets.domain.spec import PipelineSpec, parse_spec
+from platform_assets.domain.parse import parse_spec
+from platform_assets.domain.spec import PipelineSpec
 
 PIPELINE_FILE = "pipeline.yaml"
 """What a Dagster component of type SignalboxPipeline declares, beside its defs.yaml."""

@@ -6,7 +6,8 @@ So an empty day has the same schema as any other day.
 from dataclasses import dataclass
 
 from platform_assets.domain.errors import UsageError
-from platform_assets.domain.spec import ColumnSpec, PipelineSpec, names_in
+from platform_assets.domain.source_spec import ColumnSpec
+from platform_assets.domain.spec import PipelineSpec, names_in
 
 DATE = "date"
 RELEVANCE = "relevance"

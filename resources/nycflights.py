@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from platform_assets.domain.spec import PipelineSpec, SourceSpec
+    from platform_assets.domain.source_spec import SourceSpec
+    from platform_assets.domain.spec import PipelineSpec
     from resources.landing import LandingZone
 
 FIRST, LAST = date(2013, 1, 1), date(2013, 12, 31)

@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from platform_assets.domain.spec import PipelineSpec, parse_spec
+from platform_assets.domain.parse import parse_spec
+from platform_assets.domain.spec import PipelineSpec
 from resources.landing import LandingZone
 from resources.ledger import ArrivalRecord, open_ledger, upgrade
 

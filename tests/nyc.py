@@ -12,8 +12,10 @@ import pyarrow as pa
 import yaml
 
 import platform_assets
+from platform_assets.domain.parse import parse_spec
 from platform_assets.domain.partition import local_hours
-from platform_assets.domain.spec import PipelineSpec, SourceSpec, parse_spec
+from platform_assets.domain.source_spec import SourceSpec
+from platform_assets.domain.spec import PipelineSpec
 
 TYPES = {
     "string": pa.string(),

@@ -114,7 +114,7 @@ def test_a_rejected_hour_counts_as_not_observed_and_says_why() -> None:
     arrivals = [Arrival(hour=h, rows=3, rejected=None) for h in expected[1:]]
     arrivals.append(Arrival(hour=expected[0], rows=3, rejected="column carrier is missing"))
     report = assess_source("flights", expected, arrivals, LATER)
-    assert report.verdict is Verdict.PARTIAL
+    assert report.verdict is Verdict.QUARANTINED
     assert report.rows == 69
     assert report.rejected == {"2013-01-05T05Z": "column carrier is missing"}
 
@@ -159,7 +159,7 @@ def test_the_reason_names_the_hours_of_each_source() -> None:
             assess_source("weather", expected, weather, as_of),
         ),
     )
-    assert report.verdict is Verdict.PARTIAL
+    assert report.verdict is Verdict.QUARANTINED
     assert report.reason() == (
         "flights 18 of 24 hours, not due yet 18:00-23:00; "
         "weather 16 of 24 hours, missing 03:00, not due yet 18:00-23:00, "

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from platform_assets.domain.errors import SpecError, UsageError
 from platform_assets.domain.expressions import ACCESSORS, FUNCTIONS, METHODS, names_in
+from platform_assets.domain.parse import parse_spec
 from platform_assets.domain.partition import PartitionKey
-from platform_assets.domain.spec import PipelineSpec, parse_spec
+from platform_assets.domain.spec import PipelineSpec
 from resources.catalog import catalog_folder
 
 FLIGHTS = yaml.safe_load((catalog_folder() / "flights.yaml").read_text(encoding="utf-8"))

@@ -21,7 +21,8 @@ import platform_assets.factory.assets
 from platform_assets.component import SignalboxPipeline, _starter, pipeline_definitions
 from platform_assets.definitions import build_definitions
 from platform_assets.domain.errors import SpecError
-from platform_assets.domain.spec import PipelineSpec, parse_spec
+from platform_assets.domain.parse import parse_spec
+from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory.versions import module_file
 from resources.catalog import catalog_environment, load_catalog, load_entries, read_pipeline
 from resources.home import Home

@@ -174,7 +174,8 @@ def test_nothing_delivered_reads_as_no_rows_of_the_right_columns(zone: LandingZo
     table = zone.read("flights", "JFK", DAY)
     assert table.num_rows == 0
     assert table.schema.field("time_hour").type == pa.timestamp("us", tz="UTC")
-    assert zone.report("JFK", DAY, LATER).verdict is Verdict.ABSENT
+    assert zone.report("JFK", DAY, LATER).verdict is Verdict.LATE
+    assert zone.report("JFK", DAY, HOUR).verdict is Verdict.ABSENT
 
 
 def test_the_same_content_leaves_the_file_alone(zone: LandingZone) -> None:

@@ -36,7 +36,7 @@ from resources.ledger import (
     open_ledger,
     upgrade,
 )
-from resources.ledger.store import upsert_statement
+from resources.ledger.base import upsert_statement
 from resources.ledger.tables import SCHEMA, tables
 
 unhurried = settings(deadline=None)  # a busy machine is no failure
@@ -569,7 +569,7 @@ def _die_at_the_third_table(url: str, _: Barrier, guarded: bool) -> None:
 def test_a_migration_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/new.db"
     run_together(_die_at_the_third_table, [(url, True)])
-    with pytest.raises(HomeError, match="has schema none, this version needs 0001"):
+    with pytest.raises(HomeError, match="has schema none, this version needs 0002"):
         open_ledger(url).clock("flights")
     upgrade(url)
     assert open_ledger(url).clock("flights") is None

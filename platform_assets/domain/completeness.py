@@ -4,23 +4,42 @@ A report, never a boolean: whoever is held must read what is missing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
+from statistics import median
 from zoneinfo import ZoneInfo
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from platform_assets.domain.digests import combine
+from platform_assets.domain.digests import combine, digest_of
+from platform_assets.domain.source_spec import ContractSpec
 
 HOUR = timedelta(hours=1)
 
 
 class Verdict(StrEnum):
-    """What is known of the sub-windows of one source partition."""
+    """What is known of a day of a source; the first that applies, from the bottom up."""
 
     COMPLETE = "complete"
-    PARTIAL = "partial"
+    """Every sub-window was delivered and accepted, and the rows are not far off."""
     ABSENT = "absent"
+    """Nothing has arrived."""
+    PARTIAL = "partial"
+    """Some sub-windows are missing."""
+    LATE = "late"
+    """Sub-windows are missing, and the deadline is over."""
+    SUSPICIOUS = "suspicious"
+    """Everything is there, but the number of rows is far off."""
+    QUARANTINED = "quarantined"
+    """A delivered file was refused, and none came in its place."""
+    ACCEPTED = "accepted"
+    """The deadline is over, and the catalog is content with what is there."""
+    WAIVED = "waived"
+    """A person has taken responsibility for what is missing."""
+
+
+CLEAR = frozenset({Verdict.COMPLETE, Verdict.ACCEPTED, Verdict.WAIVED})
+"""The verdicts that let a partition leave; every other one, and none at all, holds it."""
 
 
 class Arrival(BaseModel):
@@ -35,7 +54,19 @@ class Arrival(BaseModel):
 
 
 class SourceReport(BaseModel):
-    """Expected against observed hours of one source on one day."""
+    """Expected against observed hours of one source on one day.
+
+    Attributes:
+        expected: how many sub-windows the day has: 24, or 23 or 25 on two days a year.
+        observed: how many were delivered and accepted.
+        missing: hours that are due and were not delivered.
+        not_due: hours that have not ended.
+        rejected: why the file of an hour was refused, by hour (`2013-02-09T14Z`).
+        suspicion: why the number of rows is suspicious; empty if it is not.
+        overdue: the deadline is over and the day is not whole.
+        waiver: name of the waiver that covers the shortage; empty if none does.
+        content: digest over the accepted hours' files; empty where there is none.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -47,8 +78,24 @@ class SourceReport(BaseModel):
     missing: tuple[AwareDatetime, ...] = ()
     not_due: tuple[AwareDatetime, ...] = ()
     rejected: Mapping[str, str] = {}
+    suspicion: str = ""
+    overdue: bool = False
+    waiver: str = ""
     content: str = ""
-    """Digest over the accepted hours' files; empty where there is none."""
+
+    @property
+    def is_clear(self) -> bool:
+        return self.verdict in CLEAR
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether nothing at all has arrived, late or not."""
+        return not self.observed and not self.rejected
+
+    def data_version(self) -> str:
+        """Digest over which hours are there and the bytes of their files."""
+        kept = {"source", "expected", "observed", "rows", "rejected", "content"}
+        return digest_of(self.model_dump(mode="json", include=kept))
 
 
 class CompletenessReport(BaseModel):
@@ -64,18 +111,47 @@ class CompletenessReport(BaseModel):
     @property
     def verdict(self) -> Verdict:
         """The worst verdict of the sources; absent only when nothing arrived at all."""
-        verdicts = {source.verdict for source in self.sources}
-        if not verdicts:
+        found = {source.verdict for source in self.sources}
+        if found <= {Verdict.ABSENT}:
             return Verdict.ABSENT
-        return verdicts.pop() if len(verdicts) == 1 else Verdict.PARTIAL
+        if Verdict.ABSENT in found:
+            found = found - {Verdict.ABSENT} | {Verdict.PARTIAL}
+        return min(found, key=_WORST_FIRST.index)
 
     @property
     def is_whole(self) -> bool:
-        return self.verdict is Verdict.COMPLETE
+        """Every source is complete."""
+        return bool(self.sources) and all(s.verdict is Verdict.COMPLETE for s in self.sources)
+
+    @property
+    def is_clear(self) -> bool:
+        """Every source is complete, accepted or waived: the partition may leave."""
+        return bool(self.sources) and all(source.is_clear for source in self.sources)
+
+    @property
+    def is_absent(self) -> bool:
+        return all(source.is_absent for source in self.sources)
+
+    def shortage(self) -> str:
+        """What a partition that leaves is short of; empty if it is whole."""
+        short = [s for s in self.sources if s.is_clear and s.verdict is not Verdict.COMPLETE]
+        return "; ".join(_describe(source, self.timezone) for source in short)
 
     def reason(self) -> str:
         """One line that names what is missing, hour by hour, in local time."""
         return "; ".join(_describe(source, self.timezone) for source in self.sources)
+
+
+_WORST_FIRST = (
+    Verdict.QUARANTINED,
+    Verdict.LATE,
+    Verdict.PARTIAL,
+    Verdict.ABSENT,
+    Verdict.SUSPICIOUS,
+    Verdict.WAIVED,
+    Verdict.ACCEPTED,
+    Verdict.COMPLETE,
+)
 
 
 def _describe(report: SourceReport, timezone: str) -> str:
@@ -85,6 +161,14 @@ def _describe(report: SourceReport, timezone: str) -> str:
             text += f", {word} {describe_hours(hours, timezone)}"
     for hour, why in report.rejected.items():
         text += f", rejected {hour}: {why}"
+    if report.suspicion:
+        text += f", {report.suspicion}"
+    if report.overdue:
+        text += ", past the deadline"
+    if report.verdict is Verdict.ACCEPTED:
+        text += ", accepted by the catalog's rule"
+    if report.waiver:
+        text += f", waived by {report.waiver}"
     return text
 
 
@@ -110,8 +194,44 @@ def describe_hours(hours: Sequence[datetime], timezone: str) -> str:
     return ", ".join(parts)
 
 
+def deadline_of(contract: ContractSpec, day: date, timezone: str) -> datetime:
+    """The instant, in UTC, at which a local day is due: the deadline's time of the next day."""
+    local = datetime.combine(day + timedelta(days=1), contract.deadline, tzinfo=ZoneInfo(timezone))
+    return local.astimezone(UTC)
+
+
+def suspect_rows(contract: ContractSpec, rows: int, trailing: Sequence[int]) -> str:
+    """Why a complete day's number of rows is suspicious; empty if it is not.
+
+    Args:
+        contract: of the source.
+        rows: of the day.
+        trailing: rows of the same weekday in the weeks before, of the complete days alone.
+    """
+    if rows < contract.min_rows:
+        return f"{rows} rows, at least {contract.min_rows} are expected"
+    rule = contract.weekday_rows
+    if rule is None or len(trailing) < rule.at_least:
+        return ""
+    usual = median(trailing)
+    low, high = rule.low * usual, rule.high * usual
+    if low <= rows <= high:
+        return ""
+    return (
+        f"{rows} rows, {low:.0f} to {high:.0f} are expected: {rule.low} to {rule.high} times the "
+        f"median {usual:.0f} of the same weekday in {len(trailing)} weeks before"
+    )
+
+
 def assess_source(
-    source: str, expected: Sequence[datetime], arrivals: Iterable[Arrival], as_of: datetime
+    source: str,
+    expected: Sequence[datetime],
+    arrivals: Iterable[Arrival],
+    as_of: datetime,
+    contract: ContractSpec | None = None,
+    *,
+    deadline: datetime | None = None,
+    trailing: Sequence[int] = (),
 ) -> SourceReport:
     """Compare the hours that a day must have with those that were delivered.
 
@@ -120,7 +240,11 @@ def assess_source(
         expected: the UTC hours of the local day.
         arrivals: deliveries; those outside of the expected hours are ignored.
         as_of: an expected hour that has not ended by then is not due, the rest is missing.
+        contract: what the day has to be; none: every hour, and no more.
+        deadline: when the day is due; none: never.
+        trailing: rows of the same weekday in the weeks before, of the complete days alone.
     """
+    rules = contract or ContractSpec()
     by_hour = {arrival.hour: arrival for arrival in arrivals}
     accepted = [h for h in expected if h in by_hour and by_hour[h].rejected is None]
     absent = [h for h in expected if h not in by_hour]
@@ -129,18 +253,30 @@ def assess_source(
         for h in expected
         if h in by_hour and by_hour[h].rejected is not None
     }
-    if expected and len(accepted) == len(expected):
-        verdict = Verdict.COMPLETE
+    every = bool(expected) and len(accepted) == len(expected)
+    rows = sum(by_hour[h].rows for h in accepted)
+    suspicion = suspect_rows(rules, rows, trailing) if every else ""
+    overdue = deadline is not None and as_of >= deadline and (not every or bool(suspicion))
+    if every:
+        verdict = Verdict.SUSPICIOUS if suspicion else Verdict.COMPLETE
+    elif rejected:
+        verdict = Verdict.QUARANTINED
+    elif overdue and rules.accept_from is not None and len(accepted) >= rules.accept_from:
+        verdict = Verdict.ACCEPTED
+    elif overdue:
+        verdict = Verdict.LATE
     else:
-        verdict = Verdict.PARTIAL if accepted or rejected else Verdict.ABSENT
+        verdict = Verdict.PARTIAL if accepted else Verdict.ABSENT
     return SourceReport(
         source=source,
         verdict=verdict,
         expected=len(expected),
         observed=len(accepted),
-        rows=sum(by_hour[h].rows for h in accepted),
+        rows=rows,
         missing=tuple(h for h in absent if h + HOUR <= as_of),
         not_due=tuple(h for h in absent if h + HOUR > as_of),
         rejected=rejected,
+        suspicion=suspicion,
+        overdue=overdue,
         content=combine((h.isoformat(), by_hour[h].digest) for h in accepted) if accepted else "",
     )

@@ -17,7 +17,12 @@ from platform_assets.domain.partition import date_range
 
 
 class PartitionVersion(BaseModel):
-    """One committed version of one dataset partition."""
+    """One committed version of one dataset partition.
+
+    Attributes:
+        short: what it lacked when it was accepted or waived; empty if it was whole.
+        waivers: the names of the waivers that let it leave.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -25,6 +30,8 @@ class PartitionVersion(BaseModel):
     data_version: str
     table_version: int
     rows: int
+    short: str = ""
+    waivers: tuple[str, ...] = ()
 
 
 class DayState(StrEnum):
@@ -95,6 +102,16 @@ class Snapshot(BaseModel):
     @property
     def rows(self) -> int:
         return sum(p.rows for p in self.partitions)
+
+    @property
+    def short(self) -> dict[str, str]:
+        """What the partitions lacked that were accepted or waived, by partition."""
+        return {p.partition: p.short for p in self.partitions if p.short}
+
+    @property
+    def waivers(self) -> tuple[str, ...]:
+        """The names of the waivers that it rests on."""
+        return tuple(sorted({name for p in self.partitions for name in p.waivers}))
 
     @property
     def read_version(self) -> int:

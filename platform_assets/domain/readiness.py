@@ -52,15 +52,15 @@ def run_key(pipeline: str, job: Job, partition: str, inputs: object) -> str:
 def plan_features(
     pipeline: str, reports: Iterable[CompletenessReport], built: Sequence[str]
 ) -> Plan:
-    """Features of each partition that is whole and was not built; the others are held."""
+    """Features of each partition that is clear and was not built; the others are held."""
     done, requests, held = set(built), [], {}
     for report in reports:
         if report.partition in done:
             continue
-        if not report.is_whole:
+        if not report.is_clear:
             held[report.partition] = report.reason()
             continue
-        arrived = [s.model_dump(mode="json", exclude={"not_due"}) for s in report.sources]
+        arrived = [(s.source, s.data_version(), s.verdict, s.waiver) for s in report.sources]
         requests.append(
             Request(
                 job="features",

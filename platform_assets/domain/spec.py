@@ -1,115 +1,50 @@
 """What a user writes: one frozen PipelineSpec a pipeline, from YAML, Python or a Component."""
 
 import re
-from collections.abc import Iterable, Mapping
-from datetime import date, datetime, timedelta
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Mapping
+from datetime import date, datetime, time, timedelta
+from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from platform_assets.domain.errors import SpecError, UsageError
+from platform_assets.domain.errors import UsageError
 from platform_assets.domain.expressions import names_in as names_in
 from platform_assets.domain.partition import PartitionKey, date_range
 from platform_assets.domain.promotion import Kind
+from platform_assets.domain.source_spec import (
+    ColumnSpec,
+    Frozen,
+    LocalTime,
+    Name,
+    PartitionValue,
+    SourceSpec,
+    iana_timezone,
+    listed,
+)
 
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
-_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 # As Dagster checks owners, and the names of teams that its UI can filter by.
 _OWNER = re.compile(
     r"[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}|team:[A-Za-z0-9_.-]+",
 )
 _ENTRY_POINT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
-ColumnType = Literal["string", "int", "float", "bool", "timestamp"]
 
-
-def _name(text: str) -> str:
-    if not _NAME.fullmatch(text):
-        raise ValueError("allowed are lower-case letters, digits and _, starting with a letter")
-    return text
-
-
-def _timezone(text: str) -> str:
-    try:
-        ZoneInfo(text)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError("allowed are IANA timezone names, such as America/New_York") from error
-    return text
-
-
-def _partition_value(text: str) -> str:
-    if not text or set(text) & set("|/\\,[]") or text != text.strip() or text.startswith("."):
-        raise ValueError("a key must be non-empty, without any of | / \\ , [ ] or outer spaces")
-    if not text.isprintable() or _DATE.fullmatch(text):
-        raise ValueError("a key must be printable, and must not look like a date")
-    return text
-
-
-Name = Annotated[str, AfterValidator(_name)]
-PartitionValue = Annotated[str, AfterValidator(_partition_value)]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ColumnSpec(_Frozen):
-    """One column of a source.
-
-    `known` says when its value exists: `before` the event that a row predicts, or `after` it.
-    A feature may read only the former.
-    """
-
-    type: ColumnType
-    known: Literal["before", "after"] = "before"
-    nullable: bool = False
-    description: str = ""
-
-
-class SourceSpec(_Frozen):
-    """Hourly files of one producer."""
-
-    description: str = ""
-    time_column: str
-    columns: Mapping[str, ColumnSpec] = Field(min_length=1)
-    unique: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _columns_exist(self) -> "SourceSpec":
-        for column in (self.time_column, *self.unique):
-            if column not in self.columns:
-                raise ValueError(
-                    f"{column!r} is no column of this source; allowed are {_listed(self.columns)}"
-                )
-        if self.columns[self.time_column].type != "timestamp":
-            raise ValueError(f"time_column {self.time_column!r} must be of type timestamp")
-        return self
-
-
-class JoinSpec(_Frozen):
+class JoinSpec(Frozen):
     """Columns of another source, joined to each row by partition key and time column."""
 
     source: Name
     columns: tuple[str, ...] = Field(min_length=1)
 
 
-class TargetSpec(_Frozen):
+class TargetSpec(Frozen):
     """What the model predicts, as an expression over the columns of `rows` and joins."""
 
     name: Name
     expression: str
 
 
-class DatasetSpec(_Frozen):
+class DatasetSpec(Frozen):
     """How source rows become training rows."""
 
     description: str = ""
@@ -124,7 +59,7 @@ class DatasetSpec(_Frozen):
     """Gain of a row in the day's ranking (NDCG); none: no ranking metric."""
 
 
-class ModelSpec(_Frozen):
+class ModelSpec(Frozen):
     """What is trained, by whom, on how much."""
 
     description: str = ""
@@ -153,19 +88,19 @@ class ModelSpec(_Frozen):
         return self
 
 
-class EvaluationSpec(_Frozen):
+class EvaluationSpec(Frozen):
     """A model of date D is judged on D+1 .. D+days."""
 
     days: int = Field(ge=1, le=60)
     ndcg_at: int = Field(default=50, ge=1)
 
 
-class PartitionsSpec(_Frozen):
+class PartitionsSpec(Frozen):
     """The grid: a key dimension (an airport) and calendar days of one timezone."""
 
     key: Name
     values: tuple[PartitionValue, ...] = Field(min_length=1)
-    timezone: Annotated[str, AfterValidator(_timezone)]
+    timezone: Annotated[str, AfterValidator(iana_timezone)]
     start: date
     end: date
 
@@ -194,7 +129,7 @@ class PartitionsSpec(_Frozen):
         return self
 
 
-class ScheduleSpec(_Frozen):
+class ScheduleSpec(Frozen):
     """Which days the sensors look after, and by which clock."""
 
     live_from: date
@@ -203,17 +138,18 @@ class ScheduleSpec(_Frozen):
     sensor_interval_seconds: int = Field(default=10, ge=1)
 
 
-class CompletenessSpec(_Frozen):
-    """The sub-windows that every source partition must have."""
+class FreshnessSpec(Frozen):
+    """Dagster's freshness policy on dataset and model, and what it cannot tell: what is due.
 
-    sub_window: Literal["hour"] = "hour"
-
-
-class FreshnessSpec(_Frozen):
-    """Dagster's freshness policy on dataset and model, on the wall clock."""
+    Attributes:
+        warn_after_hours, fail_after_hours: of Dagster's policy, on the wall clock.
+        trained_by: local time of the next day by which a date's model has to be there, on the
+            pipeline's clock.
+    """
 
     warn_after_hours: int = Field(default=24, ge=1)
     fail_after_hours: int = Field(default=30, ge=1)
+    trained_by: LocalTime = time(8, 0)
 
     @model_validator(mode="after")
     def _ordered(self) -> "FreshnessSpec":
@@ -225,7 +161,7 @@ class FreshnessSpec(_Frozen):
         return self
 
 
-class LimitsSpec(_Frozen):
+class LimitsSpec(Frozen):
     """How much one run may carry."""
 
     partitions_per_run: int = Field(default=15, ge=1)
@@ -240,7 +176,7 @@ class WrongReferencesError(ValueError):
         super().__init__("; ".join(f"{field}: {why}" for field, why in self.problems.items()))
 
 
-class PipelineSpec(_Frozen):
+class PipelineSpec(Frozen):
     """One pipeline, from landing zone to champion."""
 
     pipeline: Name
@@ -252,7 +188,6 @@ class PipelineSpec(_Frozen):
     model: ModelSpec
     evaluation: EvaluationSpec
     schedule: ScheduleSpec
-    completeness: CompletenessSpec = CompletenessSpec()
     freshness: FreshnessSpec = FreshnessSpec()
     limits: LimitsSpec = LimitsSpec()
 
@@ -291,7 +226,7 @@ class PipelineSpec(_Frozen):
             *((f"dataset.joins.{n}.source", j.source) for n, j in enumerate(dataset.joins)),
         ):
             if name not in self.sources:
-                problems[field] = f"found {name!r}; declared sources are {_listed(self.sources)}"
+                problems[field] = f"found {name!r}; declared sources are {listed(self.sources)}"
         for name, source in self.sources.items():
             for taken in sorted({key, "date"} & set(source.columns)):
                 problems[f"sources.{name}.columns.{taken}"] = (
@@ -305,7 +240,7 @@ class PipelineSpec(_Frozen):
             for column in join.columns:
                 if column not in columns:
                     problems[f"dataset.joins.{n}.columns"] = (
-                        f"found {column!r}; the columns of {join.source} are {_listed(columns)}"
+                        f"found {column!r}; the columns of {join.source} are {listed(columns)}"
                     )
                 elif column in readable:
                     problems[f"dataset.joins.{n}.columns"] = (
@@ -328,8 +263,8 @@ class PipelineSpec(_Frozen):
                 return frozenset()
             if unknown := read - known:
                 problems[field] = (
-                    f"{expression!r} reads {_listed(unknown)}, which no source declares; allowed "
-                    f"are {_listed(known)}"
+                    f"{expression!r} reads {listed(unknown)}, which no source declares; allowed "
+                    f"are {listed(known)}"
                 )
             return read
 
@@ -347,7 +282,7 @@ class PipelineSpec(_Frozen):
             check("dataset.relevance", dataset.relevance)
         if dataset.target.name in known:
             problems["dataset.target.name"] = f"{dataset.target.name!r} is a column already"
-        allowed = f"allowed are {_listed(known - late)}"
+        allowed = f"allowed are {listed(known - late)}"
         for n, feature in enumerate(dataset.features):
             field = f"dataset.features.{n}"
             if feature not in known:
@@ -363,7 +298,7 @@ class PipelineSpec(_Frozen):
             if category not in dataset.features:
                 problems[f"dataset.categories.{n}"] = (
                     f"{category!r} is not among the features; allowed are "
-                    f"{_listed(dataset.features)}"
+                    f"{listed(dataset.features)}"
                 )
 
     # --- assets, keys and dates -------------------------------------------------------------
@@ -417,7 +352,7 @@ class PipelineSpec(_Frozen):
         if keyed and key.key not in grid.values:
             raise UsageError(
                 f"partition {str(key)!r} of pipeline {self.pipeline}: {grid.key} "
-                f"{key.key or 'is missing'}; allowed are {_listed(grid.values)}, as in {example}"
+                f"{key.key or 'is missing'}; allowed are {listed(grid.values)}, as in {example}"
             )
         if not keyed and key.key is not None:
             raise UsageError(
@@ -429,69 +364,3 @@ class PipelineSpec(_Frozen):
                 f"dates from {grid.start} to {grid.end}"
             )
         return key
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
-
-
-def parse_spec(document: Any, origin: str) -> PipelineSpec:
-    """Validate a document as a pipeline.
-
-    Args:
-        document: what a YAML file holds.
-        origin: the file, for the message.
-
-    Raises:
-        SpecError: with one entry a wrong field: the value found and what is allowed.
-    """
-    if not isinstance(document, Mapping):
-        raise SpecError(
-            origin,
-            {
-                "(file)": f"found {type(document).__name__}, a mapping with the fields of "
-                f"{_listed(PipelineSpec.model_fields)} is needed"
-            },
-        )
-    try:
-        return PipelineSpec.model_validate(document)
-    except ValidationError as error:
-        raise SpecError(origin, dict(_explain(error))) from None
-
-
-def _explain(error: ValidationError) -> Iterable[tuple[str, str]]:
-    problems = error.errors(include_url=False)
-    for problem in problems:
-        place = problem["loc"]
-        field = ".".join(str(part) for part in place) or "(file)"
-        message = problem["msg"].removeprefix("Value error, ")
-        cause = problem.get("ctx", {}).get("error")
-        if isinstance(cause, WrongReferencesError):
-            yield from cause.problems.items()
-        elif problem["type"] == "too_short" and any(
-            p["loc"][: len(place)] == place and p["loc"] != place for p in problems
-        ):
-            continue  # only because its elements were refused
-        elif problem["type"] == "missing":
-            yield field, "is missing"
-        elif problem["type"] == "extra_forbidden":
-            yield field, f"is no field here; allowed are {_allowed_fields(place)}"
-        elif isinstance(problem["input"], Mapping):
-            yield field, message
-        else:
-            yield field, f"found {problem['input']!r}: {message}"
-
-
-def _allowed_fields(location: tuple[int | str, ...]) -> str:
-    """The fields that may stand where an unknown one was found."""
-    kind: Any = PipelineSpec
-    for part in location[:-1]:
-        if _is_spec(kind):
-            kind = kind.model_fields[str(part)].annotation
-        else:  # a name in a mapping, or an index in a tuple
-            kind = next(filter(_is_spec, get_args(kind)))
-    return _listed(kind.model_fields)
-
-
-def _is_spec(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -5,10 +5,8 @@ from datetime import timedelta
 import dagster as dg
 from dagster._core.definitions.external_asset import create_external_asset_from_source_asset
 
-from platform_assets.domain.completeness import Verdict
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory.grid import asset_key, dagster_key, keyed
-from platform_assets.line.features import arrivals_version
 from platform_assets.line.services import Services
 
 
@@ -45,8 +43,8 @@ def build_source(spec: PipelineSpec, source: str) -> dg.AssetsDefinition:
         versions = {}
         for partition, report in services.zone.reports(spec.partitions.start, last, as_of).items():
             for found in report.sources:
-                if found.source == source and found.verdict is not Verdict.ABSENT:
-                    versions[dagster_key(spec, partition)] = arrivals_version(found)
+                if found.source == source and not found.is_absent:
+                    versions[dagster_key(spec, partition)] = found.data_version()
         context.log.info(f"{spec.landed(source)}: {len(versions)} partition(s) have arrivals")
         return dg.DataVersionsByPartition(versions)
 

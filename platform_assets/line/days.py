@@ -18,6 +18,7 @@ from platform_assets.domain.manifest import (
     window,
 )
 from platform_assets.domain.partition import PartitionKey
+from platform_assets.line.clearance import assess_range, lapsed
 from platform_assets.line.features import record_partitions
 from platform_assets.line.services import Outcome, Services
 from resources.landing.atomic import write_whole
@@ -30,7 +31,23 @@ def as_partition_version(record: VersionRecord) -> PartitionVersion:
         data_version=record.data_version,
         table_version=record.table_version or 0,
         rows=record.rows,
+        short=str(record.detail.get("short", "")),
+        waivers=tuple(record.detail.get("waivers", ())),
     )
+
+
+def built_and_lapsed(
+    services: Services, records: Mapping[str, VersionRecord]
+) -> tuple[dict[str, PartitionVersion], dict[str, str]]:
+    """What was built and may be read, and what may not: its waiver is no longer in force."""
+    built = {key: as_partition_version(record) for key, record in records.items()}
+    gone = lapsed(services, {name for version in built.values() for name in version.waivers})
+    held = {
+        key: "; ".join(gone[name] for name in version.waivers if name in gone)
+        for key, version in built.items()
+        if gone.keys() & set(version.waivers)
+    }
+    return {key: version for key, version in built.items() if key not in held}, held
 
 
 def days_of(services: Services, dates: Iterable[date]) -> dict[date, Day]:
@@ -39,8 +56,9 @@ def days_of(services: Services, dates: Iterable[date]) -> dict[date, Day]:
     keys = {day: spec.keys_of(day) for day in wanted}
     every_key = [key for day in wanted for key in keys[day]]
     records = services.ledger.current_versions(spec.asset("features"), every_key)
-    built = {key: as_partition_version(record) for key, record in records.items()}
+    built, lapsed_waivers = built_and_lapsed(services, records)
     held = _held(services, [day for day in wanted if set(keys[day]) - set(built)], built)
+    held |= lapsed_waivers
     return {day: roll_up(day, keys[day], built, held) for day in wanted}
 
 
@@ -48,13 +66,12 @@ def _held(
     services: Services, dates: list[date], built: Mapping[str, PartitionVersion]
 ) -> dict[str, str]:
     held: dict[str, str] = {}
-    as_of = services.clock.as_of()
     for day in dates:
         services.zone.refresh(day, day)
         waiting = {
             partition: report
-            for partition, report in services.zone.reports(day, day, as_of).items()
-            if str(partition) not in built and not report.is_whole
+            for partition, report in assess_range(services, day, day).items()
+            if str(partition) not in built and not report.is_clear
         }
         record_partitions(services, waiting)
         held |= {str(partition): report.reason() for partition, report in waiting.items()}
@@ -134,7 +151,11 @@ def build_snapshot(services: Services, partition: PartitionKey, run_id: str) -> 
         table_version=taken.read_version,
         rows=taken.rows,
         run_id=run_id,
-        detail={"days": len(taken.days), "held": dict(taken.held)},
+        detail={
+            "days": len(taken.days),
+            "held": dict(taken.held),
+            "waivers": list(taken.waivers),
+        },
     )
     services.record_verdict(
         asset, name, "complete", {"held": dict(taken.held)}, services.clock.as_of()
@@ -145,6 +166,8 @@ def build_snapshot(services: Services, partition: PartitionKey, run_id: str) -> 
         "window": f"{taken.window_start} to {taken.date}",
         "partitions": len(taken.partitions),
         "held": dict(taken.held),
+        "short": taken.short or None,
+        "waivers": list(taken.waivers) or None,
         "delta_version": taken.read_version,
         "manifest": str(path.relative_to(services.home.root)),
     }

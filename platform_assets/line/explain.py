@@ -4,13 +4,13 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from platform_assets.domain.completeness import CompletenessReport, Verdict, describe_hours
+from platform_assets.domain.completeness import CompletenessReport, describe_hours
 from platform_assets.domain.errors import HeldError, UsageError
 from platform_assets.domain.manifest import DayState, WindowRefusal
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
+from platform_assets.line.clearance import assess
 from platform_assets.line.days import days_of, decide_snapshot
-from platform_assets.line.features import assess
 from platform_assets.line.judging import judged_rows
 from platform_assets.line.models import require_snapshot
 from platform_assets.line.services import Services
@@ -107,12 +107,14 @@ def _hours(services: Services, stage: str, key: PartitionKey) -> dict[str, Any]:
     wanted = [s for s in report.sources if stage == "features" or stage == f"landed_{s.source}"]
     shown = report.model_copy(update={"sources": tuple(wanted)})
     word = "done" if stage != "features" else "ready"
-    state = {
-        Verdict.COMPLETE: word,
-        Verdict.PARTIAL: "held",
-        Verdict.ABSENT: "missing",
-    }[shown.verdict]
-    return {"state": state, "reason": shown.reason(), "sources": _source_lines(shown)}
+    state = word if shown.is_clear else "missing" if shown.is_absent else "held"
+    verdict = shown.verdict.value
+    return {
+        "state": state,
+        "verdict": verdict,
+        "reason": shown.reason(),
+        "sources": _source_lines(shown),
+    }
 
 
 def _source_lines(report: CompletenessReport) -> list[dict[str, Any]]:
@@ -127,6 +129,9 @@ def _source_lines(report: CompletenessReport) -> list[dict[str, Any]]:
             "missing_local": describe_hours(s.missing, report.timezone) if s.missing else "",
             "not_due": [hour.isoformat() for hour in s.not_due],
             "rejected": dict(s.rejected),
+            "suspicion": s.suspicion,
+            "overdue": s.overdue,
+            "waiver": s.waiver,
         }
         for s in report.sources
     ]

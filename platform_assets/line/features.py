@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from platform_assets.domain.completeness import CompletenessReport, SourceReport, Verdict
-from platform_assets.domain.digests import digest_of
+from platform_assets.domain.completeness import CompletenessReport, SourceReport
 from platform_assets.domain.errors import HeldError
 from platform_assets.domain.partition import PartitionKey
+from platform_assets.line.clearance import assess
 from platform_assets.line.services import Outcome, Services
 from resources.dataset import build_rows
+from resources.ledger.records import VersionRecord
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,6 @@ class SourceChange:
     partition: str
     report: SourceReport
     data_version: str
-
-
-def arrivals_version(report: SourceReport) -> str:
-    """Data version of a source partition: which hours it has, and the bytes of their files."""
-    return digest_of(report.model_dump(mode="json", exclude={"missing", "not_due"}))
 
 
 def changes_since(
@@ -41,9 +37,9 @@ def changes_since(
     changes = []
     for partition, report in sorted(reports.items()):
         for source in report.sources:
-            asset, version = services.spec.landed(source.source), arrivals_version(source)
+            asset, version = services.spec.landed(source.source), source.data_version()
             before = told.get(told_key(asset, str(partition)))
-            if before != version and not (before is None and source.verdict is Verdict.ABSENT):
+            if before != version and not (before is None and source.is_absent):
                 changes.append(SourceChange(asset, str(partition), source, version))
     return changes
 
@@ -88,16 +84,13 @@ def _recorded(services: Services, partition: PartitionKey) -> dict[str, str]:
         asset = spec.landed(name)
         before = services.ledger.verdict(spec.pipeline, asset, str(partition))
         if before is not None:
-            version = arrivals_version(SourceReport.model_validate(before.report))
+            version = SourceReport.model_validate(before.report).data_version()
             found[told_key(asset, str(partition))] = version
     return found
 
 
-def assess(services: Services, partition: PartitionKey) -> CompletenessReport:
-    """Look at the landing zone and decide whether a partition is whole, as of now."""
-    assert partition.key is not None
-    services.zone.refresh(partition.date, partition.date, [partition.key])
-    return services.zone.report(partition.key, partition.date, services.clock.as_of())
+def _waivers_of(record: VersionRecord) -> set[str]:
+    return set(record.detail.get("waivers", ()))
 
 
 def build_features(
@@ -127,7 +120,7 @@ def build_features(
     for change in changes_since(services, {partition: report}, _recorded(services, partition)):
         tell(change)
     record_completeness(services, {partition: report})
-    if not report.is_whole:
+    if not report.is_clear:
         raise HeldError(asset, {name: report.reason()})
     tables = {
         source: services.zone.read(source, partition.key, partition.date)
@@ -135,6 +128,11 @@ def build_features(
     }
     built = build_rows(spec, partition.key, partition.date, tables)
     before = services.ledger.current_version(asset, name)
+    waived = {
+        w.name: w.describe()
+        for w in services.waivers.of(spec.pipeline, [name])
+        if any(s.waiver == w.name for s in report.sources)
+    }
     commit = services.table.commit(
         partition, built.table, previous=before.data_version if before else None
     )
@@ -146,10 +144,15 @@ def build_features(
         rows=commit.rows,
         run_id=run_id,
         # A lake that was lost and built anew holds the same rows at another table version.
-        always=commit.changed,
+        # The same rows under another waiver are the same version, but let go by somebody else.
+        always=commit.changed or (before is not None and _waivers_of(before) != set(waived)),
         detail={
             "excluded": built.excluded,
             "hours": {s.source: s.observed for s in report.sources},
+            "arrivals": {s.source: s.data_version() for s in report.sources},
+            "verdict": report.verdict.value,
+            "short": report.shortage(),
+            "waivers": sorted({s.waiver for s in report.sources if s.waiver}),
         },
     )
     metadata = {
@@ -158,9 +161,12 @@ def build_features(
         **{f"excluded_{reason}": count for reason, count in built.excluded.items()},
         "rows_without_joined_row": built.unmatched,
         "completeness": report.reason(),
+        "verdict": report.verdict.value,
+        "short": report.shortage() or None,
+        "waivers": waived or None,
         "as_of": report.as_of.isoformat(),
         "delta_version": commit.table_version,
         "committed": commit.changed,
     }
-    inputs = {spec.landed(s.source): arrivals_version(s) for s in report.sources}
+    inputs = {spec.landed(s.source): s.data_version() for s in report.sources}
     return Outcome(asset, name, commit.data_version, commit.changed, metadata, {}, inputs)

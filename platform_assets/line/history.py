@@ -15,7 +15,8 @@ from platform_assets.domain.manifest import (
     window,
 )
 from platform_assets.domain.partition import PartitionKey, date_range
-from platform_assets.line.days import as_partition_version
+from platform_assets.line.clearance import assess_range
+from platform_assets.line.days import built_and_lapsed
 from platform_assets.line.services import Services
 
 STAGES = ("features", "day", "snapshot", "model", "evaluation")
@@ -60,14 +61,15 @@ def read_grid(services: Services, first: date, last: date, *, as_if_built: bool 
     """Look at a range of dates in few queries, however long it is."""
     spec = services.spec
     services.zone.refresh(first, last)
-    reports = services.zone.reports(first, last, services.clock.as_of())
+    reports = assess_range(services, first, last)
     records = services.ledger.current_versions(spec.asset("features"))
-    built = {name: as_partition_version(record) for name, record in records.items()}
-    held = {str(p): r.reason() for p, r in reports.items() if not r.is_whole}
+    built, lapsed_waivers = built_and_lapsed(services, records)
+    held = {str(p): r.reason() for p, r in reports.items() if not r.is_clear}
+    held |= lapsed_waivers
     would_be = {
         str(p): PartitionVersion(partition=str(p), data_version="", table_version=0, rows=0)
         for p, r in reports.items()
-        if r.is_whole and as_if_built
+        if r.is_clear and as_if_built
     }
     days = {
         day: roll_up(day, spec.keys_of(day), {**would_be, **built}, held)
@@ -100,7 +102,7 @@ def plan_history(
         name = str(partition)
         if partition.date < first or name in done["features"]:
             continue
-        if report.is_whole:
+        if report.is_clear:
             build["features"].append(name)
         else:
             held["features"][name] = report.reason()

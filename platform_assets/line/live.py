@@ -14,7 +14,8 @@ from platform_assets.domain.readiness import (
     plan_judgement,
     plan_training,
 )
-from platform_assets.line.days import as_partition_version, days_of, decide_snapshot
+from platform_assets.line.clearance import assess_range
+from platform_assets.line.days import built_and_lapsed, days_of, decide_snapshot
 from platform_assets.line.features import (
     SourceChange,
     changes_since,
@@ -71,14 +72,15 @@ def look(
     reports: dict[PartitionKey, CompletenessReport] = {}
     for start, end in _runs(live):
         services.zone.refresh(start, end)
-        reports |= services.zone.reports(start, end, as_of)
+        reports |= assess_range(services, start, end)
     changes = changes_since(services, reports, told or {})[:MOST_CHANGES]
     record_completeness(services, reports)
     keys = [key for day in live for key in spec.keys_of(day)]
     versions = ledger.current_versions(spec.asset("features"), keys)
-    built = {key: as_partition_version(record) for key, record in versions.items()}
+    built, lapsed_waivers = built_and_lapsed(services, versions)
     plan = plan_features(spec.pipeline, reports.values(), list(built))
-    held = {r.partition: r.reason() for r in reports.values() if not r.is_whole}
+    held = {r.partition: r.reason() for r in reports.values() if not r.is_clear}
+    held |= lapsed_waivers
     days = {day: roll_up(day, spec.keys_of(day), built, held) for day in live}
 
     names = [day.isoformat() for day in live]

@@ -82,6 +82,8 @@ def train_model(
         "signalbox.lane": lane,
         "signalbox.snapshot": snapshot_record.data_version,
         "signalbox.held_days": ", ".join(snapshot.held) or "none",
+        "signalbox.waivers": ", ".join(snapshot.waivers) or "none",
+        "signalbox.short_partitions": ", ".join(snapshot.short) or "none",
     }
     with services.tracking.run(spec.pipeline, f"{spec.model.name} {name}", tags) as run:
         run.log_parameters(
@@ -141,6 +143,8 @@ def train_model(
             "snapshot": snapshot_record.data_version,
             "fingerprint": fingerprint,
             "held": dict(snapshot.held),
+            "short": snapshot.short,
+            "waivers": list(snapshot.waivers),
         },
     )
     metadata = {
@@ -150,6 +154,8 @@ def train_model(
         "rows": table.num_rows,
         "days": len(snapshot.days),
         "held": dict(snapshot.held),
+        "short": snapshot.short or None,
+        "waivers": list(snapshot.waivers) or None,
         "snapshot": snapshot_record.data_version,
         **(rounds[-1] if rounds else {}),
     }

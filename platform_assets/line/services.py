@@ -13,7 +13,11 @@ from resources.home import Home
 from resources.lake import DatasetTable
 from resources.landing import LandingZone
 from resources.ledger import Ledger, open_ledger
+from resources.ledger.alerts import Alerts
+from resources.ledger.quarantine import Quarantine
 from resources.ledger.records import VerdictRecord, VersionRecord
+from resources.ledger.restatements import Restatements, Watch
+from resources.ledger.waivers import Waivers
 from resources.tracking import Tracking
 
 
@@ -62,6 +66,26 @@ class Services:
     @cached_property
     def ledger(self) -> Ledger:
         return open_ledger(self.home.ledger_url)
+
+    @cached_property
+    def waivers(self) -> Waivers:
+        return Waivers(self.home.ledger_url)
+
+    @cached_property
+    def quarantine(self) -> Quarantine:
+        return Quarantine(self.home.ledger_url)
+
+    @cached_property
+    def restatements(self) -> Restatements:
+        return Restatements(self.home.ledger_url)
+
+    @cached_property
+    def watch(self) -> Watch:
+        return Watch(self.home.ledger_url)
+
+    @cached_property
+    def alerts(self) -> Alerts:
+        return Alerts(self.home.ledger_url)
 
     @cached_property
     def zone(self) -> LandingZone:

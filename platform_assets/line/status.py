@@ -65,15 +65,15 @@ def status(services: Services) -> dict[str, Any]:
 
 def _sources(spec: PipelineSpec, grid: Grid) -> dict[str, dict[str, Any]]:
     counts = {}
-    word = {Verdict.COMPLETE: "complete", Verdict.PARTIAL: "held", Verdict.ABSENT: "missing"}
     for name in spec.sources:
         count = dict(EMPTY)
         complete = []
         for partition, report in grid.reports.items():
-            verdict = next(s.verdict for s in report.sources if s.source == name)
+            own = next(s for s in report.sources if s.source == name)
             count["partitions"] += 1
-            count[word[verdict]] += 1
-            if verdict is Verdict.COMPLETE:
+            whole = own.verdict is Verdict.COMPLETE
+            count["complete" if whole else "missing" if own.is_absent else "held"] += 1
+            if whole:
                 complete.append(partition)
         count["watermark"] = _watermark(complete, len(spec.partitions.values))
         counts[spec.landed(name)] = count
@@ -100,7 +100,7 @@ def _stages(services: Services, last: date, grid: Grid) -> dict[str, dict[str, A
         "model": models,
         "evaluation": judged,
     }
-    absent = {str(p) for p, r in grid.reports.items() if r.verdict is Verdict.ABSENT}
+    absent = {str(p) for p, r in grid.reports.items() if r.is_absent}
     counts = {}
     for stage in STAGES:
         done = [PartitionKey.parse(name) for name in plan.done[stage]]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from platform_assets.domain.spec import SourceSpec
+    from platform_assets.domain.source_spec import SourceSpec
 
 # A footer needs few bytes, but a file of up to this size is read faster in one go.
 _SMALL = 1 << 20

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import defaultdict
 from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from platform_assets.domain.completeness import Arrival, CompletenessReport, assess_source
+from platform_assets.domain.completeness import (
+    CompletenessReport,
+)
 from platform_assets.domain.errors import HomeError, RefusedError, UsageError
 from platform_assets.domain.partition import PartitionKey, date_range, local_hours
 from resources.landing.atomic import write_whole
+from resources.landing.days import SourceDays
 from resources.landing.hourfile import HourFormat, UnreadableError, arrow_schema
 from resources.landing.layout import hour_of, hour_path
 from resources.ledger.records import ArrivalRecord
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from platform_assets.domain.spec import PipelineSpec, SourceSpec
+    from platform_assets.domain.source_spec import SourceSpec
+    from platform_assets.domain.spec import PipelineSpec
     from resources.ledger import Ledger
 
 _log = logging.getLogger(__name__)
@@ -243,60 +246,28 @@ class LandingZone:
             UsageError: unknown key.
         """
         self._require(next(iter(self.spec.sources)), key)
-        hours = local_hours(day, self.spec.partitions.timezone)
-        return self._assess(
-            key, day, hours, {s: self._arrivals(s, key, hours) for s in self.spec.sources}, as_of
-        )
+        return self.reports(day, day, as_of, [key])[PartitionKey(day, key)]
 
     def reports(
-        self, first: date, last: date, as_of: datetime
+        self, first: date, last: date, as_of: datetime, keys: Sequence[str] | None = None
     ) -> dict[PartitionKey, CompletenessReport]:
         """`report` of every key and local date, with one query for a source and key."""
-        hours = {
-            day: local_hours(day, self.spec.partitions.timezone) for day in date_range(first, last)
-        }
-        day_of = {hour: day for day, own in hours.items() for hour in own}
-        every = tuple(day_of)
+        zone = self.spec.partitions.timezone
+        hours = {day: local_hours(day, zone) for day in date_range(first, last)}
         found: dict[PartitionKey, CompletenessReport] = {}
-        for key in self.spec.partitions.values:
-            grouped: dict[tuple[str, date], list[Arrival]] = defaultdict(list)
-            for source in self.spec.sources:
-                for arrival in self._arrivals(source, key, every):
-                    grouped[source, day_of[arrival.hour]].append(arrival)
-            for day, own in hours.items():
-                arrivals = {source: grouped[source, day] for source in self.spec.sources}
-                found[PartitionKey(day, key)] = self._assess(key, day, own, arrivals, as_of)
+        for key in keys if keys is not None else self.spec.partitions.values:
+            seen = [
+                SourceDays(self.spec, self.ledger, source, key, hours)
+                for source in self.spec.sources
+            ]
+            for day in hours:
+                found[PartitionKey(day, key)] = CompletenessReport(
+                    partition=str(PartitionKey(day, key)),
+                    timezone=zone,
+                    as_of=as_of,
+                    sources=tuple(days.assess(day, as_of) for days in seen),
+                )
         return dict(sorted(found.items()))
-
-    def _arrivals(self, source: str, key: str, hours: Sequence[datetime]) -> list[Arrival]:
-        if not hours:
-            return []
-        return [
-            Arrival(
-                hour=record.hour,
-                rows=record.rows,
-                rejected=record.rejected,
-                digest=record.digest,
-            )
-            for record in self.ledger.arrivals(self.spec.pipeline, source, key, hours[0], hours[-1])
-        ]
-
-    def _assess(
-        self,
-        key: str,
-        day: date,
-        hours: Sequence[datetime],
-        arrivals: dict[str, list[Arrival]],
-        as_of: datetime,
-    ) -> CompletenessReport:
-        return CompletenessReport(
-            partition=str(PartitionKey(day, key)),
-            timezone=self.spec.partitions.timezone,
-            as_of=as_of,
-            sources=tuple(
-                assess_source(source, hours, found, as_of) for source, found in arrivals.items()
-            ),
-        )
 
     # --- reading ----------------------------------------------------------------------------
 

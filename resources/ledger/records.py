@@ -125,3 +125,100 @@ class ChampionRecord:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "decided_at", utc(self.decided_at))
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineRecord:
+    """A file of the landing zone that was refused.
+
+    Attributes:
+        number: of the row; 0 before it is recorded.
+        path: where it lay, relative to the landing zone.
+        digest: SHA-256 of what was kept, 64 hexadecimal digits; empty where nothing was.
+        kept: where its bytes were set aside, relative to the home; empty where they could not be.
+        ended_at: when another file came in its place, or it vanished.
+        ended_by: `healed`, `replaced` by another bad one, or `vanished`.
+    """
+
+    pipeline: str
+    source: str
+    key: str
+    hour: datetime
+    path: str
+    size: int
+    digest: str
+    reason: str
+    kept: str
+    found_at: datetime
+    ended_at: datetime | None = None
+    ended_by: str | None = None
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RestatementRecord:
+    """A partition whose landed hours changed after they had been used.
+
+    Attributes:
+        used_version: of the sources, as the partition was built from them.
+        now_version: of the sources as they are now.
+        changes: by source, which hours were added, changed or have vanished.
+        touches: the snapshots, models and evaluations that read the partition.
+        decision: `restate` by itself, or `list` for a person.
+        reason: of the decision.
+        state: `open`, `approved`, `done`, or `superseded` by a later change.
+    """
+
+    pipeline: str
+    partition: str
+    used_version: str
+    now_version: str
+    changes: Mapping[str, Any]
+    touches: Mapping[str, Any]
+    decision: str
+    reason: str
+    state: str
+    found_at: datetime
+    approved_at: datetime | None = None
+    approved_by: str | None = None
+    ended_at: datetime | None = None
+    outcome: str | None = None
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AlertRecord:
+    """Something that a person should know; `key` tells which alerts are the same one.
+
+    Attributes:
+        kind: held, late, stale, quarantined, healed, restatement.
+        subject: asset and partition, `flights/features JFK|2013-02-09`.
+        advice: what to do.
+        closed_at: when it was over.
+        delivered_at: when the receiver took it; None while it waits.
+        next_attempt_at: on the machine's clock, as is `delivered_at`.
+    """
+
+    pipeline: str
+    kind: str
+    subject: str
+    key: str
+    text: str
+    advice: str
+    raised_at: datetime
+    next_attempt_at: datetime
+    attempts: int = 0
+    closed_at: datetime | None = None
+    delivered_at: datetime | None = None
+    last_error: str | None = None
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FolderRecord:
+    """A day folder of the landing zone as the sweep saw it; `path` is relative to the zone."""
+
+    pipeline: str
+    path: str
+    mtime_ns: int
+    looked_at: datetime

@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from datetime import date, datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any
 
+from resources.ledger.base import Store, chunks, columns_of, fields_of, insert_into
 from resources.ledger.engine import reading, writing
 from resources.ledger.records import (
     ArrivalRecord,
@@ -18,12 +17,6 @@ from resources.ledger.records import (
 )
 from resources.ledger.tables import tables
 
-if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement, Select, Table
-
-CHUNK = 500
-"""How many values one IN list holds: databases limit the variables of a statement."""
-
 
 @cache
 def open_ledger(url: str) -> "Ledger":
@@ -34,16 +27,8 @@ def open_ledger(url: str) -> "Ledger":
     return Ledger(url)
 
 
-class Ledger:
-    """What neither Dagster nor MLflow can hold.
-
-    Each method is one transaction, and raises:
-        HomeError: the database is missing, unwritable, damaged, or has another schema.
-        TransientError: the disk is full, the database locked; nothing was recorded.
-    """
-
-    def __init__(self, url: str) -> None:
-        self.url = url
+class Ledger(Store):
+    """What neither Dagster nor MLflow can hold: arrivals, verdicts, versions, scores, champions."""
 
     # --- arrivals -------------------------------------------------------------------------------
 
@@ -51,13 +36,13 @@ class Ledger:
         """Record files that are new or changed; a path that is known already is replaced."""
         # Postgres refuses one statement that touches a row twice: of equal paths the last wins.
         latest = {(row.zone, row.source, row.path): row for row in rows}
-        self._upsert(tables().arrivals, [_fields(row) for row in latest.values()])
+        self._upsert(tables().arrivals, [fields_of(row) for row in latest.values()])
 
     def forget_arrivals(self, zone: str, source: str, paths: Sequence[str]) -> None:
         """Remove files that have vanished from the landing zone; unknown paths are ignored."""
         t = tables().arrivals
         with writing(self.url) as connection:
-            for chunk in _chunks(paths):
+            for chunk in chunks(paths):
                 connection.execute(
                     t.delete().where(t.c.zone == zone, t.c.source == source, t.c.path.in_(chunk))
                 )
@@ -86,7 +71,7 @@ class Ledger:
 
     def record_verdict(self, report: VerdictRecord) -> None:
         """Keep the verdict on a partition in place of the one before."""
-        self._upsert(tables().verdicts, [_fields(report)])
+        self._upsert(tables().verdicts, [fields_of(report)])
 
     def verdict(self, pipeline: str, asset: str, partition: str) -> VerdictRecord | None:
         """The latest verdict on a partition."""
@@ -103,7 +88,7 @@ class Ledger:
         t = tables().verdicts
         query = t.select().where(t.c.pipeline == pipeline, t.c.asset == asset)
         query = query.order_by(t.c.partition)
-        wanted = [None] if partitions is None else _chunks(sorted(set(partitions)))
+        wanted = [None] if partitions is None else chunks(sorted(set(partitions)))
         found: dict[str, VerdictRecord] = {}
         for chunk in wanted:
             own = query if chunk is None else query.where(t.c.partition.in_(chunk))
@@ -129,12 +114,12 @@ class Ledger:
 
         t = tables().partition_versions
         newest = sa.select(sa.func.max(t.c.id)).where(t.c.asset == asset).group_by(t.c.partition)
-        wanted = [None] if partitions is None else _chunks(sorted(set(partitions)))
+        wanted = [None] if partitions is None else chunks(sorted(set(partitions)))
         found: dict[str, VersionRecord] = {}
         with reading(self.url) as connection:
             for chunk in wanted:
                 ids = newest if chunk is None else newest.where(t.c.partition.in_(chunk))
-                query = _columns(t).where(t.c.id.in_(ids)).order_by(t.c.partition)
+                query = columns_of(t).where(t.c.id.in_(ids)).order_by(t.c.partition)
                 for row in connection.execute(query):
                     record = VersionRecord(*row)
                     found[record.partition] = record
@@ -143,14 +128,14 @@ class Ledger:
     def history(self, asset: str, partition: str) -> list[VersionRecord]:
         """All versions of a partition, oldest first."""
         t = tables().partition_versions
-        query = _columns(t).where(t.c.asset == asset, t.c.partition == partition)
+        query = columns_of(t).where(t.c.asset == asset, t.c.partition == partition)
         return [VersionRecord(*row) for row in self._rows(query.order_by(t.c.id))]
 
     # --- scores ---------------------------------------------------------------------------------
 
     def record_score(self, record: ScoreRecord) -> None:
         """Keep a model's score on the rows of a judged date, in place of the one before."""
-        row = _fields(record) | {"metrics": _finite(record.metrics)}
+        row = fields_of(record) | {"metrics": _finite(record.metrics)}
         self._upsert(tables().scores, [row])
 
     def score(
@@ -179,13 +164,13 @@ class Ledger:
     def champion(self, pipeline: str) -> ChampionRecord | None:
         """The champion in force."""
         t = tables().champions
-        query = _columns(t).where(t.c.pipeline == pipeline).order_by(t.c.id.desc()).limit(1)
+        query = columns_of(t).where(t.c.pipeline == pipeline).order_by(t.c.id.desc()).limit(1)
         return next((ChampionRecord(*row) for row in self._rows(query)), None)
 
     def champions(self, pipeline: str) -> list[ChampionRecord]:
         """All champions that there were, oldest first."""
         t = tables().champions
-        query = _columns(t).where(t.c.pipeline == pipeline).order_by(t.c.id)
+        query = columns_of(t).where(t.c.pipeline == pipeline).order_by(t.c.id)
         return [ChampionRecord(*row) for row in self._rows(query)]
 
     # --- clocks ---------------------------------------------------------------------------------
@@ -198,7 +183,7 @@ class Ledger:
         """
         t = tables().clocks
         with writing(self.url) as connection:
-            insert = _insert(t, connection.dialect.name).values(name=name, as_of=utc(as_of))
+            insert = insert_into(t, connection.dialect.name).values(name=name, as_of=utc(as_of))
             connection.execute(
                 insert.on_conflict_do_update(
                     index_elements=[t.c.name],
@@ -215,54 +200,7 @@ class Ledger:
         t = tables().clocks
         return next((row.as_of for row in self._rows(t.select().where(t.c.name == name))), None)
 
-    # --- plumbing -------------------------------------------------------------------------------
-
-    def _rows(self, query: "Select[Any]") -> Sequence[Any]:
-        with reading(self.url) as connection:
-            return connection.execute(query).all()
-
-    def _append(self, table: "Table", record: Any) -> None:
-        with writing(self.url) as connection:
-            connection.execute(table.insert(), _fields(record))
-
-    def _upsert(self, table: "Table", rows: Sequence[Mapping[str, Any]]) -> None:
-        """Insert or replace by primary key, all rows in one transaction."""
-        if not rows:
-            return
-        with writing(self.url) as connection:
-            connection.execute(upsert_statement(table, connection.dialect.name), rows)
-
-
-def upsert_statement(table: "Table", dialect: str) -> Any:
-    """INSERT .. ON CONFLICT (primary key) DO UPDATE, for sqlite or postgresql."""
-    insert = _insert(table, dialect)
-    replaced = {c.name: insert.excluded[c.name] for c in table.c if not c.primary_key}
-    return insert.on_conflict_do_update(index_elements=list(table.primary_key), set_=replaced)
-
-
-def _insert(table: "Table", dialect: str) -> Any:
-    from sqlalchemy.dialects import postgresql, sqlite
-
-    return (postgresql if dialect == "postgresql" else sqlite).insert(table)
-
-
-def _columns(table: "Table") -> "Select[Any]":
-    """The record's columns: all but the row's own number."""
-    import sqlalchemy as sa
-
-    columns: list[ColumnElement[Any]] = [c for c in table.c if c.name != "id"]
-    return sa.select(*columns)
-
-
-def _fields(record: Any) -> dict[str, Any]:
-    # Not dataclasses.asdict: its deep copies take ten times as long as the database does.
-    return {field.name: getattr(record, field.name) for field in fields(record)}
-
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float | str]:
     """JSON has no NaN and no infinity: such a number is kept as text, which float() reads."""
     return {k: float(v) if math.isfinite(v) else str(float(v)) for k, v in metrics.items()}
-
-
-def _chunks(values: Sequence[str]) -> Iterable[Sequence[str]]:
-    return (values[i : i + CHUNK] for i in range(0, len(values), CHUNK))

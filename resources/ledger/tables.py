@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqlalchemy import MetaData, Table
 
-SCHEMA = "0001"
+SCHEMA = "0002"
 """The newest migration: what this version reads and writes."""
 
 
@@ -23,6 +23,12 @@ class Tables:
     scores: "Table"
     champions: "Table"
     clocks: "Table"
+    waivers: "Table"
+    quarantine: "Table"
+    restatements: "Table"
+    alerts: "Table"
+    folders: "Table"
+    attention: "Table"
 
 
 @cache
@@ -66,8 +72,11 @@ def tables() -> Tables:
     def number(name: str, **more: Any) -> sa.Column[int]:
         return sa.Column(name, sa.BigInteger, **({"nullable": False} | more))
 
-    def instant(name: str) -> sa.Column[datetime]:
-        return sa.Column(name, Instant, nullable=False)
+    def instant(name: str, *, nullable: bool = False) -> sa.Column[datetime]:
+        return sa.Column(name, Instant, nullable=nullable)
+
+    def maybe(name: str) -> sa.Column[str]:
+        return sa.Column(name, sa.Text)
 
     def identity() -> sa.Column[int]:
         return sa.Column("id", sequence, primary_key=True, autoincrement=True)
@@ -139,4 +148,115 @@ def tables() -> Tables:
         sa.Index("champions_newest", "pipeline", "id"),
     )
     clocks = sa.Table("clocks", metadata, text("name", primary_key=True), instant("as_of"))
-    return Tables(metadata, arrivals, verdicts, partition_versions, scores, champions, clocks)
+    waivers = sa.Table(
+        "waivers",
+        metadata,
+        identity(),
+        text("pipeline"),
+        text("partition"),
+        text("reason"),
+        text("by"),
+        instant("given_at"),
+        instant("until"),
+        sa.Column("covers", document, nullable=False),
+        instant("recorded_at"),
+        instant("revoked_at", nullable=True),
+        maybe("revoked_by"),
+        maybe("revoke_reason"),
+        sa.Index("waivers_by_partition", "pipeline", "partition"),
+    )
+    quarantine = sa.Table(
+        "quarantine",
+        metadata,
+        identity(),
+        text("pipeline"),
+        text("source"),
+        text("key"),
+        instant("hour"),
+        text("path"),
+        number("size"),
+        text("digest"),
+        text("reason"),
+        text("kept"),
+        instant("found_at"),
+        instant("ended_at", nullable=True),
+        maybe("ended_by"),
+        sa.Index("quarantine_by_path", "pipeline", "path"),
+    )
+    restatements = sa.Table(
+        "restatements",
+        metadata,
+        identity(),
+        text("pipeline"),
+        text("partition"),
+        text("used_version"),
+        text("now_version"),
+        sa.Column("changes", document, nullable=False),
+        sa.Column("touches", document, nullable=False),
+        text("decision"),
+        text("reason"),
+        text("state"),
+        instant("found_at"),
+        instant("approved_at", nullable=True),
+        maybe("approved_by"),
+        instant("ended_at", nullable=True),
+        maybe("outcome"),
+        sa.Index("restatements_by_partition", "pipeline", "partition"),
+        sa.Index("restatements_by_state", "pipeline", "state"),
+    )
+    alerts = sa.Table(
+        "alerts",
+        metadata,
+        identity(),
+        text("pipeline"),
+        text("kind"),
+        text("subject"),
+        text("key"),
+        text("text"),
+        text("advice"),
+        instant("raised_at"),
+        instant("closed_at", nullable=True),
+        instant("delivered_at", nullable=True),
+        number("attempts"),
+        instant("next_attempt_at"),
+        maybe("last_error"),
+        sa.Index(
+            "alerts_open",
+            "key",
+            unique=True,
+            sqlite_where=sa.text("closed_at IS NULL"),
+            postgresql_where=sa.text("closed_at IS NULL"),
+        ),
+        sa.Index("alerts_waiting", "delivered_at", "next_attempt_at"),
+    )
+    folders = sa.Table(
+        "folders",
+        metadata,
+        text("pipeline", primary_key=True),
+        text("path", primary_key=True),
+        number("mtime_ns"),
+        instant("looked_at"),
+    )
+    attention = sa.Table(
+        "attention",
+        metadata,
+        text("pipeline", primary_key=True),
+        sa.Column("date", sa.Date, primary_key=True),
+        text("reason"),
+        instant("since"),
+    )
+    return Tables(
+        metadata,
+        arrivals,
+        verdicts,
+        partition_versions,
+        scores,
+        champions,
+        clocks,
+        waivers,
+        quarantine,
+        restatements,
+        alerts,
+        folders,
+        attention,
+    )

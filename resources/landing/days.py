@@ -1,0 +1,104 @@
+"""The recorded arrivals of one source and key, day by day, against its contract."""
+
+from __future__ import annotations
+
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from platform_assets.domain.completeness import (
+    Arrival,
+    SourceReport,
+    assess_source,
+    deadline_of,
+)
+from platform_assets.domain.partition import date_range, local_hours
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from platform_assets.domain.spec import PipelineSpec
+    from resources.ledger import Ledger
+
+
+class SourceDays:
+    """Reads some local days in one query, and the weeks before them only if a rule asks."""
+
+    def __init__(
+        self,
+        spec: PipelineSpec,
+        ledger: Ledger,
+        source: str,
+        key: str,
+        hours: Mapping[date, Sequence[datetime]],
+    ) -> None:
+        """
+        Args:
+            spec: the pipeline.
+            ledger: where arrivals are recorded.
+            source, key: of the spec.
+            hours: the UTC hours of each local day.
+        """
+        self._spec, self._ledger = spec, ledger
+        self._source, self._key = source, key
+        self._contract = spec.sources[source].contract
+        self._first = min(hours, default=spec.partitions.start)
+        self._hours = dict(hours)
+        self._arrivals = self._read(hours)
+
+    def assess(self, day: date, as_of: datetime) -> SourceReport:
+        """One of the days, by the contract of the source."""
+        return assess_source(
+            self._source,
+            self._hours[day],
+            self._arrivals[day],
+            as_of,
+            self._contract,
+            deadline=deadline_of(self._contract, day, self._spec.partitions.timezone),
+            trailing=self._trailing(day) if self._is_complete(day) else (),
+        )
+
+    def _is_complete(self, day: date) -> bool:
+        arrivals = self._arrivals[day]
+        return len(arrivals) == len(self._hours[day]) and all(a.rejected is None for a in arrivals)
+
+    def _trailing(self, day: date) -> tuple[int, ...]:
+        """Rows of the same weekday in the weeks before, of the days that are complete."""
+        rule, start = self._contract.weekday_rows, self._spec.partitions.start
+        if rule is None:
+            return ()
+        wanted = [day - timedelta(days=7 * back) for back in range(1, rule.weeks + 1)]
+        wanted = [before for before in wanted if before >= start]
+        if wanted and min(wanted) < self._first:
+            self._look_back(min(wanted))
+        return tuple(
+            sum(arrival.rows for arrival in self._arrivals[before])
+            for before in wanted
+            if self._is_complete(before)
+        )
+
+    def _look_back(self, first: date) -> None:
+        """Read the days from one on that lie before what is known, in one query."""
+        zone = self._spec.partitions.timezone
+        before = date_range(first, self._first - timedelta(days=1))
+        hours = {day: local_hours(day, zone) for day in before}
+        self._hours |= hours
+        self._arrivals |= self._read(hours)
+        self._first = first
+
+    def _read(self, hours: Mapping[date, Sequence[datetime]]) -> dict[date, list[Arrival]]:
+        day_of = {hour: day for day, own in hours.items() for hour in own}
+        grouped: dict[date, list[Arrival]] = {day: [] for day in hours}
+        if not day_of:
+            return grouped
+        for record in self._ledger.arrivals(
+            self._spec.pipeline, self._source, self._key, min(day_of), max(day_of)
+        ):
+            grouped[day_of[record.hour]].append(
+                Arrival(
+                    hour=record.hour,
+                    rows=record.rows,
+                    rejected=record.rejected,
+                    digest=record.digest,
+                )
+            )
+        return grouped

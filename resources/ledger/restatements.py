@@ -1,0 +1,134 @@
+"""Partitions whose inputs changed after they were used, and days that need another look."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime
+from typing import Any
+
+from resources.ledger.base import Store, chunks, fields_of, insert_into, upsert_statement
+from resources.ledger.engine import writing
+from resources.ledger.records import FolderRecord, RestatementRecord, utc
+from resources.ledger.tables import tables
+
+OPEN_STATES = ("open", "approved")
+
+
+class Restatements(Store):
+    """The restatements of all pipelines; at the most one is open for a partition."""
+
+    def found(self, record: RestatementRecord) -> bool:
+        """Record a change; tells whether it is news.
+
+        The same change again is none. An open one of another content is superseded; if a person
+        had approved that, the approval is carried over to what is there now.
+        """
+        t = tables().restatements
+        with writing(self.url) as connection:
+            mine = (
+                (t.c.pipeline == record.pipeline)
+                & (t.c.partition == record.partition)
+                & t.c.state.in_(OPEN_STATES)
+            )
+            before = connection.execute(t.select().where(mine)).all()
+            if any(row.now_version == record.now_version for row in before):
+                return False
+            row = {k: v for k, v in fields_of(record).items() if k != "number"}
+            for old in before:
+                if old.state == "approved":
+                    row |= {
+                        "state": "approved",
+                        "approved_at": old.approved_at,
+                        "approved_by": old.approved_by,
+                    }
+            values = {"state": "superseded", "ended_at": utc(record.found_at)}
+            connection.execute(t.update().where(mine).values(**values))
+            connection.execute(t.insert(), row)
+        return True
+
+    def approve(self, pipeline: str, partitions: Sequence[str], by: str) -> list[str]:
+        """Let open restatements go; returns the partitions that had one waiting."""
+        t = tables().restatements
+        approved: list[str] = []
+        with writing(self.url) as connection:
+            for chunk in chunks(partitions):
+                mine = (t.c.pipeline == pipeline) & t.c.partition.in_(chunk) & (t.c.state == "open")
+                approved.extend(r.partition for r in connection.execute(t.select().where(mine)))
+                values = {"state": "approved", "approved_at": datetime.now(UTC), "approved_by": by}
+                connection.execute(t.update().where(mine).values(**values))
+        return sorted(approved)
+
+    def end(self, number: int, state: str, outcome: str, at: datetime) -> None:
+        """Close one: `done`, or `superseded`; `outcome` says in words what came of it."""
+        t = tables().restatements
+        values = {"state": state, "outcome": outcome, "ended_at": utc(at)}
+        with writing(self.url) as connection:
+            connection.execute(t.update().where(t.c.id == number).values(**values))
+
+    def all(
+        self, pipeline: str, *, only_open: bool = False, partition: str | None = None
+    ) -> list[RestatementRecord]:
+        """The restatements of a pipeline, or of one of its partitions, oldest first."""
+        t = tables().restatements
+        query = t.select().where(t.c.pipeline == pipeline).order_by(t.c.id)
+        if only_open:
+            query = query.where(t.c.state.in_(OPEN_STATES))
+        if partition is not None:
+            query = query.where(t.c.partition == partition)
+        return [_record(row) for row in self._rows(query)]
+
+
+def _record(row: Any) -> RestatementRecord:
+    values = dict(row._mapping)
+    return RestatementRecord(number=values.pop("id"), **values)
+
+
+class Watch(Store):
+    """What the sweep has seen, and the days beyond the window that need another look."""
+
+    def folders(self, pipeline: str, paths: Sequence[str]) -> dict[str, FolderRecord]:
+        """What is known of some folders, by path."""
+        t = tables().folders
+        found: dict[str, FolderRecord] = {}
+        for chunk in chunks(paths):
+            query = t.select().where(t.c.pipeline == pipeline, t.c.path.in_(chunk))
+            found |= {row.path: FolderRecord(*row) for row in self._rows(query)}
+        return found
+
+    def saw(self, records: Sequence[FolderRecord]) -> None:
+        """Remember how folders were."""
+        if not records:
+            return
+        with writing(self.url) as connection:
+            statement = upsert_statement(tables().folders, connection.dialect.name)
+            connection.execute(statement, [fields_of(record) for record in records])
+
+    def attend(self, pipeline: str, dates: Mapping[date, str]) -> None:
+        """Have another look at dates, by date why; one that is listed keeps its first reason."""
+        if not dates:
+            return
+        t, now = tables().attention, datetime.now(UTC)
+        with writing(self.url) as connection:
+            insert = insert_into(t, connection.dialect.name).on_conflict_do_nothing()
+            connection.execute(
+                insert,
+                [
+                    {"pipeline": pipeline, "date": day, "reason": why, "since": now}
+                    for day, why in dates.items()
+                ],
+            )
+
+    def attended(self, pipeline: str) -> dict[date, str]:
+        """The dates that need another look, by date why."""
+        t = tables().attention
+        query = t.select().where(t.c.pipeline == pipeline).order_by(t.c.date)
+        return {row.date: row.reason for row in self._rows(query)}
+
+    def settle(self, pipeline: str, dates: Iterable[date]) -> None:
+        """These dates need no further look."""
+        wanted = list(dates)
+        if not wanted:
+            return
+        t = tables().attention
+        with writing(self.url) as connection:
+            for start in range(0, len(wanted), 500):
+                chunk = wanted[start : start + 500]
+                connection.execute(t.delete().where(t.c.pipeline == pipeline, t.c.date.in_(chunk)))
