@@ -38,23 +38,43 @@ class Restatements(Store):
                         "state": "approved",
                         "approved_at": old.approved_at,
                         "approved_by": old.approved_by,
+                        "touches": {**row["touches"], **_kept(old.touches)},
                     }
             values = {"state": "superseded", "ended_at": utc(record.found_at)}
             connection.execute(t.update().where(mine).values(**values))
             connection.execute(t.insert(), row)
         return True
 
-    def approve(self, pipeline: str, partitions: Sequence[str], by: str) -> list[str]:
-        """Let open restatements go; returns the partitions that had one waiting."""
+    def approve(
+        self, pipeline: str, partitions: Sequence[str], by: str, *, retrain: bool = True
+    ) -> list[str]:
+        """Let open restatements go, or go again; returns the partitions that had one open.
+
+        Without `retrain` what they touch is not trained again.
+        """
         t = tables().restatements
         approved: list[str] = []
         with writing(self.url) as connection:
             for chunk in chunks(partitions):
-                mine = (t.c.pipeline == pipeline) & t.c.partition.in_(chunk) & (t.c.state == "open")
-                approved.extend(r.partition for r in connection.execute(t.select().where(mine)))
-                values = {"state": "approved", "approved_at": datetime.now(UTC), "approved_by": by}
-                connection.execute(t.update().where(mine).values(**values))
+                mine = t.c.partition.in_(chunk) & t.c.state.in_(OPEN_STATES)
+                rows = connection.execute(t.select().where(t.c.pipeline == pipeline, mine)).all()
+                for row in rows:
+                    values = {
+                        "state": "approved",
+                        "approved_at": datetime.now(UTC),
+                        "approved_by": by,
+                        "touches": {**row.touches, "retrain": retrain},
+                    }
+                    connection.execute(t.update().where(t.c.id == row.id).values(**values))
+                    approved.append(row.partition)
         return sorted(approved)
+
+    def remark(self, number: int, outcome: str) -> None:
+        """Say how far an open one has come."""
+        t = tables().restatements
+        mine = (t.c.id == number) & t.c.state.in_(OPEN_STATES)
+        with writing(self.url) as connection:
+            connection.execute(t.update().where(mine).values(outcome=outcome))
 
     def end(self, number: int, state: str, outcome: str, at: datetime) -> None:
         """Close one: `done`, or `superseded`; `outcome` says in words what came of it."""
@@ -74,6 +94,11 @@ class Restatements(Store):
         if partition is not None:
             query = query.where(t.c.partition == partition)
         return [_record(row) for row in self._rows(query)]
+
+
+def _kept(touches: Mapping[str, Any]) -> dict[str, Any]:
+    """What a person has said beyond the approval, and holds for what supersedes it too."""
+    return {"retrain": touches["retrain"]} if "retrain" in touches else {}
 
 
 def _record(row: Any) -> RestatementRecord:
