@@ -15,7 +15,7 @@ from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory import job_name
 from platform_assets.factory.events import source_event
 from platform_assets.factory.grid import dagster_key
-from platform_assets.factory.lanes import LANE_TAG, PIPELINE_TAG
+from platform_assets.factory.lanes import LANE_TAG, PIPELINE_TAG, RETRIED_IF_KILLED
 from platform_assets.line.live import look
 from platform_assets.line.services import Services
 
@@ -26,7 +26,12 @@ def run_request(spec: PipelineSpec, request: Request) -> dg.RunRequest:
         run_key=request.run_key,
         job_name=job_name(spec, request.job),
         partition_key=dagster_key(spec, PartitionKey.parse(request.partition)),
-        tags={LANE_TAG: "daily", PIPELINE_TAG: spec.pipeline, "dagster/priority": "10"},
+        tags={
+            LANE_TAG: "daily",
+            PIPELINE_TAG: spec.pipeline,
+            "dagster/priority": "10",
+            **RETRIED_IF_KILLED,
+        },
     )
 
 
