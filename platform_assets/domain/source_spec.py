@@ -136,7 +136,7 @@ class WeekdayRowsSpec(Frozen):
 
 
 def _clock_time(value: object) -> object:
-    # YAML reads 06:00 without quotes as a number of base 60.
+    # YAML reads 16:00 without quotes as a number of base 60.
     if isinstance(value, bool | int | float):
         raise ValueError('a local time is written in quotes: "06:00"')
     return value

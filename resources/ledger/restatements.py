@@ -127,14 +127,19 @@ class Watch(Store):
             connection.execute(statement, [fields_of(record) for record in records])
 
     def attend(self, pipeline: str, dates: Mapping[date, str]) -> None:
-        """Have another look at dates, by date why; one that is listed keeps its first reason."""
+        """Have another look at dates, by date why; one that is listed keeps its first reason.
+
+        Being attended anew keeps a date from being settled by a look that began before.
+        """
         if not dates:
             return
         t, now = tables().attention, datetime.now(UTC)
         with writing(self.url) as connection:
-            insert = insert_into(t, connection.dialect.name).on_conflict_do_nothing()
+            insert = insert_into(t, connection.dialect.name)
             connection.execute(
-                insert,
+                insert.on_conflict_do_update(
+                    index_elements=list(t.primary_key), set_={"since": insert.excluded.since}
+                ),
                 [
                     {"pipeline": pipeline, "date": day, "reason": why, "since": now}
                     for day, why in dates.items()
@@ -147,13 +152,24 @@ class Watch(Store):
         query = t.select().where(t.c.pipeline == pipeline).order_by(t.c.date)
         return {row.date: row.reason for row in self._rows(query)}
 
-    def settle(self, pipeline: str, dates: Iterable[date]) -> None:
-        """These dates need no further look."""
+    def settle(
+        self, pipeline: str, dates: Iterable[date], looked_at: datetime | None = None
+    ) -> None:
+        """These dates need no further look.
+
+        Args:
+            pipeline: its name.
+            dates: the dates.
+            looked_at: when the look began that says so, on the machine's clock; what was attended
+                after that stays.
+        """
         wanted = list(dates)
         if not wanted:
             return
         t = tables().attention
         with writing(self.url) as connection:
             for start in range(0, len(wanted), 500):
-                chunk = wanted[start : start + 500]
-                connection.execute(t.delete().where(t.c.pipeline == pipeline, t.c.date.in_(chunk)))
+                mine = (t.c.pipeline == pipeline) & t.c.date.in_(wanted[start : start + 500])
+                if looked_at is not None:
+                    mine &= t.c.since <= utc(looked_at)
+                connection.execute(t.delete().where(mine))
