@@ -10,6 +10,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import (
     UnresolvedAssetJobDefinition,
 )
 
+from platform_assets.domain.attention import next_position, portion
 from platform_assets.domain.manifest import describe_dates
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
@@ -24,7 +25,14 @@ from sensors.readiness import run_request
 LANE, PRIORITY, INTERVAL_SECONDS = "late", 5, 30
 
 MOST_DATES = 20
-"""Older dates that one tick looks at; the others stay in the cursor for the next ones."""
+"""Swept dates that one tick looks at; the others stay in the cursor for the next ones."""
+
+MOST_IN_TURN = 10
+"""Dates that a tick looks at although nothing tells of a change.
+
+The ledger may have learnt of one without the sweep: a run looked at the landing zone, or a tick
+died before it could say what it had swept.
+"""
 
 
 def build_late_data_sensor(
@@ -47,10 +55,12 @@ def build_late_data_sensor(
         swept = sweep(services, int(cursor.get("position", 0)))
         older = {date.fromisoformat(day) for day in cursor.get("dates", ())} | set(swept.changed)
         now = sorted(older)[:MOST_DATES]
+        turn = portion(int(cursor.get("turn", 0)), MOST_IN_TURN, len(spec.dates()))
         restated = services.restatements.all(spec.pipeline, only_open=True)
         dates = {
             *within_lateness(services),
             *now,
+            *spec.dates()[turn.start : turn.stop],
             *(PartitionKey.parse(record.partition).date for record in restated),
         }
 
@@ -87,7 +97,13 @@ def build_late_data_sensor(
                 run_request(spec, request, LANE, PRIORITY) for request in found.plan.requests
             ],
             skip_reason=None if found.plan.requests else ("; ".join(said) or "nothing has changed"),
-            cursor=json.dumps({"position": swept.position, "dates": left}),
+            cursor=json.dumps(
+                {
+                    "position": swept.position,
+                    "dates": left,
+                    "turn": next_position(turn.stop, len(spec.dates())),
+                }
+            ),
         )
 
     return late_data

@@ -7,11 +7,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from platform_assets.domain.errors import RefusedError
+from platform_assets.domain.errors import RefusedError, UsageError
 from platform_assets.domain.manifest import Snapshot
 from platform_assets.domain.partition import PartitionKey, date_range
 from platform_assets.line.days import manifest_path
 from platform_assets.line.services import Services
+from platform_assets.line.stages import stage_of
 from resources.ledger.records import VersionRecord
 
 UNKNOWN = ""
@@ -174,3 +175,37 @@ def _reads(path: Path, version: str) -> Mapping[str, str]:
     if snapshot.data_version() != version:
         raise RefusedError(f"the manifest {path} was changed by hand")
     return {p.partition: p.data_version for p in snapshot.partitions}
+
+
+def read_impact(services: Services, asset: str, partition: str) -> dict[str, Any]:
+    """Who reads a partition of features, of a source, or all partitions of a day.
+
+    Raises:
+        UsageError: unknown asset or partition, or an asset that nothing is trained on.
+    """
+    spec = services.spec
+    stage = stage_of(spec, asset)
+    if stage not in ("features", "day") and not stage.startswith("landed_"):
+        raise UsageError(
+            f"{spec.asset(stage)} is not what models are trained on; allowed are "
+            f"{', '.join(spec.asset(s) for s in ('features', 'day'))} and the sources "
+            f"{', '.join(spec.landed(s) for s in spec.sources)}"
+        )
+    key = services.partition(partition, keyed=stage != "day")
+    keys = [key] if key.key else [PartitionKey(key.date, v) for v in spec.partitions.values]
+    readers = Readers(services, key.date, key.date)
+    found = [readers.of(one) for one in keys]
+    together = Impact(
+        partition=str(key),
+        snapshots={day: read for one in found for day, read in one.snapshots.items()},
+        models={day: read for one in found for day, read in one.models.items()},
+        evaluations={day: read for one in found for day, read in one.evaluations.items()},
+        model_versions={day: v for one in found for day, v in one.model_versions.items()},
+        champion=next((one.champion for one in found if one.champion), None),
+    )
+    return {
+        "asset": spec.asset(stage),
+        "partition": str(key),
+        "champion": None,
+        **together.as_dict(),
+    }

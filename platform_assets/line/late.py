@@ -4,7 +4,7 @@ A partition is compared with what it was built from, whoever built it and howeve
 differs is written down as a restatement, with what it touches and what the catalog wants done.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
@@ -19,7 +19,7 @@ from platform_assets.domain.late import (
     version_of,
     versions_of,
 )
-from platform_assets.domain.partition import PartitionKey, date_range, local_date
+from platform_assets.domain.partition import PartitionKey, date_range, local_date, runs_of
 from platform_assets.line.clearance import assess_range
 from platform_assets.line.features import (
     SourceChange,
@@ -81,7 +81,7 @@ def note_changes(
     found: list[RestatementRecord] = []
     changes: list[SourceChange] = []
     unknown: list[str] = []
-    for first, last in _runs(wanted):
+    for first, last in runs_of(wanted):
         services.zone.refresh(first, last)
         reports = assess_range(services, first, last)
         built = services.ledger.current_versions(
@@ -107,14 +107,6 @@ def note_changes(
             elif str(partition) in waiting:
                 _withdraw(services, waiting[str(partition)], record)
     return Noted(tuple(found), tuple(changes), tuple(unknown))
-
-
-def _runs(days: Sequence[date]) -> Iterator[tuple[date, date]]:
-    start = 0
-    for i in range(1, len(days) + 1):
-        if i == len(days) or days[i] - days[i - 1] != timedelta(days=1):
-            yield days[start], days[i - 1]
-            start = i
 
 
 def _tell(
