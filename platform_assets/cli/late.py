@@ -1,6 +1,6 @@
 """The commands for late and corrected data: restatements, restate, impact."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -8,7 +8,7 @@ from platform_assets.cli.app import AsJson, PipelineName, app, pipeline_of
 from platform_assets.domain.errors import UsageError
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.services import Services
-from platform_assets.terminal import print_json, print_table
+from platform_assets.terminal import print_json
 from resources.catalog import load_catalog
 
 
@@ -31,28 +31,32 @@ def restatements(
         print_json({"pipelines": found})
         return
     for name, documents in found.items():
-        rows = [
-            (
-                d["partition"],
-                d["changed"],
-                f"{d['used_version'][:8]} -> {d['now_version'][:8]}",
-                _touched(d["touches"]),
-                f"{d['state']}: {d['reason']}",
-                d.get("progress") or d.get("outcome") or d["to_do"],
-            )
-            for d in documents
-        ]
-        columns = ("partition", "changed", "hours' version", "touches", "state", "what to do")
-        if rows:
-            print_table(f"restatements of {name}", columns, rows)
-        else:
+        if not documents:
             print(f"{name}: no restatement is {'there' if every else 'open'}")
+        for document in documents:
+            _print(document)
 
 
-def _touched(touches: dict[str, list[object]]) -> str:
-    return ", ".join(
-        f"{len(touches.get(stage, ()))} {stage}" for stage in ("snapshots", "models", "evaluations")
-    )
+def _print(document: dict[str, Any]) -> None:
+    print(f"{document['partition']}: {document['state']}, {document['changed']}")
+    print(f"  {document['decision']}: {document['reason']}")
+    print(f"  hours {document['used_version'][:12]} -> {document['now_version'][:12]}")
+    print(f"  touches {_touched(document['touches'])}")
+    for word in ("progress", "outcome", "to_do"):
+        if document.get(word):
+            print(f"  {word.replace('_', ' ')}: {document[word]}")
+
+
+def _touched(touches: dict[str, Any]) -> str:
+    models = [f"{model['date']} version {model['version']}" for model in touches.get("models", ())]
+    champion = touches.get("champion")
+    parts = {
+        "snapshots": touches.get("snapshots", ()),
+        "models": models,
+        "evaluations": touches.get("evaluations", ()),
+        "champion": [f"version {champion['version']}"] if champion else (),
+    }
+    return "; ".join(f"{name} {', '.join(found) or 'none'}" for name, found in parts.items())
 
 
 @app.command()
