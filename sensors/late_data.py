@@ -112,4 +112,8 @@ def build_late_data_sensor(
 def _state_of(instance: dg.DagsterInstance, key: str) -> str | None:
     """Dagster's state of the last run of a run key."""
     runs = instance.get_runs(dg.RunsFilter(tags={"dagster/run_key": key}), limit=1)
-    return runs[0].status.value if runs else None
+    if not runs:
+        return None
+    run = runs[0]  # of several, the newest: one that was launched again has the same key
+    waits = run.is_complete_and_waiting_to_retry
+    return (dg.DagsterRunStatus.QUEUED if waits else run.status).value

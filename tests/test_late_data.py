@@ -678,24 +678,67 @@ def test_a_failed_run_is_not_lost_and_keeps_nobody_else(box: Box) -> None:
     assert box.tick().launched == [("features", PARTITION), ("features", "LGA|2013-01-08")]
     assert box.version() == before
     tick = box.tick()
-    failed = box.open[0].outcome or ""
-    assert failed.startswith(f"the run of features {PARTITION} ended as FAILURE, what was there")
-    assert f"try again with `signalbox restate '{PARTITION}' --by NAME`" in failed
+    # It waits for a person now, and is alerted as whatever is listed.
+    failed = next(record for record in box.open if record.partition == PARTITION)
+    assert (failed.decision, failed.state) == ("list", "open")
+    assert failed.reason == (
+        f"the run of features {PARTITION} ended as FAILURE, what was there stays; see it in "
+        "Dagster, have the hours corrected or the run re-executed, or try again"
+    )
     # LGA goes on: its model does not wait for what has failed.
     assert ("train", "2013-01-08") in tick.launched
     box.until_quiet()
-    (left,) = box.open
-    assert left.partition == PARTITION
-    assert left.outcome == failed
+    assert [record.partition for record in box.open] == [PARTITION]
 
     # A person may try again: another run, which fails as well.
     box.line.services.restatements.approve("flights", [PARTITION], "ann")
     assert box.until_quiet() == [[("features", PARTITION)]]
+    assert [record.state for record in box.open] == ["open"]
     # Corrected, it goes by itself.
     table = pq.read_table(box.file())
     box.deliver(box.file(), table.slice(0, table.num_rows - 2))
     assert box.until_quiet() == RESTATED
     assert box.open == []
+
+
+def test_a_killed_run_that_dagster_launches_again_has_not_failed(box: Box) -> None:
+    box.correct(40)
+    (request,) = box.tick(launch=False).data.run_requests or []
+    assert request.tags["dagster/max_retries"] == "2"
+    state = {"now": "STARTED"}
+    note_changes(box.line.services, [DAY])
+    assert due(box.line.services, lambda _: state["now"]).plan.requests == ()
+    (record,) = box.open
+    assert record.outcome == f"features {PARTITION} is under way"
+    job = box.line.defs.resolve_job_def("flights_features")
+    run = box.line.instance.create_run_for_job(
+        job,
+        tags={
+            "dagster/run_key": str(request.run_key),
+            "dagster/will_retry": "true",
+            "dagster/partition": str(request.partition_key),
+        },
+    )
+    box.line.instance.report_run_failed(run, "its process was killed")
+    box.tick()
+    assert [r.decision for r in box.open] == ["restate"]
+    box.line.instance.add_run_tags(run.run_id, {"dagster/will_retry": "false"})
+    box.tick()
+    assert [r.decision for r in box.open] == ["list"]
+
+
+def test_what_is_listed_and_done_by_hand_is_over(box: Box) -> None:
+    box.later(10)
+    box.correct(40)
+    box.tick()
+    box.line.must("features", partition=PARTITION)
+    box.tick()
+    assert [r.state for r in box.open] == ["open"]  # what reads it does not know yet
+    box.line.must("day", partition="2013-01-08")
+    box.line.must("snapshot", "model", partition="2013-01-08")
+    box.line.must("evaluation", span=("2013-01-07", "2013-01-08"))
+    assert box.tick().launched == []
+    assert [r.state for r in box.every] == ["done"]
 
 
 def test_training_waits_for_all_features_of_its_window(box: Box) -> None:

@@ -232,7 +232,7 @@ def _hour_changes(
 def _withdraw(services: Services, record: RestatementRecord, built: VersionRecord) -> None:
     """End a restatement whose change is gone, before anything was rebuilt from it."""
     if version_of(built.detail["arrivals"]) != record.used_version:
-        return  # it was rebuilt: what reads it is on its way
+        return  # it was rebuilt: it is over when all that reads it is new
     services.restatements.end(
         record.number,
         "superseded",

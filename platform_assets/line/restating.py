@@ -52,6 +52,7 @@ class _Steps:
     state_of: Callable[[str], str | None]
     requests: dict[str, Request] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    failed: dict[int, str] = field(default_factory=dict)
 
     @property
     def is_full(self) -> bool:
@@ -77,12 +78,12 @@ class _Steps:
         key = run_key(self.services.spec.pipeline, job, name, ["late", inputs, made])
         state = self.state_of(key)
         if state in ENDED_BADLY:
-            self.say(
-                owners,
-                f"the run of {job} {name} ended as {state}, what was there stays: see it in "
-                "Dagster, re-execute it or have the hours corrected; or try again with "
-                f"`signalbox restate '{owners[0].partition}' --by NAME`",
+            why = (
+                f"the run of {job} {name} ended as {state}, what was there stays; see it in "
+                "Dagster, have the hours corrected or the run re-executed, or try again"
             )
+            self.say(owners, why)
+            self.failed |= {going.record.number: why for going in owners}
             return False
         if state is not None:
             self.say(owners, f"{job} {name} is under way")
@@ -115,6 +116,8 @@ class Due:
 def due(services: Services, state_of: Callable[[str], str | None] = lambda _: None) -> Due:
     """The next runs of the restatements that may go; those that are done are closed.
 
+    One of which a run has failed waits for a person, as those do that are beyond the lateness.
+
     Whatever is asked for again has the same run key, until its inputs change or a person approves
     it once more; so a look may be repeated, and one that was lost loses nothing.
 
@@ -123,25 +126,30 @@ def due(services: Services, state_of: Callable[[str], str | None] = lambda _: No
         state_of: Dagster's state of the run of a run key, such as FAILURE; None if there is none.
     """
     records = services.restatements.all(services.spec.pipeline, only_open=True)
-    held = {r.partition: f"listed: {r.reason}" for r in records if not may_go(r)}
-    records = [record for record in records if may_go(record)]
     if not records:
-        return Due(Plan(held=held))
+        return Due(Plan())
     dates = [PartitionKey.parse(record.partition).date for record in records]
     readers = Readers(services, min(dates), max(dates))
-    steps, ended = _Steps(services, readers, state_of), {}
+    steps, ended, held = _Steps(services, readers, state_of), {}, {}
     open_ones = []
     for going in _look(services, readers, records):
-        if going.is_done:
-            ended[going.record.partition] = _end(services, going)
-        else:
+        record = going.record
+        if going.is_done:  # by these requests, or by what somebody did by hand
+            ended[record.partition] = _end(services, going)
+        elif may_go(record):
             open_ones.append(going)
+        else:
+            held[record.partition] = f"listed: {record.reason}"
     unbuilt = _request_features(steps, [g for g in open_ones if not g.rebuilt])
     _request_days(steps, open_ones)
     waiting = _request_training(steps, open_ones, unbuilt)
     _request_judgement(steps, open_ones, unbuilt, waiting)
     for going in open_ones:
-        _remark(services, going.record, "; ".join(steps.notes[going.record.partition]))
+        record = going.record
+        if record.number in steps.failed:
+            services.restatements.relist(record.number, steps.failed[record.number])
+        else:
+            _remark(services, record, "; ".join(steps.notes[record.partition]))
     held |= {key: "; ".join(notes) for key, notes in steps.notes.items()}
     return Due(Plan(requests=tuple(steps.requests.values()), held=held), ended)
 

@@ -76,6 +76,14 @@ class Restatements(Store):
         with writing(self.url) as connection:
             connection.execute(t.update().where(mine).values(outcome=outcome))
 
+    def relist(self, number: int, reason: str) -> None:
+        """Have an open one wait for a person: what was tried has failed."""
+        t = tables().restatements
+        mine = (t.c.id == number) & t.c.state.in_(OPEN_STATES)
+        values = {"decision": "list", "state": "open", "reason": reason, "outcome": None}
+        with writing(self.url) as connection:
+            connection.execute(t.update().where(mine).values(**values))
+
     def end(self, number: int, state: str, outcome: str, at: datetime) -> None:
         """Close one: `done`, or `superseded`; `outcome` says in words what came of it."""
         t = tables().restatements
