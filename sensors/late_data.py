@@ -16,7 +16,7 @@ from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory.events import source_event
 from platform_assets.line.features import SourceChange
-from platform_assets.line.late import note_changes, within_lateness
+from platform_assets.line.late import may_go, note_changes, within_lateness
 from platform_assets.line.restating import due
 from platform_assets.line.services import Services
 from platform_assets.line.sweep import sweep
@@ -56,7 +56,7 @@ def build_late_data_sensor(
         older = {date.fromisoformat(day) for day in cursor.get("dates", ())} | set(swept.changed)
         now = sorted(older)[:MOST_DATES]
         turn = portion(int(cursor.get("turn", 0)), MOST_IN_TURN, len(spec.dates()))
-        restated = services.restatements.all(spec.pipeline, only_open=True)
+        restated = filter(may_go, services.restatements.all(spec.pipeline, only_open=True))
         dates = {
             *within_lateness(services),
             *now,

@@ -642,6 +642,20 @@ def test_features_that_were_built_anew_by_hand_before_anybody_looked(box: Box) -
     assert box.judged("2013-01-07")[1] == box.version()
 
 
+def test_built_by_hand_from_newer_hours_than_were_found(
+    shared_folder: Path, home_template: Path, tmp_path: Path
+) -> None:
+    """It does not wait for hours that there will never be again."""
+    with copied(Templates(shared_folder, home_template).features, tmp_path) as line:
+        box = Box(line)
+        box.correct(40)
+        box.tick(launch=False)
+        box.correct(80)
+        line.must("features", partition=PARTITION)
+        assert box.until_quiet() == [[("day", "2013-01-08")]]
+        assert [r.state for r in box.every] == ["superseded", "done"]
+
+
 def test_features_of_other_code_are_no_late_data(box: Box) -> None:
     record = box.line.versions("features")[PARTITION]
     box.line.services.ledger.record_version(replace(record, data_version="b" * 64))

@@ -5,7 +5,7 @@ differs is written down as a restatement, with what it touches and what the cata
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from typing import Any
 
@@ -105,7 +105,7 @@ def note_changes(
                 if services.restatements.found(new):
                     found.append(new)
             elif str(partition) in waiting:
-                _withdraw(services, waiting[str(partition)], record)
+                _settle(services, waiting[str(partition)], record)
     return Noted(tuple(found), tuple(changes), tuple(unknown))
 
 
@@ -229,16 +229,23 @@ def _hour_changes(
     ]
 
 
-def _withdraw(services: Services, record: RestatementRecord, built: VersionRecord) -> None:
-    """End a restatement whose change is gone, before anything was rebuilt from it."""
-    if version_of(built.detail["arrivals"]) != record.used_version:
-        return  # it was rebuilt: it is over when all that reads it is new
-    services.restatements.end(
-        record.number,
-        "superseded",
-        "the hours are again those that it was built from, nothing is to be done",
-        services.clock.as_of(),
-    )
+def _settle(services: Services, record: RestatementRecord, built: VersionRecord) -> None:
+    """Look after an open restatement of a partition that is what its hours say."""
+    arrivals, as_of = dict(built.detail["arrivals"]), services.clock.as_of()
+    if version_of(arrivals) == record.used_version:
+        outcome = "the hours are again those that it was built from, nothing is to be done"
+        services.restatements.end(record.number, "superseded", outcome, as_of)
+    elif changed_sources(arrivals, record.changes["now"]):
+        # It was built from newer hours than were found: what is left to do follows from these.
+        newer = replace(
+            record,
+            now_version=version_of(arrivals),
+            changes={**record.changes, "now": arrivals, "held": ""},
+            state="open",
+            found_at=as_of,
+            outcome=None,
+        )
+        services.restatements.found(newer)
 
 
 def left_to_late(services: Services) -> frozenset[date]:

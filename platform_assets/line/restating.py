@@ -171,8 +171,8 @@ def _look(
     going = []
     for record in sorted(records, key=lambda r: partitions[r.partition]):
         features, partition = built[record.partition], partitions[record.partition]
-        used = features.detail.get("arrivals", {})
-        rebuilt = not changed_sources(used, record.changes["now"])
+        used = features.detail.get("arrivals")
+        rebuilt = used is not None and not changed_sources(used, record.changes["now"])
         impact, version = readers.of(partition), features.data_version
         old_models = {d for d, read in impact.models.items() if read != version}
         judged = {d for d in impact.evaluations if _of_another_model(readers, d)} - old_models
