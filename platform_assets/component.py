@@ -15,6 +15,7 @@ from platform_assets.domain.errors import SignalboxError, UsageError
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory import build_jobs, build_pipeline
 from resources.catalog import PIPELINE_FILE, load_catalog, read_pipeline
+from sensors.late_data import build_late_data_sensor
 from sensors.readiness import build_readiness_sensor
 
 TEMPLATE = Path(__file__).with_name("pipeline_template.yaml")
@@ -23,7 +24,7 @@ TEMPLATE = Path(__file__).with_name("pipeline_template.yaml")
 def pipeline_definitions(
     spec: PipelineSpec, origin: str = "a spec written in Python"
 ) -> dg.Definitions:
-    """Assets, checks, jobs and the readiness sensor of one pipeline: what every door leads to.
+    """Assets, checks, jobs and sensors of one pipeline: what every door leads to.
 
     Args:
         spec: the pipeline.
@@ -38,7 +39,9 @@ def pipeline_definitions(
         jobs = build_jobs(spec)
         return dg.Definitions.merge(
             build_pipeline(spec, jobs, origin),
-            dg.Definitions(sensors=[build_readiness_sensor(spec, jobs)]),
+            dg.Definitions(
+                sensors=[build_readiness_sensor(spec, jobs), build_late_data_sensor(spec, jobs)]
+            ),
         )
 
 

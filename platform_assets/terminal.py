@@ -64,6 +64,10 @@ def print_explanation(document: Mapping[str, Any]) -> None:
         print(line)
     for name, reason in (document.get("held") or {}).items():
         print(f"  held {name}: {reason}")
+    late = document.get("restatement")
+    if late:
+        print(f"  changed since: {late['partition']}, {late['changed']}")
+        print(f"    {late['state']}, {late['reason']}; to do: {late['to_do']}")
     for version in document["versions"]:
         print(
             f"  {version['committed_at']} {version['data_version'][:12]} {version['rows']} rows, "

@@ -20,16 +20,18 @@ from platform_assets.line.live import look
 from platform_assets.line.services import Services
 
 
-def run_request(spec: PipelineSpec, request: Request) -> dg.RunRequest:
-    """A decision of the domain as a run request of the daily lane."""
+def run_request(
+    spec: PipelineSpec, request: Request, lane: str = "daily", priority: int = 10
+) -> dg.RunRequest:
+    """A decision of the domain as a run request of a lane."""
     return dg.RunRequest(
         run_key=request.run_key,
         job_name=job_name(spec, request.job),
         partition_key=dagster_key(spec, PartitionKey.parse(request.partition)),
         tags={
-            LANE_TAG: "daily",
+            LANE_TAG: lane,
             PIPELINE_TAG: spec.pipeline,
-            "dagster/priority": "10",
+            "dagster/priority": str(priority),
             **RETRIED_IF_KILLED,
         },
     )

@@ -274,3 +274,7 @@ def _sentence(error: Any) -> str:
         allowed = [option for found in command.params for option in found.opts if "--" in option]
     listed = f", allowed are {', '.join(allowed)}" if allowed else ""
     return f"{found}{listed}; see `{context.command_path} --help`"
+
+
+# Each registers its commands on `app`.
+from platform_assets.cli import late as _late  # noqa: E402, F401

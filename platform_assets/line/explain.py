@@ -12,29 +12,12 @@ from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.clearance import assess
 from platform_assets.line.days import days_of, decide_snapshot
 from platform_assets.line.judging import judged_rows
+from platform_assets.line.late import described, open_restatements
 from platform_assets.line.models import require_snapshot
 from platform_assets.line.services import Services
+from platform_assets.line.stages import stage_of as stage_of
 
 KEYED_STAGES = ("features",)
-
-
-def stage_of(spec: PipelineSpec, asset: str) -> str:
-    """`features`, `day`, … or `landed_weather`, from `flights/features` or `features`.
-
-    Raises:
-        UsageError: the pipeline has no such asset.
-    """
-    stages = [
-        *(f"landed_{name}" for name in spec.sources),
-        *("features", "day", "snapshot", "model", "evaluation", "champion"),
-    ]
-    name = asset.removeprefix(f"{spec.pipeline}/")
-    if name not in stages:
-        raise UsageError(
-            f"{asset!r} is no asset of pipeline {spec.pipeline}; allowed are "
-            f"{', '.join(spec.asset(stage) for stage in stages)}"
-        )
-    return name
 
 
 def explain(services: Services, asset: str, partition: str) -> dict[str, Any]:
@@ -73,6 +56,11 @@ def explain(services: Services, asset: str, partition: str) -> dict[str, Any]:
     }
     if history:
         document["state"] = "done"
+    restatements = open_restatements(services, stage, name)
+    if restatements:
+        document["restatement"] = described(services, restatements[-1])
+        if len(restatements) > 1:
+            document["restatement"]["others"] = [r.partition for r in restatements[:-1]]
     return document
 
 

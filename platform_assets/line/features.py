@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from platform_assets.domain.completeness import CompletenessReport, SourceReport
 from platform_assets.domain.errors import HeldError
-from platform_assets.domain.partition import PartitionKey
+from platform_assets.domain.late import PREFIX, hour_name, versions_of
+from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.line.clearance import assess
 from platform_assets.line.services import Outcome, Services
 from resources.dataset import build_rows
@@ -89,6 +90,22 @@ def _recorded(services: Services, partition: PartitionKey) -> dict[str, str]:
     return found
 
 
+def hours_digest(services: Services, partition: PartitionKey) -> dict[str, dict[str, str]]:
+    """The first digits of each accepted hour's digest, by source and hour (`2013-02-09T14Z`)."""
+    spec = services.spec
+    hours = local_hours(partition.date, spec.partitions.timezone)
+    return {
+        source: {
+            hour_name(arrival.hour): arrival.digest[:PREFIX]
+            for arrival in services.ledger.arrivals(
+                spec.pipeline, source, partition.key, hours[0], hours[-1]
+            )
+            if arrival.rejected is None
+        }
+        for source in spec.sources
+    }
+
+
 def _waivers_of(record: VersionRecord) -> set[str]:
     return set(record.detail.get("waivers", ()))
 
@@ -122,6 +139,7 @@ def build_features(
     record_completeness(services, {partition: report})
     if not report.is_clear:
         raise HeldError(asset, {name: report.reason()})
+    hours = hours_digest(services, partition)
     tables = {
         source: services.zone.read(source, partition.key, partition.date)
         for source in spec.read_sources
@@ -144,12 +162,21 @@ def build_features(
         rows=commit.rows,
         run_id=run_id,
         # A lake that was lost and built anew holds the same rows at another table version.
-        # The same rows under another waiver are the same version, but let go by somebody else.
-        always=commit.changed or (before is not None and _waivers_of(before) != set(waived)),
+        # The same rows under another waiver are the same version, but let go by somebody else;
+        # of other files, they are built from what is there now.
+        always=commit.changed
+        or (
+            before is not None
+            and (
+                _waivers_of(before) != set(waived)
+                or before.detail.get("arrivals") != versions_of(report)
+            )
+        ),
         detail={
             "excluded": built.excluded,
             "hours": {s.source: s.observed for s in report.sources},
-            "arrivals": {s.source: s.data_version() for s in report.sources},
+            "arrivals": versions_of(report),
+            "hours_digest": hours,
             "verdict": report.verdict.value,
             "short": report.shortage(),
             "waivers": sorted({s.waiver for s in report.sources if s.waiver}),

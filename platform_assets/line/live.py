@@ -22,6 +22,7 @@ from platform_assets.line.features import (
     record_completeness,
     told_key,
 )
+from platform_assets.line.late import left_to_late
 from platform_assets.line.services import Services
 
 
@@ -125,6 +126,9 @@ def _judgement(services: Services, first: date, last: date) -> Plan:
         if spec.first_model_date <= day <= spec.last_judged_date and spec.judged_on(day)[-1] <= last
     ]
     models, judged = _model_versions(services, candidates)
+    # What was judged before and is not true any more is the late lane's to judge again.
+    late = left_to_late(services) & judged.keys()
+    models = {day: version for day, version in models.items() if day not in late}
     waiting = [day for day in models if judged.get(day) != models[day]]
     days = days_of(services, {d for day in waiting for d in spec.judged_on(day)})
     following = {day: [days[d] for d in spec.judged_on(day)] for day in waiting}
