@@ -9,13 +9,15 @@ from platform_assets.domain.errors import HeldError, UsageError
 from platform_assets.domain.manifest import DayState, WindowRefusal
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
-from platform_assets.line.clearance import assess
+from platform_assets.line.clearance import assess, described, lapsed
 from platform_assets.line.days import days_of, decide_snapshot
 from platform_assets.line.judging import judged_rows
 from platform_assets.line.models import require_snapshot
 from platform_assets.line.services import Services
+from resources.ledger.records import VersionRecord
 
 KEYED_STAGES = ("features",)
+RESTS_ON_ROWS = ("model", "evaluation")
 
 
 def stage_of(spec: PipelineSpec, asset: str) -> str:
@@ -59,6 +61,7 @@ def explain(services: Services, asset: str, partition: str) -> dict[str, Any]:
         "partition": name,
         "as_of": services.clock.as_of().isoformat(),
         **_state(services, stage, key),
+        **(_terms(services, history[-1]) if history and stage in RESTS_ON_ROWS else {}),
         "versions": [
             {
                 "data_version": v.data_version,
@@ -71,7 +74,7 @@ def explain(services: Services, asset: str, partition: str) -> dict[str, Any]:
             for v in history
         ],
     }
-    if history:
+    if history and not document.get("lapsed"):
         document["state"] = "done"
     return document
 
@@ -109,11 +112,28 @@ def _hours(services: Services, stage: str, key: PartitionKey) -> dict[str, Any]:
     word = "done" if stage != "features" else "ready"
     state = word if shown.is_clear else "missing" if shown.is_absent else "held"
     verdict = shown.verdict.value
-    return {
+    found: dict[str, Any] = {
         "state": state,
         "verdict": verdict,
         "reason": shown.reason(),
+        "short": shown.shortage(),
+        "waivers": described(services, {s.waiver for s in shown.sources if s.waiver}),
         "sources": _source_lines(shown),
+    }
+    record = services.ledger.current_version(services.spec.asset("features"), str(key))
+    gone = lapsed(services, record.detail.get("waivers", ())) if record else {}
+    if stage == "features" and gone:
+        # What was built under it may not be read any more, whatever is there now.
+        found |= {"lapsed": gone, "reason": f"{found['reason']}; {'; '.join(gone.values())}"}
+    return found
+
+
+def _terms(services: Services, version: VersionRecord) -> dict[str, Any]:
+    """What a model or a judgement was short of when it was made, and who let that go."""
+    detail = version.detail
+    return {
+        "short": detail.get("short", {}),
+        "waivers": described(services, detail.get("waivers", ())),
     }
 
 
@@ -145,7 +165,13 @@ def _day(services: Services, key: PartitionKey) -> dict[str, Any]:
         DayState.UNBUILT: "held",
     }[day.state]
     reason = day.reason() or f"all {len(day.partitions)} partitions are built"
-    return {"state": state, "reason": reason, "held": dict(day.reasons)}
+    return {
+        "state": state,
+        "reason": reason,
+        "held": dict(day.reasons),
+        "short": day.short,
+        "waivers": described(services, day.waivers),
+    }
 
 
 def _snapshot(services: Services, key: PartitionKey) -> dict[str, Any]:
@@ -157,6 +183,8 @@ def _snapshot(services: Services, key: PartitionKey) -> dict[str, Any]:
         "reason": f"{len(taken.days)} of {services.spec.model.window_days} days are whole, "
         f"{taken.rows} rows; held: {', '.join(taken.held) or 'none'}",
         "held": dict(taken.held),
+        "short": taken.short,
+        "waivers": described(services, taken.waivers),
         "data_version": taken.data_version(),
     }
 
