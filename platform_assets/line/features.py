@@ -154,7 +154,10 @@ def build_features(
         asset=asset,
         partition=name,
         data_version=commit.data_version,
-        table_version=commit.table_version,
+        # Nothing was committed: the rows lie where they lay.
+        table_version=commit.table_version
+        if commit.changed or not before
+        else before.table_version,
         rows=commit.rows,
         run_id=run_id,
         # A lake that was lost and built anew holds the same rows at another table version.
