@@ -34,7 +34,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 def print_status(document: Mapping[str, Any]) -> None:
     """The status of one pipeline as a table."""
-    columns = ("partitions", "complete", "ready", "held", "missing", "watermark")
+    columns = ("partitions", "complete", "ready", "held", "missing", "waived", "watermark")
     rows = [
         (asset, *(counts[column] for column in columns))
         for asset, counts in document["assets"].items()
@@ -62,6 +62,8 @@ def print_explanation(document: Mapping[str, Any]) -> None:
         if source["missing_local"]:
             line += f", missing {source['missing_local']} (local time)"
         print(line)
+    for waiver in (document.get("waivers") or {}).values():
+        print(f"  under waiver {waiver}")
     for name, reason in (document.get("held") or {}).items():
         print(f"  held {name}: {reason}")
     late = document.get("restatement")

@@ -15,6 +15,7 @@ from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory import job_name
 from platform_assets.factory.events import source_event
 from platform_assets.factory.grid import dagster_key
+from platform_assets.factory.held import held_check
 from platform_assets.factory.lanes import LANE_TAG, PIPELINE_TAG, RETRIED_IF_KILLED
 from platform_assets.line.live import look
 from platform_assets.line.services import Services
@@ -56,7 +57,8 @@ def build_readiness_sensor(
         if cursor.get("live_from") != spec.schedule.live_from.isoformat():
             cursor = {}  # another start was declared: look at all of it
         open_from = date.fromisoformat(cursor["open_from"]) if cursor else None
-        tick = look(Services.open(spec), open_from, cursor.get("told"))
+        services = Services.open(spec)
+        tick = look(services, open_from, cursor.get("told"))
         for request in tick.plan.requests:
             context.log.info(f"{request.job} {request.partition} is clear: {request.reason}")
         for partition, reason in tick.plan.held.items():
@@ -75,7 +77,10 @@ def build_readiness_sensor(
                     "told": dict(tick.told),
                 }
             ),
-            asset_events=[source_event(spec, change) for change in tick.changes],
+            asset_events=[
+                *(source_event(spec, change) for change in tick.changes),
+                *held_check(context.instance, services, tick.plan.held),
+            ],
         )
 
     return readiness

@@ -43,6 +43,13 @@ def _waivers(services: Services, held: Iterable[str]) -> list[Waiver]:
     return services.waivers.of(services.spec.pipeline, wanted) if wanted else []
 
 
+def described(services: Services, names: Iterable[str]) -> dict[str, str]:
+    """Who gave these waivers, why and until when, by name."""
+    wanted = set(names)
+    known = services.waivers.of(services.spec.pipeline) if wanted else []
+    return {w.name: w.describe() for w in known if w.name in wanted}
+
+
 def lapsed(services: Services, names: Iterable[str]) -> dict[str, str]:
     """Of these waivers those that are no longer in force, by name why."""
     wanted = set(names)

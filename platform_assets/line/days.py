@@ -18,7 +18,7 @@ from platform_assets.domain.manifest import (
     window,
 )
 from platform_assets.domain.partition import PartitionKey
-from platform_assets.line.clearance import assess_range, lapsed
+from platform_assets.line.clearance import assess_range, described, lapsed
 from platform_assets.line.features import record_partitions
 from platform_assets.line.services import Outcome, Services
 from resources.landing.atomic import write_whole
@@ -50,6 +50,15 @@ def built_and_lapsed(
     return {key: version for key, version in built.items() if key not in held}, held
 
 
+def held_and_lapsed(held: Mapping[str, str], lapsed_waivers: Mapping[str, str]) -> dict[str, str]:
+    """Why partitions are held, and of which of them a waiver has lapsed.
+
+    One whose waiver has lapsed and that is clear all the same, for its hours came or another
+    waiver covers it, is not held: it is to be built again.
+    """
+    return {**held, **{k: f"{held[k]}; {why}" for k, why in lapsed_waivers.items() if k in held}}
+
+
 def days_of(services: Services, dates: Iterable[date]) -> dict[date, Day]:
     """The roll-up of each date: from the ledger where it was built, else from the landing zone."""
     spec, wanted = services.spec, sorted(dates)
@@ -58,7 +67,7 @@ def days_of(services: Services, dates: Iterable[date]) -> dict[date, Day]:
     records = services.ledger.current_versions(spec.asset("features"), every_key)
     built, lapsed_waivers = built_and_lapsed(services, records)
     held = _held(services, [day for day in wanted if set(keys[day]) - set(built)], built)
-    held |= lapsed_waivers
+    held = held_and_lapsed(held, lapsed_waivers)
     return {day: roll_up(day, keys[day], built, held) for day in wanted}
 
 
@@ -102,6 +111,8 @@ def build_day(services: Services, partition: PartitionKey, run_id: str) -> Outco
         "rows": sum(p.rows for p in day.partitions),
         "partitions": {p.partition: p.data_version for p in day.partitions},
         "held": dict(day.reasons),
+        "short": day.short or None,
+        "waivers": described(services, day.waivers) or None,
     }
     return Outcome(asset, name, version, changed, metadata)
 
@@ -144,6 +155,13 @@ def build_snapshot(services: Services, partition: PartitionKey, run_id: str) -> 
     version = taken.data_version()
     path = manifest_path(services, partition.date, version)
     _write(path, canonical_json(taken.model_dump(mode="json")))
+    detail = {
+        "days": len(taken.days),
+        "held": dict(taken.held),
+        "short": taken.short,
+        "waivers": list(taken.waivers),
+    }
+    before = services.ledger.current_version(asset, name)
     changed = services.record(
         asset=asset,
         partition=name,
@@ -151,11 +169,10 @@ def build_snapshot(services: Services, partition: PartitionKey, run_id: str) -> 
         table_version=taken.read_version,
         rows=taken.rows,
         run_id=run_id,
-        detail={
-            "days": len(taken.days),
-            "held": dict(taken.held),
-            "waivers": list(taken.waivers),
-        },
+        detail=detail,
+        # The same rows, let go by somebody else: who trains on them must find that person.
+        always=before is not None
+        and any(before.detail.get(term) != detail[term] for term in ("short", "waivers")),
     )
     services.record_verdict(
         asset, name, "complete", {"held": dict(taken.held)}, services.clock.as_of()
@@ -167,7 +184,7 @@ def build_snapshot(services: Services, partition: PartitionKey, run_id: str) -> 
         "partitions": len(taken.partitions),
         "held": dict(taken.held),
         "short": taken.short or None,
-        "waivers": list(taken.waivers) or None,
+        "waivers": described(services, taken.waivers) or None,
         "delta_version": taken.read_version,
         "manifest": str(path.relative_to(services.home.root)),
     }

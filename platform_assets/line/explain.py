@@ -9,15 +9,18 @@ from platform_assets.domain.errors import HeldError, UsageError
 from platform_assets.domain.manifest import DayState, WindowRefusal
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
-from platform_assets.line.clearance import assess
+from platform_assets.line.clearance import assess, described, lapsed
 from platform_assets.line.days import days_of, decide_snapshot
 from platform_assets.line.judging import judged_rows
-from platform_assets.line.late import described, open_restatements
+from platform_assets.line.late import described as described_restatement
+from platform_assets.line.late import open_restatements
 from platform_assets.line.models import require_snapshot
 from platform_assets.line.services import Services
 from platform_assets.line.stages import stage_of as stage_of
+from resources.ledger.records import VersionRecord
 
 KEYED_STAGES = ("features",)
+RESTS_ON_ROWS = ("model", "evaluation")
 
 
 def explain(services: Services, asset: str, partition: str) -> dict[str, Any]:
@@ -42,6 +45,7 @@ def explain(services: Services, asset: str, partition: str) -> dict[str, Any]:
         "partition": name,
         "as_of": services.clock.as_of().isoformat(),
         **_state(services, stage, key),
+        **(_terms(services, history[-1]) if history and stage in RESTS_ON_ROWS else {}),
         "versions": [
             {
                 "data_version": v.data_version,
@@ -54,11 +58,11 @@ def explain(services: Services, asset: str, partition: str) -> dict[str, Any]:
             for v in history
         ],
     }
-    if history:
+    if history and not document.get("lapsed"):
         document["state"] = "done"
     restatements = open_restatements(services, stage, name)
     if restatements:
-        document["restatement"] = described(services, restatements[-1])
+        document["restatement"] = described_restatement(services, restatements[-1])
         if len(restatements) > 1:
             document["restatement"]["others"] = [r.partition for r in restatements[:-1]]
     return document
@@ -97,11 +101,28 @@ def _hours(services: Services, stage: str, key: PartitionKey) -> dict[str, Any]:
     word = "done" if stage != "features" else "ready"
     state = word if shown.is_clear else "missing" if shown.is_absent else "held"
     verdict = shown.verdict.value
-    return {
+    found: dict[str, Any] = {
         "state": state,
         "verdict": verdict,
         "reason": shown.reason(),
+        "short": shown.shortage(),
+        "waivers": described(services, {s.waiver for s in shown.sources if s.waiver}),
         "sources": _source_lines(shown),
+    }
+    record = services.ledger.current_version(services.spec.asset("features"), str(key))
+    gone = lapsed(services, record.detail.get("waivers", ())) if record else {}
+    if stage == "features" and gone:
+        # What was built under it may not be read any more, whatever is there now.
+        found |= {"lapsed": gone, "reason": f"{found['reason']}; {'; '.join(gone.values())}"}
+    return found
+
+
+def _terms(services: Services, version: VersionRecord) -> dict[str, Any]:
+    """What a model or a judgement was short of when it was made, and who let that go."""
+    detail = version.detail
+    return {
+        "short": detail.get("short", {}),
+        "waivers": described(services, detail.get("waivers", ())),
     }
 
 
@@ -133,7 +154,13 @@ def _day(services: Services, key: PartitionKey) -> dict[str, Any]:
         DayState.UNBUILT: "held",
     }[day.state]
     reason = day.reason() or f"all {len(day.partitions)} partitions are built"
-    return {"state": state, "reason": reason, "held": dict(day.reasons)}
+    return {
+        "state": state,
+        "reason": reason,
+        "held": dict(day.reasons),
+        "short": day.short,
+        "waivers": described(services, day.waivers),
+    }
 
 
 def _snapshot(services: Services, key: PartitionKey) -> dict[str, Any]:
@@ -145,6 +172,8 @@ def _snapshot(services: Services, key: PartitionKey) -> dict[str, Any]:
         "reason": f"{len(taken.days)} of {services.spec.model.window_days} days are whole, "
         f"{taken.rows} rows; held: {', '.join(taken.held) or 'none'}",
         "held": dict(taken.held),
+        "short": taken.short,
+        "waivers": described(services, taken.waivers),
         "data_version": taken.data_version(),
     }
 

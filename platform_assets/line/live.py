@@ -15,7 +15,12 @@ from platform_assets.domain.readiness import (
     plan_training,
 )
 from platform_assets.line.clearance import assess_range
-from platform_assets.line.days import built_and_lapsed, days_of, decide_snapshot
+from platform_assets.line.days import (
+    built_and_lapsed,
+    days_of,
+    decide_snapshot,
+    held_and_lapsed,
+)
 from platform_assets.line.features import (
     SourceChange,
     changes_since,
@@ -81,7 +86,8 @@ def look(
     built, lapsed_waivers = built_and_lapsed(services, versions)
     plan = plan_features(spec.pipeline, reports.values(), list(built))
     held = {r.partition: r.reason() for r in reports.values() if not r.is_clear}
-    held |= lapsed_waivers
+    held = held_and_lapsed(held, lapsed_waivers)
+    plan += Plan(held={key: held[key] for key in lapsed_waivers if key in held})
     days = {day: roll_up(day, spec.keys_of(day), built, held) for day in live}
 
     names = [day.isoformat() for day in live]

@@ -18,6 +18,7 @@ EMPTY: dict[str, Any] = {
     "ready": 0,
     "held": 0,
     "missing": 0,
+    "waived": 0,
     "watermark": None,
 }
 
@@ -33,8 +34,9 @@ def reached(services: Services) -> date | None:
 def status(services: Services) -> dict[str, Any]:
     """Counts by asset over the partitions that have begun by now.
 
-    complete: built, or for a source: all hours delivered. ready: could be built now. held: some
-    of what it needs is missing or not built. missing: nothing of it has arrived. watermark: the
+    complete: built, or for a source: all hours delivered, or let go without (accepted, waived).
+    ready: could be built now. held: some of what it needs is missing or not built. missing:
+    nothing of it has arrived. waived: how many of the complete rest on a waiver. watermark: the
     latest date that is complete, for an asset with keys: for every key.
     """
     spec = services.spec
@@ -71,9 +73,10 @@ def _sources(spec: PipelineSpec, grid: Grid) -> dict[str, dict[str, Any]]:
         for partition, report in grid.reports.items():
             own = next(s for s in report.sources if s.source == name)
             count["partitions"] += 1
-            whole = own.verdict is Verdict.COMPLETE
-            count["complete" if whole else "missing" if own.is_absent else "held"] += 1
-            if whole:
+            clear = own.is_clear
+            count["complete" if clear else "missing" if own.is_absent else "held"] += 1
+            count["waived"] += own.verdict is Verdict.WAIVED
+            if clear:
                 complete.append(partition)
         count["watermark"] = _watermark(complete, len(spec.partitions.values))
         counts[spec.landed(name)] = count
@@ -112,10 +115,14 @@ def _stages(services: Services, last: date, grid: Grid) -> dict[str, dict[str, A
             "ready": len(plan.build[stage]),
             "held": len(held - nothing),
             "missing": len(nothing),
+            "waived": 0,
             "watermark": _watermark(
                 done, len(spec.partitions.values) if stage == "features" else 1
             ),
         }
+    counts[spec.asset("features")]["waived"] = sum(
+        bool(grid.built[name].waivers) for name in plan.done["features"]
+    )
     whole = sum(day.state is DayState.WHOLE for day in grid.days.values())
     counts[spec.asset("day")]["whole"] = whole
     return counts

@@ -131,6 +131,12 @@ class Ledger(Store):
         query = columns_of(t).where(t.c.asset == asset, t.c.partition == partition)
         return [VersionRecord(*row) for row in self._rows(query.order_by(t.c.id))]
 
+    def versions(self, asset: str) -> list[VersionRecord]:
+        """Every version of an asset that there was, of all its partitions, oldest first."""
+        t = tables().partition_versions
+        query = columns_of(t).where(t.c.asset == asset).order_by(t.c.id)
+        return [VersionRecord(*row) for row in self._rows(query)]
+
     # --- scores ---------------------------------------------------------------------------------
 
     def record_score(self, record: ScoreRecord) -> None:

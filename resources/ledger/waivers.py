@@ -40,7 +40,7 @@ class Waivers(Store):
         """
         t = tables().waivers
         number = name.removeprefix("W-")
-        row = int(number) if number.isascii() and number.isdigit() else 0
+        row = int(number) if number.isascii() and number.isdigit() and len(number) < 18 else 0
         mine = (t.c.id == row) & (t.c.pipeline == pipeline)
         with writing(self.url) as connection:
             values = {"revoked_at": utc(at), "revoked_by": by, "revoke_reason": reason}
@@ -53,7 +53,10 @@ class Waivers(Store):
                 f"pipeline {pipeline} has no waiver {name!r}; see them with `signalbox waivers`"
             )
         if not done.rowcount:
-            raise UsageError(f"waiver {name} was revoked already, by {found.revoked_by}")
+            raise UsageError(
+                f"waiver {name} was revoked already, by {found.revoked_by}: it cannot be revoked "
+                "again; see it with `signalbox waivers --all`"
+            )
         return _waiver(found)
 
     def of(self, pipeline: str, partitions: Iterable[str] | None = None) -> list[Waiver]:
