@@ -16,6 +16,7 @@ from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory import build_jobs, build_pipeline
 from platform_assets.factory.due import build_due_checks
 from resources.catalog import PIPELINE_FILE, load_catalog, read_pipeline
+from sensors.alerts import build_alert_sensors
 from sensors.due import build_due_sensor
 from sensors.readiness import build_readiness_sensor
 
@@ -45,6 +46,7 @@ def pipeline_definitions(
                 sensors=[
                     build_readiness_sensor(spec, jobs),
                     build_due_sensor(spec),
+                    *build_alert_sensors(spec),
                 ],
             ),
         )
