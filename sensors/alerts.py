@@ -10,7 +10,8 @@ from platform_assets.line.services import Services
 from resources.ledger.records import AlertRecord
 from resources.webhook import URL_VARIABLE, Webhook
 
-ALERT_SECONDS = 15
+ALERT_SECONDS = 20
+DELIVERY_SECONDS = 15
 
 
 def build_alert_sensors(spec: PipelineSpec) -> list[dg.SensorDefinition]:
@@ -40,7 +41,7 @@ def _raising(spec: PipelineSpec) -> dg.SensorDefinition:
 def _delivering(spec: PipelineSpec) -> dg.SensorDefinition:
     @dg.sensor(
         name=f"{spec.pipeline}_alert_delivery",
-        minimum_interval_seconds=ALERT_SECONDS,
+        minimum_interval_seconds=DELIVERY_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=f"Sends alerts to the webhook of {URL_VARIABLE}; what it does not take waits.",
     )

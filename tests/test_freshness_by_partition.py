@@ -403,7 +403,7 @@ def test_a_check_that_cannot_tell_fails_and_does_not_fail_the_run(
         line.must("features", partition="JFK|2013-01-02")
         assert due_check(line, "features").passed, "nothing is due yet"
 
-        def broken(services: Services) -> None:
+        def broken(services: Services, stages: Sequence[str]) -> None:
             raise OSError("the disk is gone")
 
         monkeypatch.setattr("platform_assets.factory.due.read_due", broken)

@@ -49,7 +49,7 @@ def _check(spec: PipelineSpec, stage: str) -> dg.AssetChecksDefinition:
     )
     def due() -> dg.AssetCheckResult:
         try:
-            found = read_due(Services.open(spec)).of(name)
+            found = read_due(Services.open(spec), [stage]).of(name)
         except Exception as error:  # noqa: BLE001 - must not fail the run that it comes along with
             return dg.AssetCheckResult(
                 passed=False, description=f"what is due could not be told: {error}"

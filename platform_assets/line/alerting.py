@@ -101,7 +101,7 @@ def gather(services: Services) -> Findings:
         live_from=first,
         live_to=last,
         reports=tuple(_unbuilt(services, first, last, records)),
-        due=read_due(services),
+        due=read_due(services, ["model"]),
         refusals=tuple(_refusals(services)),
         restatements=tuple(
             Restated(partition=r.partition, reason=r.reason)

@@ -1,6 +1,6 @@
 """What is due by now, read from the ledger: the dataset's and the model's date."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 
 from platform_assets.domain.freshness import (
@@ -23,17 +23,21 @@ STAGES = ("features", "model")
 """The assets that a date is due of."""
 
 
-def read_due(services: Services) -> DueReport:
+def read_due(services: Services, stages: Sequence[str] = STAGES) -> DueReport:
     """What is due by now, and why it is not there.
 
     A partition whose waiver has lapsed is not there: it may no longer be read.
+
+    Args:
+        services: of the pipeline.
+        stages: of the report: `features`, `model`, or both.
     """
     spec, as_of = services.spec, services.clock.as_of()
     return due_report(
         spec.pipeline,
         spec.partitions.timezone,
         as_of,
-        [_expectation(services, stage, as_of) for stage in STAGES],
+        [_expectation(services, stage, as_of) for stage in stages],
         {
             spec.asset("features"): lambda day: _why_no_features(services, day),
             spec.asset("model"): lambda day: _why_no_model(services, day),
