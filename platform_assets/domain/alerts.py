@@ -281,7 +281,8 @@ def _refused(found: Findings) -> Iterable[Alert]:
             text=f"{len(refusals)} delivered file(s) of {day} are quarantined for "
             f"{', '.join(keys)}: {shortened(f'{r.path}: {r.reason}' for r in refusals)}",
             advice="have them delivered again as they should be, the rest goes on by itself; "
-            f'`signalbox explain {found.features} "{keys[0]}|{day}"` lists them by hour',
+            f"`signalbox quarantine --pipeline {found.pipeline}` lists them, "
+            f'`signalbox explain {found.features} "{keys[0]}|{day}"` says what else is missing',
         )
 
 
