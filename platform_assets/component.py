@@ -14,7 +14,10 @@ from platform_assets.domain.clock import WallClock
 from platform_assets.domain.errors import SignalboxError, UsageError
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory import build_jobs, build_pipeline
+from platform_assets.factory.due import build_due_checks
 from resources.catalog import PIPELINE_FILE, load_catalog, read_pipeline
+from sensors.alerts import build_alert_sensors
+from sensors.due import build_due_sensor
 from sensors.late_data import build_late_data_sensor
 from sensors.readiness import build_readiness_sensor
 
@@ -40,7 +43,13 @@ def pipeline_definitions(
         return dg.Definitions.merge(
             build_pipeline(spec, jobs, origin),
             dg.Definitions(
-                sensors=[build_readiness_sensor(spec, jobs), build_late_data_sensor(spec, jobs)]
+                asset_checks=build_due_checks(spec),
+                sensors=[
+                    build_readiness_sensor(spec, jobs),
+                    build_late_data_sensor(spec, jobs),
+                    build_due_sensor(spec),
+                    *build_alert_sensors(spec),
+                ],
             ),
         )
 

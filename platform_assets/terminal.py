@@ -42,6 +42,8 @@ def print_status(document: Mapping[str, Any]) -> None:
     title = f"{document['pipeline']}, as of {document['as_of']} ({document['clock']} clock)"
     if rows:  # none when only the champion is asked for
         print_table(title, ("asset", *columns), rows)
+    for due in document["due"].values():
+        print(f"{'STALE' if due['state'] == 'stale' else 'due'}: {due['text']}")
     champion = document["champion"]
     if champion is None:
         print("champion: none yet")

@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = (
-    "alembic", "dagster", "deltalake", "kubernetes", "lightgbm", "matplotlib", "mlflow", "numpy",
-    "pandas", "pandera", "pyarrow", "sklearn", "sqlalchemy", "torch",
+    "alembic", "dagster", "deltalake", "httpx", "kubernetes", "lightgbm", "matplotlib", "mlflow",
+    "numpy", "pandas", "pandera", "pyarrow", "sklearn", "sqlalchemy", "torch",
 )  # fmt: skip
 
 IMPORT_ALL = """

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from platform_assets.cli import waivers
+from platform_assets.cli import alerts, waivers
 from platform_assets.domain.errors import SignalboxError, UsageError
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.services import Services
@@ -227,6 +227,7 @@ def demo(
 
 
 waivers.register(app)
+alerts.register(app)
 
 
 def _complain(message: str) -> None:

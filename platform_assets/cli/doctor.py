@@ -42,6 +42,7 @@ def examine(home: Home) -> list[Finding]:
         ("instance", _instance),
         ("ledger", _ledger),
         ("mlflow", _mlflow),
+        ("alerts", _alerts),
         ("catalog", _catalog),
     ]
     findings: list[Finding] = []
@@ -170,6 +171,16 @@ def _mlflow(home: Home) -> Iterator[Finding]:
             f"{decided or 'none'}",
             "" if ok else f"materialize {spec.asset('champion')}: the ledger decides",
         )
+
+
+def _alerts(home: Home) -> Iterator[Finding]:
+    from platform_assets.line.alerting import delivery_health
+    from platform_assets.line.services import Services
+
+    for spec in load_catalog().values():
+        ok, found = delivery_health(Services.open(spec, home))
+        advice = "" if ok else "see `signalbox alerts`; set the webhook's URL right, or start it"
+        yield Finding(f"alerts of {spec.pipeline}", ok, found, advice)
 
 
 def _catalog(_: Home) -> Iterator[Finding]:

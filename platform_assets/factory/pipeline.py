@@ -10,6 +10,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import (
 from platform_assets.domain.errors import SpecError, UsageError
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory.assets import build_assets
+from platform_assets.factory.due import due_selection
 from platform_assets.factory.grid import asset_key
 from platform_assets.factory.lanes import PIPELINE_TAG
 from platform_assets.factory.sources import build_source
@@ -39,7 +40,8 @@ def build_jobs(spec: PipelineSpec) -> list[UnresolvedAssetJobDefinition]:
     return [
         dg.define_asset_job(
             job_name(spec, job),
-            selection=dg.AssetSelection.assets(*(asset_key(spec.asset(s)) for s in stages)),
+            selection=dg.AssetSelection.assets(*(asset_key(spec.asset(s)) for s in stages))
+            - due_selection(spec),
             tags={PIPELINE_TAG: spec.pipeline},
             description=f"{', '.join(stages)} of {spec.pipeline}, for one partition",
         )

@@ -9,6 +9,7 @@ from platform_assets.domain.completeness import Verdict
 from platform_assets.domain.manifest import DayState
 from platform_assets.domain.partition import PartitionKey, local_date
 from platform_assets.domain.spec import PipelineSpec
+from platform_assets.line.due import read_due
 from platform_assets.line.history import STAGES, Grid, plan_history, read_grid
 from platform_assets.line.services import Services
 
@@ -54,6 +55,7 @@ def status(services: Services) -> dict[str, Any]:
         "clock": spec.schedule.clock,
         "live_from": spec.schedule.live_from.isoformat(),
         "assets": assets,
+        "due": _due(services),
         "champion": None
         if champion is None
         else {
@@ -62,6 +64,17 @@ def status(services: Services) -> dict[str, Any]:
             "date": champion.model_date.isoformat(),
             "reason": champion.reason,
         },
+    }
+
+
+def _due(services: Services) -> dict[str, dict[str, Any]]:
+    timezone = services.spec.partitions.timezone
+    return {
+        found.asset: {
+            **found.model_dump(mode="json", exclude={"asset"}),
+            "text": found.describe(timezone),
+        }
+        for found in read_due(services).assets
     }
 
 

@@ -1,6 +1,6 @@
 """Alerts: raised once each, kept until the receiver has taken them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -8,6 +8,9 @@ from resources.ledger.base import Store, chunks, fields_of, insert_into
 from resources.ledger.engine import writing
 from resources.ledger.records import AlertRecord, utc
 from resources.ledger.tables import tables
+
+LOGGED_ONLY = "no receiver is set, it was only logged"
+"""Stands in `last_error` of an alert that there was no receiver for."""
 
 
 class Alerts(Store):
@@ -28,6 +31,90 @@ class Alerts(Store):
                 if connection.execute(insert, row).rowcount:
                     new.append(record)
         return new
+
+    def retell(self, texts: Mapping[int, tuple[str, str]]) -> None:
+        """Replace text and advice of open alerts, by number; they are not delivered again."""
+        t = tables().alerts
+        with writing(self.url) as connection:
+            for number, (text, advice) in texts.items():
+                mine = (t.c.id == number) & t.c.closed_at.is_(None)
+                connection.execute(t.update().where(mine).values(text=text, advice=advice))
+
+    def settle(
+        self, last_words: Mapping[int, AlertRecord | None], at: datetime
+    ) -> list[AlertRecord]:
+        """Close open alerts by number, each with an alert that says so, which is closed itself.
+
+        Both happen or neither does; of several processes one does it.
+
+        Returns:
+            the alerts that were raised by it.
+        """
+        t = tables().alerts
+        raised = []
+        with writing(self.url) as connection:
+            for number, record in last_words.items():
+                mine = (t.c.id == number) & t.c.closed_at.is_(None)
+                done = connection.execute(t.update().where(mine).values(closed_at=utc(at)))
+                if done.rowcount and record is not None:
+                    row = {k: v for k, v in fields_of(record).items() if k != "number"}
+                    connection.execute(t.insert(), row | {"closed_at": utc(at)})
+                    raised.append(record)
+        return raised
+
+    def undelivered(self, pipeline: str, most: int = 500) -> list[AlertRecord]:
+        """The alerts of a pipeline that no receiver has taken, oldest first.
+
+        Those that were over before there was a receiver are left out.
+        """
+        import sqlalchemy as sa
+
+        t = tables().alerts
+        query = t.select().where(
+            t.c.pipeline == pipeline,
+            t.c.delivered_at.is_(None),
+            sa.or_(
+                t.c.closed_at.is_(None), t.c.last_error.is_(None), t.c.last_error != LOGGED_ONLY
+            ),
+        )
+        return [_record(row) for row in self._rows(query.order_by(t.c.id).limit(most))]
+
+    def logged_only(self, pipeline: str) -> None:
+        """Note that there was no receiver for the alerts that nobody has tried to deliver."""
+        t = tables().alerts
+        mine = (
+            (t.c.pipeline == pipeline)
+            & t.c.delivered_at.is_(None)
+            & t.c.last_error.is_(None)
+            & (t.c.attempts == 0)
+        )
+        with writing(self.url) as connection:
+            connection.execute(t.update().where(mine).values(last_error=LOGGED_ONLY))
+
+    def claim(self, record: AlertRecord, until: datetime) -> bool:
+        """Take an alert for delivery; nobody else does until then. Tells whether it was free."""
+        t = tables().alerts
+        mine = (
+            (t.c.id == record.number)
+            & t.c.delivered_at.is_(None)
+            & (t.c.next_attempt_at == utc(record.next_attempt_at))
+        )
+        with writing(self.url) as connection:
+            found = connection.execute(t.update().where(mine).values(next_attempt_at=utc(until)))
+            return bool(found.rowcount)
+
+    def postpone(self, numbers: Sequence[int], until: datetime, why: str) -> None:
+        """Leave waiting alerts alone until then, and note why; that is no attempt."""
+        t = tables().alerts
+        values = {"next_attempt_at": utc(until), "last_error": why}
+        with writing(self.url) as connection:
+            for number in numbers:
+                mine = (
+                    (t.c.id == number)
+                    & t.c.delivered_at.is_(None)
+                    & (t.c.next_attempt_at < utc(until))
+                )
+                connection.execute(t.update().where(mine).values(**values))
 
     def close(self, keys: Sequence[str], at: datetime) -> list[AlertRecord]:
         """End the open alerts of these keys; returns what was open."""
@@ -50,7 +137,8 @@ class Alerts(Store):
         """The receiver has taken it."""
         t = tables().alerts
         with writing(self.url) as connection:
-            connection.execute(t.update().where(t.c.id == number).values(delivered_at=utc(at)))
+            values = {"delivered_at": utc(at), "last_error": None}
+            connection.execute(t.update().where(t.c.id == number).values(**values))
 
     def failed(self, number: int, error: str, next_attempt_at: datetime) -> None:
         """The receiver has not; try again later."""

@@ -1,0 +1,257 @@
+"""Alerts of a pipeline: found, written down once each, and delivered from there."""
+
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+from platform_assets.domain.alerts import (
+    Alert,
+    Findings,
+    OpenAlert,
+    Refusal,
+    Restated,
+    decide,
+    next_attempt,
+)
+from platform_assets.domain.completeness import CompletenessReport
+from platform_assets.domain.partition import PartitionKey, date_range, local_date
+from platform_assets.domain.waiver import Waiver
+from platform_assets.line.clearance import assess_range
+from platform_assets.line.days import built_and_lapsed
+from platform_assets.line.due import read_due
+from platform_assets.line.live import date_runs
+from platform_assets.line.services import Services
+from resources.ledger.alerts import LOGGED_ONLY
+from resources.ledger.records import AlertRecord, VersionRecord
+from resources.webhook import URL_VARIABLE, Webhook, alert_id, payload
+
+GRACE = timedelta(hours=1)
+"""On the wall clock the last hour's file takes its time: so long a day that is over is not held."""
+
+MOST_DELIVERED = 20
+TICK_SECONDS = 6.0
+"""What one delivery does at the most; one POST may begin within and end `SECONDS` after."""
+
+CLAIM = timedelta(seconds=60)
+"""An alert whose delivery began and of which no more was heard is tried again after this."""
+
+
+def update(
+    services: Services, tell: Callable[[AlertRecord], None] = lambda _: None
+) -> list[AlertRecord]:
+    """Raise what is new, close what is over; `tell` hears of each alert that was raised, once."""
+    spec, alerts = services.spec, services.alerts
+    as_of = services.clock.as_of()
+    opened = [_opened(record) for record in alerts.all(spec.pipeline, only_open=True)]
+    decision = decide(gather(services), opened)
+    # Raised before the old one is closed: what dies in between is made up for by the next look.
+    raised = []
+    if decision.raised:
+        raised += alerts.raise_all([_record(alert, as_of) for alert in decision.raised])
+    if decision.retold:
+        alerts.retell({n: (alert.text, alert.advice) for n, alert in decision.retold.items()})
+    if decision.closed:
+        last_words = {
+            number: _record(alert, as_of) if alert else None
+            for number, alert in decision.closed.items()
+        }
+        raised += alerts.settle(last_words, as_of)
+    for record in raised:
+        tell(record)
+    return raised
+
+
+def _opened(record: AlertRecord) -> OpenAlert:
+    return OpenAlert(
+        number=record.number,
+        kind=record.kind,
+        subject=record.subject,
+        key=record.key,
+        text=record.text,
+        advice=record.advice,
+        raised_at=record.raised_at,
+    )
+
+
+def _record(alert: Alert, as_of: datetime) -> AlertRecord:
+    return AlertRecord(
+        pipeline=alert.pipeline,
+        kind=alert.kind.value,
+        subject=alert.subject,
+        key=alert.key,
+        text=alert.text,
+        advice=alert.advice,
+        raised_at=as_of,
+        next_attempt_at=datetime.now(UTC),
+    )
+
+
+def gather(services: Services) -> Findings:
+    """Look at the live days that are over, and at what else a person has to know."""
+    spec, as_of = services.spec, services.clock.as_of()
+    first = max(spec.schedule.live_from, spec.partitions.start)
+    last = _last_over(services, as_of)
+    records = services.ledger.current_versions(spec.asset("features"))
+    return Findings(
+        pipeline=spec.pipeline,
+        features=spec.asset("features"),
+        model=spec.asset("model"),
+        as_of=as_of,
+        live_from=first,
+        live_to=last,
+        reports=tuple(_unbuilt(services, first, last, records)),
+        due=read_due(services, ["model"]),
+        refusals=tuple(_refusals(services)),
+        restatements=tuple(
+            Restated(partition=r.partition, reason=r.reason)
+            for r in services.restatements.all(spec.pipeline, only_open=True)
+            if r.state == "open" and r.decision == "list"
+        ),
+        used=tuple(_used(services, as_of, records)),
+    )
+
+
+def _last_over(services: Services, as_of: datetime) -> date:
+    """The last date that is over; on the wall clock since a while."""
+    spec = services.spec
+    grace = GRACE if spec.schedule.clock == "wall" else timedelta(0)
+    today = local_date(as_of - grace, spec.partitions.timezone)
+    return min(today - timedelta(days=1), spec.partitions.end)
+
+
+def _unbuilt(
+    services: Services, first: date, last: date, records: Mapping[str, VersionRecord]
+) -> list[CompletenessReport]:
+    """The reports of live days' partitions that have not been built, or may not be read."""
+    spec = services.spec
+    days = date_range(first, last)
+    live = {key for day in days for key in spec.keys_of(day)}
+    own = {key: record for key, record in records.items() if key in live}
+    built = built_and_lapsed(services, own)[0]
+    waiting = [day for day in days if not built.keys() >= set(spec.keys_of(day))]
+    found: list[CompletenessReport] = []
+    for start, end in date_runs(waiting):
+        services.zone.refresh(start, end)
+        reports = assess_range(services, start, end)
+        found += [report for key, report in sorted(reports.items()) if str(key) not in built]
+    return found
+
+
+def _refusals(services: Services) -> list[Refusal]:
+    timezone = services.spec.partitions.timezone
+    return [
+        Refusal(day=local_date(r.hour, timezone), key=r.key, path=r.path, reason=r.reason)
+        for r in services.quarantine.all(services.spec.pipeline, only_open=True)
+    ]
+
+
+def _used(
+    services: Services, as_of: datetime, records: Mapping[str, VersionRecord]
+) -> list[Waiver]:
+    """The waivers of built partitions that a training to come would read."""
+    spec = services.spec
+    today = local_date(as_of, spec.partitions.timezone)
+    since = today - timedelta(days=spec.model.window_days)
+    names = {
+        name
+        for key, record in records.items()
+        if PartitionKey.parse(key).date >= since
+        for name in record.detail.get("waivers", ())
+    }
+    if not names:
+        return []
+    return [w for w in services.waivers.of(spec.pipeline) if w.name in names]
+
+
+def deliver(services: Services, webhook: Webhook | None, now: datetime) -> tuple[int, str]:
+    """Send what waits, oldest first, within bounded time.
+
+    An alert never overtakes an earlier one on the same subject. Where there is no receiver, the
+    log is all there is: alerts are marked so, and stay in `signalbox alerts`.
+
+    Args:
+        services: of the pipeline.
+        webhook: the receiver.
+        now: on the machine's clock.
+
+    Returns:
+        how many were taken, and what went wrong; empty if nothing did.
+    """
+    alerts, pipeline = services.alerts, services.spec.pipeline
+    waiting = alerts.undelivered(pipeline)
+    if webhook is None:
+        if any(not record.attempts and record.last_error is None for record in waiting):
+            alerts.logged_only(pipeline)
+        return 0, ""
+    until = time.monotonic() + TICK_SECONDS
+    taken, tried, wrong = 0, 0, ""
+    blocked: set[str] = set()
+    for position, record in enumerate(waiting):
+        if tried >= MOST_DELIVERED or time.monotonic() >= until:
+            break
+        if record.subject in blocked:
+            continue
+        if record.next_attempt_at > now or not alerts.claim(record, now + CLAIM):
+            blocked.add(record.subject)
+            continue
+        tried += 1
+        answer = webhook.post(payload(record))
+        if answer.taken:
+            alerts.delivered(record.number, datetime.now(UTC))
+            taken += 1
+            continue
+        wrong = answer.error
+        again = next_attempt(record.attempts + 1, now, answer.retry_after)
+        alerts.failed(record.number, answer.error, again)
+        blocked.add(record.subject)
+        if answer.down:
+            rest = [other.number for other in waiting[position + 1 :]]
+            alerts.postpone(rest, again, f"the receiver is down: {answer.error}")
+            break
+    return taken, wrong
+
+
+def list_alerts(services: Services, *, every: bool = False) -> list[dict[str, Any]]:
+    """The open alerts of a pipeline, or all there ever were, oldest first, as plain data."""
+    return [
+        {
+            "id": alert_id(record),
+            "kind": record.kind,
+            "subject": record.subject,
+            "raised_at": record.raised_at.isoformat(),
+            "closed_at": record.closed_at and record.closed_at.isoformat(),
+            "text": record.text,
+            "advice": record.advice,
+            "delivered_at": record.delivered_at and record.delivered_at.isoformat(),
+            "attempts": record.attempts,
+            "last_error": record.last_error,
+            "next_attempt_at": None if record.delivered_at else record.next_attempt_at.isoformat(),
+            "delivery": describe_delivery(record),
+        }
+        for record in services.alerts.all(services.spec.pipeline, only_open=not every)
+    ]
+
+
+def describe_delivery(record: AlertRecord) -> str:
+    """Whether a receiver has an alert, in words."""
+    if record.delivered_at is not None:
+        return f"delivered {record.delivered_at:%Y-%m-%d %H:%M}Z"
+    if record.last_error == LOGGED_ONLY:
+        return LOGGED_ONLY
+    if record.last_error is None:
+        return "waits"
+    tried = f"tried {record.attempts} time(s), " if record.attempts else ""
+    return f"waits, {tried}next at {record.next_attempt_at:%H:%M:%S}Z: {record.last_error}"
+
+
+def delivery_health(services: Services) -> tuple[bool, str]:
+    """Whether every alert reaches the receiver, and in words how many are open and wait."""
+    found = services.alerts.all(services.spec.pipeline)
+    opened = sum(record.closed_at is None for record in found)
+    waiting = services.alerts.undelivered(services.spec.pipeline)
+    if Webhook.from_environment() is None:
+        return True, f"{opened} open; {URL_VARIABLE} is not set, alerts are logged and listed only"
+    failed = [record for record in waiting if record.attempts]
+    text = f"{opened} open, {len(waiting)} wait for the receiver"
+    return not failed, text + (f": {failed[-1].last_error}" if failed else "")
