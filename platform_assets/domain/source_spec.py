@@ -205,3 +205,8 @@ class SourceSpec(Frozen):
         if self.columns[self.time_column].type != "timestamp":
             raise ValueError(f"time_column {self.time_column!r} must be of type timestamp")
         return self
+
+    @property
+    def has_value_rules(self) -> bool:
+        """Whether the rows of a delivered hour have to be looked at, beyond its schema."""
+        return bool(self.unique) or any(c.has_value_rules for c in self.columns.values())

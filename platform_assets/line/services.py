@@ -12,6 +12,7 @@ from platform_assets.domain.spec import PipelineSpec
 from resources.home import Home
 from resources.lake import DatasetTable
 from resources.landing import LandingZone
+from resources.landing.setaside import SetAside
 from resources.ledger import Ledger, open_ledger
 from resources.ledger.alerts import Alerts
 from resources.ledger.quarantine import Quarantine
@@ -89,7 +90,8 @@ class Services:
 
     @cached_property
     def zone(self) -> LandingZone:
-        return LandingZone(self.home.landing, self.spec, self.ledger)
+        set_aside = SetAside(self.home.root, self.quarantine)
+        return LandingZone(self.home.landing, self.spec, self.ledger, set_aside)
 
     @cached_property
     def table(self) -> DatasetTable:
