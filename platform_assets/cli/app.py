@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from platform_assets.cli.drill import drill
 from platform_assets.domain.errors import SignalboxError, UsageError
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.services import Services
@@ -185,6 +186,9 @@ def explain(
         print_json(document)
     else:
         print_explanation(document)
+
+
+app.command()(drill)
 
 
 @app.command()
