@@ -77,3 +77,32 @@ def print_explanation(document: Mapping[str, Any]) -> None:
             f"  {version['committed_at']} {version['data_version'][:12]} {version['rows']} rows, "
             f"run {version['run_id']}"
         )
+
+
+def print_drill(document: Mapping[str, Any]) -> None:
+    """What a drill did on either side, what it measured, and its verdict."""
+    print(f"{document['name']}: {document['question']}")
+    for title, side in (("plain Dagster", "plain"), ("Signalbox", "signalbox")):
+        rows = [("ok" if s["ok"] else "NOT", s["did"], s["found"]) for s in document[side]]
+        print_table(title, ("", "what was done", "what happened"), rows)
+    columns = ("metric", "of the whole", "difference", "interval", "days", "the partial one is")
+    compared: dict[str, list[tuple[object, ...]]] = {}
+    for m in document["measurements"]:
+        row = (
+            f"{m['metric']}, {m['better']} is better",
+            f"{m['reference']:.4f}",
+            f"{m['mean']:+.5f}",
+            f"{m['low']:+.5f} to {m['high']:+.5f}",
+            m["n"],
+            m["conclusion"],
+        )
+        compared.setdefault(m["what"], []).append(row)
+    for what, found in compared.items():
+        print_table(what, columns, found)
+    for note in document["notes"]:
+        print(note)
+    spent = "; ".join(f"{name} {seconds:.0f} s" for name, seconds in document["seconds"].items())
+    print(f"time: {spent}")
+    if document["home"]:
+        print(f"home: {document['home']}")
+    print(document["verdict"])

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 from platform_assets.domain.digests import canonical_json
 from platform_assets.domain.errors import HeldError, HomeError, RefusedError, TransientError
+from platform_assets.domain.heat_map import HeatMap, heat_map
 from platform_assets.domain.manifest import (
     Day,
     DayState,
@@ -21,6 +22,7 @@ from platform_assets.domain.partition import PartitionKey
 from platform_assets.line.clearance import assess_range, described, lapsed
 from platform_assets.line.features import record_partitions
 from platform_assets.line.services import Outcome, Services
+from resources import plots
 from resources.landing.atomic import write_whole
 from resources.ledger.records import VersionRecord
 
@@ -87,8 +89,27 @@ def _held(
     return held
 
 
-def build_day(services: Services, partition: PartitionKey, run_id: str) -> Outcome:
+MAP_DAYS = 120
+"""Dates on the heat map of a roll-up, at the most."""
+
+
+def completeness_map(services: Services, last: date) -> HeatMap:
+    """The completeness of the dates up to one, as it is now."""
+    first = max(services.spec.partitions.start, last - timedelta(days=MAP_DAYS - 1))
+    services.zone.refresh(first, last)
+    return heat_map(assess_range(services, first, last).values())
+
+
+def build_day(
+    services: Services, partition: PartitionKey, run_id: str, *, with_map: bool = False
+) -> Outcome:
     """Roll one date up over its keys; a held date is reported as such, and stays visible.
+
+    Args:
+        services: of the pipeline.
+        partition: a date.
+        run_id: recorded with the version.
+        with_map: draw the completeness of the dates up to this one.
 
     Raises:
         HeldError: a key of the date is whole but was not built yet.
@@ -114,7 +135,10 @@ def build_day(services: Services, partition: PartitionKey, run_id: str) -> Outco
         "short": day.short or None,
         "waivers": described(services, day.waivers) or None,
     }
-    return Outcome(asset, name, version, changed, metadata)
+    figures = {}
+    if with_map:
+        figures["completeness"] = plots.completeness(completeness_map(services, partition.date))
+    return Outcome(asset, name, version, changed, metadata, figures)
 
 
 def manifest_path(services: Services, day: date, version: str) -> Path:

@@ -32,13 +32,17 @@ def reached(services: Services) -> date | None:
     return min(today, grid.end) if today >= grid.start else None
 
 
-def status(services: Services) -> dict[str, Any]:
+def status(services: Services, grid: Grid | None = None) -> dict[str, Any]:
     """Counts by asset over the partitions that have begun by now.
 
     complete: built, or for a source: all hours delivered, or let go without (accepted, waived).
     ready: could be built now. held: some of what it needs is missing or not built. missing:
     nothing of it has arrived. waived: how many of the complete rest on a waiver. watermark: the
     latest date that is complete, for an asset with keys: for every key.
+
+    Args:
+        services: of the pipeline.
+        grid: all dates that have begun, not as if built; read if not given.
     """
     spec = services.spec
     last = reached(services)
@@ -46,7 +50,7 @@ def status(services: Services) -> dict[str, Any]:
     assets = {spec.landed(name): dict(EMPTY) for name in spec.sources}
     assets |= {spec.asset(stage): dict(EMPTY) for stage in STAGES}
     if last is not None:
-        grid = read_grid(services, spec.partitions.start, last, as_if_built=False)
+        grid = grid or read_grid(services, spec.partitions.start, last, as_if_built=False)
         assets |= _sources(spec, grid)
         assets |= _stages(services, last, grid)
     return {
