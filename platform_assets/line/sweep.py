@@ -261,6 +261,5 @@ def _attend(services: Services, found: Mapping[date, str]) -> None:
         for week in range(1, weeks + 1):
             # Their number of rows is judged against that of this day.
             dates.setdefault(day + timedelta(days=7 * week), why)
-    live = max(spec.schedule.live_from, spec.partitions.start)
-    wanted = {d: why for d, why in dates.items() if live <= d <= spec.partitions.end}
-    services.watch.attend(spec.pipeline, wanted)
+    for why in sorted(set(dates.values())):
+        services.attend([day for day, reason in dates.items() if reason == why], why)
