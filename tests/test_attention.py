@@ -399,11 +399,18 @@ def test_other_rules_have_all_days_looked_at_once(box: Box) -> None:
     for day in date_range(date(2013, 1, 10), APRIL - timedelta(days=1)):
         build_day(services, PartitionKey(day), "by hand")
     for _ in range(5):
-        tick = box.tick(launch=False)
-        box.cursor = tick.data.cursor
-    assert HELD not in tick.said
-    kept = box.cursor
-    # As it was written, and as a version wrote it that knew no rules.
-    assert HELD not in box.tick(launch=False).said
-    box.cursor = json.dumps({**json.loads(kept or "{}"), "rules": "others"})
-    assert HELD in box.tick(launch=False).said
+        box.cursor = box.tick(launch=False).data.cursor
+    settled, kept = date(2013, 3, 1), json.loads(box.cursor or "{}")
+    box.tick(launch=False)
+    assert settled not in services.watch.attended("flights")
+    box.cursor = json.dumps({**kept, "rules": "others"})
+    box.tick(launch=False)
+    assert settled in services.watch.attended("flights")
+    # As a version wrote it that knew neither rules nor attention: from where days were open.
+    services.watch.settle("flights", services.watch.attended("flights"))
+    older = {name: kept[name] for name in ("live_from", "told")}
+    box.cursor = json.dumps({**older, "open_from": "2013-02-20"})
+    box.tick(launch=False)
+    attended = set(services.watch.attended("flights"))
+    assert date(2013, 4, 10) in attended
+    assert min(attended) > date(2013, 2, 20) + timedelta(days=MOST_ATTENDED - 1)

@@ -1,7 +1,7 @@
 """The live days of a pipeline: what the sensor looks at, and what it decides."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
@@ -23,7 +23,7 @@ from platform_assets.domain.readiness import (
     plan_training,
 )
 from platform_assets.line.clearance import assess_range
-from platform_assets.line.days import built_and_lapsed, days_of, decide_snapshots
+from platform_assets.line.days import built_and_lapsed, decide_snapshots
 from platform_assets.line.features import (
     SourceChange,
     changes_since,
@@ -87,7 +87,7 @@ def look(
         looked_to, attended_to: those of the last look.
     """
     spec, ledger = services.spec, services.ledger
-    as_of, began = services.clock.as_of(), datetime.now(UTC)
+    as_of = services.clock.as_of()
     first = max(spec.schedule.live_from, spec.partitions.start)
     last = min(
         local_date(as_of - timedelta(microseconds=1), spec.partitions.timezone), spec.partitions.end
@@ -98,6 +98,7 @@ def look(
     recent = max(first, last - length)
     left = max(first, looked_to - length if looked_to else open_from or first)
     _attend_unfinished(services, date_range(left, recent - timedelta(days=1)))
+    began = datetime.now(UTC)
     attended = [day for day in services.watch.attended(spec.pipeline) if first <= day <= last]
     mine = in_turn([day for day in attended if day < recent], attended_to, MOST_ATTENDED)
     looked = [*mine, *date_range(recent, last)]
@@ -133,7 +134,7 @@ def look(
         for name, record in ledger.current_versions(spec.asset("day"), names).items()
     }
     plan += plan_held_days(spec.pipeline, {day: days[day] for day in over}, rolled)
-    judgement, following = _judgement(services, looked, last, days)
+    judgement, following = _judgement(services, looked, last, days, attended)
     plan += judgement
 
     untold = Counter(PartitionKey.parse(c.partition).date for c in every_change[MOST_CHANGES:])
@@ -200,7 +201,11 @@ def _still_told(told: Mapping[str, str], dates: set[date]) -> dict[str, str]:
 
 
 def _judgement(
-    services: Services, looked: Sequence[date], last: date, known: Mapping[date, Day]
+    services: Services,
+    looked: Sequence[date],
+    last: date,
+    known: Mapping[date, Day],
+    attended: Collection[date],
 ) -> tuple[Plan, dict[date, list[Day]]]:
     """Judgement of the models of some dates, and of those that are judged on these dates."""
     spec = services.spec
@@ -213,9 +218,27 @@ def _judgement(
     models, judged = _model_versions(services, candidates)
     waiting = [day for day in models if judged.get(day) != models[day]]
     needed = {d for day in waiting for d in spec.judged_on(day)}
-    days = {**known, **days_of(services, needed - set(known))}
+    days = {**known, **_as_recorded(services, needed - set(known), attended)}
     following = {day: [days[d] for d in spec.judged_on(day)] for day in waiting}
     return plan_judgement(spec.pipeline, models, judged, following), following
+
+
+def _as_recorded(
+    services: Services, dates: Iterable[date], attended: Collection[date]
+) -> dict[date, Day]:
+    """Roll-ups by the ledger alone, of days that this look does not take.
+
+    What was not built of a day is held, unless the day is attended: then its turn will tell.
+    """
+    keys = {day: services.spec.keys_of(day) for day in dates}
+    every_key = [key for own in keys.values() for key in own]
+    records = services.ledger.current_versions(services.spec.asset("features"), every_key)
+    built, held = built_and_lapsed(services, records)
+    for day in keys.keys() - set(attended):
+        for key in keys[day]:
+            if key not in records:
+                held[key] = "it was held when it was looked at last"
+    return {day: roll_up(day, own, built, held) for day, own in keys.items()}
 
 
 def _model_versions(

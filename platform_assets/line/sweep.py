@@ -167,7 +167,8 @@ def _cause(record: FolderRecord | None, stamp: int) -> Cause | None:
 
 
 def _in_turn(folders: Iterable[Folder], known: Mapping[str, FolderRecord]) -> dict[Folder, Cause]:
-    oldest = sorted(folders, key=lambda folder: (known[folder.path].looked_at, folder.path))
+    # Those of one key and of neighbouring dates together: they are listed in one go.
+    oldest = sorted(folders, key=lambda f: (known[f.path].looked_at, f.key, f.day, f.source))
     return dict.fromkeys(oldest[:MOST_LISTED_UNCHANGED], "turn")
 
 
