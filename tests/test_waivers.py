@@ -46,6 +46,7 @@ from platform_assets.line.waive import (
 from resources.home import Home
 from resources.landing.layout import hour_path
 from tests.small import HELD, Line, Templates, copied, failure_of, opened, small_spec
+from tests.test_cli import Shell, write_catalog
 
 ZONE = "America/New_York"
 KEY = PartitionKey.parse(HELD)
@@ -740,3 +741,85 @@ def test_an_observation_does_not_pass_for_rows(built: Line) -> None:
     launch(built)
     keys = built.instance.get_materialized_partitions(built.key("features"))
     assert built.dagster_key(HELD) not in keys
+
+
+# --- the commands -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(built: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Line:
+    """The built line, and a catalog that holds it."""
+    monkeypatch.setenv("SIGNALBOX_CATALOG", str(write_catalog(tmp_path / "catalog", small_spec())))
+    return built
+
+
+@pytest.fixture
+def signalbox(capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(capsys)
+
+
+GIVEN = ("--reason", "the station was down", "--by", "ann", "--until", "2013-01-12")
+
+
+def test_the_commands(small: Line, signalbox: Shell) -> None:
+    assert signalbox("waivers", "--json").document == {"waivers": []}
+    said = signalbox("waive", HELD, *GIVEN, "--json")
+    assert (said.code, said.err) == (0, "")
+    assert said.document["name"] == "W-0001"
+    assert said.document["covers"]["weather"]["hours"] == ["2013-01-06T11Z"]
+    assert said.document["until"] == "2013-01-12T05:00:00Z"
+    assert "belongs to backfills" in said.document["next"]
+    # It is to be seen on the partition in the UI, though no run gave it.
+    (event,) = observed(small)
+    assert (event.partition, event.metadata["waiver"].value) == (small.dagster_key(HELD), "W-0001")
+
+    small.must("features", partition=HELD)
+    (listed,) = signalbox("waivers", "--json").document["waivers"]
+    assert (listed["state"], listed["features"], listed["models"]) == ("active", [HELD], [])
+    said = signalbox("explain", "features", HELD)
+    assert "under waiver W-0001 by ann until 2013-01-12 05:00Z: the station was down" in said.out
+    said = signalbox("status", "features")
+    assert "waived" in said.out
+    said = signalbox("waivers")
+    for word in ("W-0001", "active", "ann", "the station was down"):
+        assert word in said.out
+
+    said = signalbox("revoke-waiver", "W-0001", "--by", "bob", "--reason", "not true")
+    assert said.code == 0
+    assert said.out.startswith(f"W-0001 is revoked: what it covered holds {HELD} again\n")
+    assert "trained on what it let go: no model" in said.out
+    assert signalbox("waivers", "--json").document == {"waivers": []}
+    (listed,) = signalbox("waivers", "--all", "--json").document["waivers"]
+    assert (listed["state"], listed["revoked_by"]) == ("revoked", "bob")
+    assert [e.description for e in observed(small)] == [
+        "Waiver W-0001 was revoked.",
+        "Waiver W-0001 was given.",
+    ]
+    said = signalbox("waive", HELD, *GIVEN)
+    assert said.out.startswith(f"{HELD} is waived: W-0002 by ann until 2013-01-12 05:00Z")
+    assert "weather: 2013-01-06T11Z" in said.out
+
+
+def test_commands_that_are_refused(small: Line, signalbox: Shell) -> None:
+    signalbox("waive", "JFK|2013-01-06", *GIVEN).refused(1, "may leave already", "build it")
+    signalbox("waive", "SFO|2013-01-06", *GIVEN).refused(2, "allowed are JFK, LGA")
+    late = [*GIVEN[:-1], "2013-01-09"]
+    signalbox("waive", HELD, *late, "--json").refused(2, "allowed is a later time, at the most 366")
+    signalbox("waive", HELD, *GIVEN[:-1], "soon").refused(2, "write it as in 2013-11-30")
+    signalbox("waive", HELD, "--by", "ann", "--until", "2013-01-12").refused(2, "--reason")
+    signalbox("revoke-waiver", "W-0001", "--by", "b", "--reason", "c").refused(2, "no waiver")
+    signalbox("waivers", "--pipeline", "trains").refused(2, "'trains' is no pipeline")
+    assert small.services.waivers.of("flights") == []
+    assert observed(small) == []
+
+
+def test_a_home_whose_dagster_cannot_be_told_keeps_the_waiver(
+    small: Line, signalbox: Shell
+) -> None:
+    """The ledger decides; what Dagster shows of it is a courtesy, and its failure is said."""
+    (small.home.dagster / "dagster.yaml").write_text("telemetry: [")
+    said = signalbox("waive", HELD, *GIVEN, "--json")
+    assert said.code == 0
+    assert said.document["name"] == "W-0001"
+    assert "waiver W-0001 counts, but Dagster could not be told of it" in said.err
+    assert assess(small.services, KEY).is_clear
