@@ -14,6 +14,7 @@ from platform_assets.line.days import days_of, decide_snapshot
 from platform_assets.line.judging import judged_rows
 from platform_assets.line.models import require_snapshot
 from platform_assets.line.services import Services
+from platform_assets.line.story import story
 
 KEYED_STAGES = ("features",)
 
@@ -70,6 +71,7 @@ def explain(services: Services, asset: str, partition: str) -> dict[str, Any]:
             }
             for v in history
         ],
+        "story": story(services, stage, key),
     }
     if history:
         document["state"] = "done"
