@@ -72,11 +72,9 @@ def print_explanation(document: Mapping[str, Any]) -> None:
     if late:
         print(f"  changed since: {late['partition']}, {late['changed']}")
         print(f"    {late['state']}, {late['reason']}; to do: {late['to_do']}")
-    for version in document["versions"]:
-        print(
-            f"  {version['committed_at']} {version['data_version'][:12]} {version['rows']} rows, "
-            f"run {version['run_id']}"
-        )
+    for entry in document["story"]:
+        clock = "" if entry["clock"] == "machine" else " on the pipeline's clock"
+        print(f"  {entry['at'][:19]}Z{clock} {entry['kind']}: {entry['text']}")
 
 
 def print_drill(document: Mapping[str, Any]) -> None:

@@ -96,9 +96,11 @@ MAP_DAYS = 120
 
 
 def completeness_map(services: Services, last: date) -> HeatMap:
-    """The completeness of the dates up to one, as it is now."""
+    """The completeness of the dates up to one, by the arrivals that the ledger knows.
+
+    It looks at no folder: a picture must not take the news of a change from the sensors.
+    """
     first = max(services.spec.partitions.start, last - timedelta(days=MAP_DAYS - 1))
-    services.zone.refresh(first, last)
     return heat_map(assess_range(services, first, last).values())
 
 

@@ -17,6 +17,7 @@ from platform_assets.line.late import open_restatements
 from platform_assets.line.models import require_snapshot
 from platform_assets.line.services import Services
 from platform_assets.line.stages import stage_of as stage_of
+from platform_assets.line.story import story
 from resources.ledger.records import VersionRecord
 
 KEYED_STAGES = ("features",)
@@ -57,6 +58,7 @@ def explain(services: Services, asset: str, partition: str) -> dict[str, Any]:
             }
             for v in history
         ],
+        "story": story(services, stage, key),
     }
     if history and not document.get("lapsed"):
         document["state"] = "done"

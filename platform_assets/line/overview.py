@@ -30,8 +30,9 @@ def overview(services: Services) -> dict[str, Any]:
     found = heat_map(
         report for partition, report in sorted(reports.items(), key=lambda item: _order(item[0]))
     )
+    document = status(services, grid)
     return {
-        **status(services, grid),
+        **document,
         "description": spec.description,
         "timezone": spec.partitions.timezone,
         "key": spec.partitions.key,
@@ -39,6 +40,7 @@ def overview(services: Services) -> dict[str, Any]:
         "counts": found.counts(),
         "months": months(found),
         "blocks": [
+            _due_now(document.get("due") or {}),
             _held(services, reports, found),
             _waivers(services),
             _quarantine(services),
@@ -71,6 +73,11 @@ def _block(
     return {"heading": heading, "columns": list(columns), "rows": text, "empty": empty}
 
 
+def _due_now(due: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    rows = [(asset, found["state"], found["text"]) for asset, found in due.items()]
+    return _block("Due", ("asset", "state", "what is due"), rows, "Nothing is due.")
+
+
 def _held(
     services: Services, reports: Mapping[PartitionKey, CompletenessReport], found: HeatMap
 ) -> dict[str, Any]:
@@ -81,7 +88,7 @@ def _held(
         (
             cell.partition,
             cell.state.value,
-            _due(services, by_name[cell.partition], cell.date),
+            _deadline(services, by_name[cell.partition], cell.date),
             cell.text.partition(": ")[2],
         )
         for cell in sorted(held, key=lambda cell: (cell.date, cell.key), reverse=True)
@@ -90,7 +97,7 @@ def _held(
     return _block("Held partitions", columns, rows, "Nothing is held.")
 
 
-def _due(services: Services, report: CompletenessReport, day: date) -> str:
+def _deadline(services: Services, report: CompletenessReport, day: date) -> str:
     """The earliest deadline of the sources that do not let it leave."""
     spec = services.spec
     moments = [

@@ -137,6 +137,17 @@ class Ledger(Store):
         query = columns_of(t).where(t.c.asset == asset).order_by(t.c.id)
         return [VersionRecord(*row) for row in self._rows(query)]
 
+    def histories(self, asset: str, partitions: Iterable[str]) -> list[VersionRecord]:
+        """All versions of some partitions, oldest first."""
+        t = tables().partition_versions
+        query = t.select().where(t.c.asset == asset)
+        rows = [
+            row
+            for chunk in chunks(sorted(set(partitions)))
+            for row in self._rows(query.where(t.c.partition.in_(chunk)))
+        ]
+        return [VersionRecord(*row[1:]) for row in sorted(rows, key=lambda row: row.id)]
+
     # --- scores ---------------------------------------------------------------------------------
 
     def record_score(self, record: ScoreRecord) -> None:

@@ -71,6 +71,12 @@ class Waivers(Store):
             found.extend(_waiver(row) for row in rows)
         return found
 
+    def recorded_at(self, pipeline: str, partition: str) -> dict[str, datetime]:
+        """When each waiver of a partition was written down, on the machine's clock, by name."""
+        t = tables().waivers
+        query = t.select().where(t.c.pipeline == pipeline, t.c.partition == partition)
+        return {f"W-{row.id:04d}": row.recorded_at for row in self._rows(query)}
+
 
 def _waiver(row: Any) -> Waiver:
     fields = {k: v for k, v in row._mapping.items() if k not in ("id", "recorded_at")}
