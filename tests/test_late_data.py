@@ -728,8 +728,8 @@ def test_a_killed_run_that_dagster_launches_again_has_not_failed(box: Box) -> No
     run = box.line.instance.create_run_for_job(
         job,
         tags={
+            **request.tags,
             "dagster/run_key": str(request.run_key),
-            "dagster/will_retry": "true",
             "dagster/partition": str(request.partition_key),
         },
     )
