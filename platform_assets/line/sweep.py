@@ -20,7 +20,7 @@ from resources.ledger.records import ArrivalRecord, FolderRecord
 MOST_LISTED = 96
 """Folders that one sweep lists because they are new to it or changed; the rest waits in place."""
 
-MOST_LISTED_UNCHANGED = 8
+MOST_LISTED_UNCHANGED = 24
 """Folders that one sweep lists although nothing tells of a change, those listed longest ago."""
 
 GRANULARITY = timedelta(seconds=2)
