@@ -15,7 +15,9 @@ import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner
 from dagster._core.definitions.reconstruct import ReconstructableRepository
+from dagster._core.definitions.sensor_definition import SensorExecutionData
 from dagster_dg_cli.cli.launch import launch_command
+from dagster_shared.serdes import deserialize_value, serialize_value
 
 import platform_assets.line.features
 import platform_assets.line.models
@@ -351,7 +353,10 @@ def look(line: Line) -> list[dg.AssetCheckEvaluation]:
         repository_def=line.defs.get_repository_def(),
         sensor_name=sensor.name,
     ) as context:
-        data = sensor.evaluate_tick(context)
+        # The daemon gets it from another process.
+        data = deserialize_value(
+            serialize_value(sensor.evaluate_tick(context)), SensorExecutionData
+        )
     checks = [e for e in data.asset_events if isinstance(e, dg.AssetCheckEvaluation)]
     for event in checks:
         line.instance.report_runless_asset_event(event)

@@ -1,6 +1,7 @@
 """Waivers: who may let what leave, how long that counts, and what carries the name of it."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -21,7 +22,9 @@ from platform_assets.domain.completeness import (
     Verdict,
     assess_source,
 )
+from platform_assets.domain.digests import digest_of
 from platform_assets.domain.errors import HeldError, RefusedError, UsageError
+from platform_assets.domain.manifest import Day, DayState, PartitionVersion
 from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.domain.source_spec import ContractSpec
 from platform_assets.domain.waiver import Shortage, Waiver, apply_waivers, coverage
@@ -823,3 +826,50 @@ def test_a_home_whose_dagster_cannot_be_told_keeps_the_waiver(
     assert said.document["name"] == "W-0001"
     assert "waiver W-0001 counts, but Dagster could not be told of it" in said.err
     assert assess(small.services, KEY).is_clear
+
+
+# --- the ledger's store, and digests ----------------------------------------------------------
+
+
+def test_a_waiver_belongs_to_its_pipeline(built: Line) -> None:
+    waive(built.services)
+    store = built.services.waivers
+    for pipeline, name in (("trains", "W-0001"), ("flights", "W-0002")):
+        with pytest.raises(UsageError, match=f"pipeline {pipeline} has no waiver '{name}'"):
+            store.revoke(pipeline, name, "bob", "not mine", UNTIL)
+    assert store.of("trains") == []
+    assert store.of("flights", ["JFK|2013-01-06"]) == []
+    assert [w.name for w in store.of("flights", [HELD, "JFK|2013-01-06"])] == ["W-0001"]
+
+
+def test_of_many_who_revoke_at_once_one_does(built: Line) -> None:
+    waive(built.services)
+    store = built.services.waivers
+
+    def revoke(who: str) -> bool:
+        try:
+            store.revoke("flights", "W-0001", who, "each his own", UNTIL)
+        except UsageError:
+            return False
+        return True
+
+    names = [f"person {n}" for n in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        won = [name for name, done in zip(names, pool.map(revoke, names), strict=True) if done]
+    assert len(won) == 1
+    (waiver,) = store.of("flights")
+    assert waiver.revoked_by == won[0]
+
+
+def test_a_roll_up_under_another_waiver_is_another_version() -> None:
+    """So that it is made anew; and without one it is the version that it always was."""
+
+    def rolled(*waivers: str) -> str:
+        version = PartitionVersion(
+            partition=HELD, data_version="d", table_version=3, rows=9, waivers=waivers
+        )
+        return Day(date=SIXTH, state=DayState.WHOLE, partitions=(version,)).data_version()
+
+    assert len({rolled(), rolled("W-0001"), rolled("W-0002"), rolled("W-0001", "W-0002")}) == 4
+    plain = {"state": "whole", "partitions": [(HELD, "d")], "lacking": []}
+    assert rolled() == digest_of(plain)
