@@ -1,6 +1,7 @@
 """Partition keys: one date, or one key and one date, written `JFK|2013-01-05`."""
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -67,3 +68,12 @@ def local_date(instant: datetime, timezone: str) -> date:
 def date_range(first: date, last: date) -> tuple[date, ...]:
     """All dates from first to last, both included; empty if last is before first."""
     return tuple(first + timedelta(days=n) for n in range((last - first).days + 1))
+
+
+def runs_of(dates: Sequence[date]) -> Iterator[tuple[date, date]]:
+    """First and last date of each run of dates without a gap; dates in order."""
+    start = 0
+    for i in range(1, len(dates) + 1):
+        if i == len(dates) or dates[i] - dates[i - 1] != timedelta(days=1):
+            yield dates[start], dates[i - 1]
+            start = i

@@ -21,7 +21,6 @@ from platform_assets.domain.waiver import Waiver
 from platform_assets.line.clearance import assess_range
 from platform_assets.line.days import built_and_lapsed
 from platform_assets.line.due import read_due
-from platform_assets.line.live import date_runs
 from platform_assets.line.services import Services
 from resources.ledger.alerts import LOGGED_ONLY
 from resources.ledger.records import AlertRecord, VersionRecord
@@ -143,7 +142,7 @@ def _unbuilt(
     built = built_and_lapsed(services, own)[0]
     waiting = [day for day in days if not built.keys() >= set(spec.keys_of(day))]
     found: list[CompletenessReport] = []
-    for start, end in date_runs(waiting):
+    for start, end in runs_of(waiting):
         services.zone.refresh(start, end)
         reports = assess_range(services, start, end)
         found += [report for key, report in sorted(reports.items()) if str(key) not in built]

@@ -70,7 +70,7 @@ def look(
         return Tick(Plan(), (), first, dict(told or {}))
     live = _open_days(services, first, last)
     reports: dict[PartitionKey, CompletenessReport] = {}
-    for start, end in date_runs(live):
+    for start, end in _runs(live):
         services.zone.refresh(start, end)
         reports |= assess_range(services, start, end)
     changes = changes_since(services, reports, told or {})[:MOST_CHANGES]
@@ -108,7 +108,7 @@ def look(
     return Tick(plan.first(MOST_REQUESTS), tuple(changes), live[0] if live else last, known)
 
 
-def date_runs(days: Sequence[date]) -> Iterator[tuple[date, date]]:
+def _runs(days: Sequence[date]) -> Iterator[tuple[date, date]]:
     """First and last date of each run of dates without a gap; dates in order."""
     start = 0
     for i in range(1, len(days) + 1):
