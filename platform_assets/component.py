@@ -18,6 +18,7 @@ from platform_assets.factory.due import build_due_checks
 from resources.catalog import PIPELINE_FILE, load_catalog, read_pipeline
 from sensors.alerts import build_alert_sensors
 from sensors.due import build_due_sensor
+from sensors.late_data import build_late_data_sensor
 from sensors.readiness import build_readiness_sensor
 
 TEMPLATE = Path(__file__).with_name("pipeline_template.yaml")
@@ -26,7 +27,7 @@ TEMPLATE = Path(__file__).with_name("pipeline_template.yaml")
 def pipeline_definitions(
     spec: PipelineSpec, origin: str = "a spec written in Python"
 ) -> dg.Definitions:
-    """Assets, checks, jobs and the readiness sensor of one pipeline: what every door leads to.
+    """Assets, checks, jobs and sensors of one pipeline: what every door leads to.
 
     Args:
         spec: the pipeline.
@@ -45,6 +46,7 @@ def pipeline_definitions(
                 asset_checks=build_due_checks(spec),
                 sensors=[
                     build_readiness_sensor(spec, jobs),
+                    build_late_data_sensor(spec, jobs),
                     build_due_sensor(spec),
                     *build_alert_sensors(spec),
                 ],

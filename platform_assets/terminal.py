@@ -34,7 +34,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 def print_status(document: Mapping[str, Any]) -> None:
     """The status of one pipeline as a table."""
-    columns = ("partitions", "complete", "ready", "held", "missing", "watermark")
+    columns = ("partitions", "complete", "ready", "held", "missing", "waived", "watermark")
     rows = [
         (asset, *(counts[column] for column in columns))
         for asset, counts in document["assets"].items()
@@ -64,10 +64,43 @@ def print_explanation(document: Mapping[str, Any]) -> None:
         if source["missing_local"]:
             line += f", missing {source['missing_local']} (local time)"
         print(line)
+    for waiver in (document.get("waivers") or {}).values():
+        print(f"  under waiver {waiver}")
     for name, reason in (document.get("held") or {}).items():
         print(f"  held {name}: {reason}")
-    for version in document["versions"]:
-        print(
-            f"  {version['committed_at']} {version['data_version'][:12]} {version['rows']} rows, "
-            f"run {version['run_id']}"
+    late = document.get("restatement")
+    if late:
+        print(f"  changed since: {late['partition']}, {late['changed']}")
+        print(f"    {late['state']}, {late['reason']}; to do: {late['to_do']}")
+    for entry in document["story"]:
+        clock = "" if entry["clock"] == "machine" else " on the pipeline's clock"
+        print(f"  {entry['at'][:19]}Z{clock} {entry['kind']}: {entry['text']}")
+
+
+def print_drill(document: Mapping[str, Any]) -> None:
+    """What a drill did on either side, what it measured, and its verdict."""
+    print(f"{document['name']}: {document['question']}")
+    for title, side in (("plain Dagster", "plain"), ("Signalbox", "signalbox")):
+        rows = [("ok" if s["ok"] else "NOT", s["did"], s["found"]) for s in document[side]]
+        print_table(title, ("", "what was done", "what happened"), rows)
+    columns = ("metric", "of the whole", "difference", "interval", "days", "the partial one is")
+    compared: dict[str, list[tuple[object, ...]]] = {}
+    for m in document["measurements"]:
+        row = (
+            f"{m['metric']}, {m['better']} is better",
+            f"{m['reference']:.4f}",
+            f"{m['mean']:+.5f}",
+            f"{m['low']:+.5f} to {m['high']:+.5f}",
+            m["n"],
+            m["conclusion"],
         )
+        compared.setdefault(m["what"], []).append(row)
+    for what, found in compared.items():
+        print_table(what, columns, found)
+    for note in document["notes"]:
+        print(note)
+    spent = "; ".join(f"{name} {seconds:.0f} s" for name, seconds in document["seconds"].items())
+    print(f"time: {spent}")
+    if document["home"]:
+        print(f"home: {document['home']}")
+    print(document["verdict"])

@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 
 from platform_assets.domain.errors import HomeError, UsageError
 from platform_assets.domain.partition import date_range, local_hours
-from resources.landing.hourfile import arrow_type
+from resources.landing.schema import arrow_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -8,10 +8,15 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
+from platform_assets.domain.heat_map import CellState, HeatMap
+from resources.heat_colours import COLOURS, colour_of, mark_of
+
 if TYPE_CHECKING:
     import numpy as np
 
 _INK, _ACCENT, _QUIET = "#1d3557", "#c1121f", "#8d99ae"
+_MARKED_DAYS = 62
+"""With more dates than these the cells are too small to write into."""
 
 
 def training_curve(metric: str, values: Sequence[float]) -> bytes:
@@ -70,10 +75,45 @@ def metric_over_time(
     return _png(figure)
 
 
-def _canvas(height: float = 3.2) -> tuple[Any, Any]:
+def completeness(found: HeatMap) -> bytes:
+    """Keys by dates, coloured by state, as PNG; of at most some hundred dates.
+
+    A cell that is not complete carries its hours, or a letter, where there is room.
+    """
+    from matplotlib.patches import Patch, Rectangle
+
+    days = len(found.dates)
+    figure, axes = _canvas(width=min(14.0, 4.4 + 0.1 * days), height=1.5 + 0.24 * len(found.rows))
+    axes.grid(visible=False)
+    column = {day: n for n, day in enumerate(found.dates)}
+    for y, row in enumerate(found.rows):
+        for cell in row.cells:
+            x = column[cell.date]
+            axes.add_patch(Rectangle((x, y), 0.92, 0.9, color=colour_of(cell), linewidth=0))
+            if days <= _MARKED_DAYS and mark_of(cell):
+                at = (x + 0.46, y + 0.47)
+                axes.annotate(mark_of(cell), at, ha="center", va="center", fontsize=6)
+    # Mondays, as far as there is room for their dates.
+    mondays = [day for day in found.dates if day.weekday() == 0] or list(found.dates[:1])
+    shown = mondays[:: len(mondays) // 8 + 1]
+    axes.set(xlim=(0, max(1, days)), ylim=(max(1, len(found.rows)), 0), title="Completeness")
+    axes.set_xticks([column[day] + 0.46 for day in shown], [day.isoformat() for day in shown])
+    axes.set_yticks([y + 0.45 for y in range(len(found.rows))], [row.key for row in found.rows])
+    axes.tick_params(labelsize=7, length=0)
+    axes.spines[:].set_visible(False)
+    states = [state for state in CellState if state in found.counts()]
+    handles = [
+        Patch(color=COLOURS[state], label=f"{state} {found.counts()[state]}") for state in states
+    ]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=7)
+    return _png(figure)
+
+
+def _canvas(height: float = 3.2, width: float = 5.6) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.6, height), dpi=96, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=96, layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e8ee", linewidth=0.6)

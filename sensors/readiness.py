@@ -1,7 +1,7 @@
 """Retraining by itself: a look at the landing zone's live days every few seconds."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 
 import dagster as dg
@@ -9,31 +9,46 @@ from dagster._core.definitions.unresolved_asset_job_definition import (
     UnresolvedAssetJobDefinition,
 )
 
+from platform_assets.domain.attention import rules_version
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.readiness import Request
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory import job_name
 from platform_assets.factory.events import source_event
 from platform_assets.factory.grid import dagster_key
-from platform_assets.factory.lanes import LANE_TAG, PIPELINE_TAG
+from platform_assets.factory.held import held_check
+from platform_assets.factory.lanes import LANE_TAG, PIPELINE_TAG, RETRIED_IF_KILLED
 from platform_assets.line.live import look
 from platform_assets.line.services import Services
 
 
-def run_request(spec: PipelineSpec, request: Request) -> dg.RunRequest:
-    """A decision of the domain as a run request of the daily lane."""
+def run_request(
+    spec: PipelineSpec, request: Request, lane: str = "daily", priority: int = 10
+) -> dg.RunRequest:
+    """A decision of the domain as a run request of a lane."""
     return dg.RunRequest(
         run_key=request.run_key,
         job_name=job_name(spec, request.job),
         partition_key=dagster_key(spec, PartitionKey.parse(request.partition)),
-        tags={LANE_TAG: "daily", PIPELINE_TAG: spec.pipeline, "dagster/priority": "10"},
+        tags={
+            LANE_TAG: lane,
+            PIPELINE_TAG: spec.pipeline,
+            "dagster/priority": str(priority),
+            **RETRIED_IF_KILLED,
+        },
     )
+
+
+def _date(cursor: Mapping[str, str], name: str) -> date | None:
+    """A date of the cursor; older versions wrote fewer of them."""
+    return date.fromisoformat(cursor[name]) if cursor.get(name) else None
 
 
 def build_readiness_sensor(
     spec: PipelineSpec, jobs: Sequence[UnresolvedAssetJobDefinition]
 ) -> dg.SensorDefinition:
     """Request what is whole; name what is held, and what it lacks."""
+    rules = rules_version(spec)
 
     @dg.sensor(
         name=f"{spec.pipeline}_readiness",
@@ -48,8 +63,17 @@ def build_readiness_sensor(
         cursor = json.loads(context.cursor) if context.cursor else {}
         if cursor.get("live_from") != spec.schedule.live_from.isoformat():
             cursor = {}  # another start was declared: look at all of it
-        open_from = date.fromisoformat(cursor["open_from"]) if cursor else None
-        tick = look(Services.open(spec), open_from, cursor.get("told"))
+        services = Services.open(spec)
+        if cursor.get("rules", rules) != rules:
+            # What was held may be clear by the new rules: look at all of it once.
+            cursor = {"told": cursor["told"]}
+        tick = look(
+            services,
+            _date(cursor, "open_from"),
+            cursor.get("told"),
+            looked_to=_date(cursor, "looked_to"),
+            attended_to=_date(cursor, "attended_to"),
+        )
         for request in tick.plan.requests:
             context.log.info(f"{request.job} {request.partition} is clear: {request.reason}")
         for partition, reason in tick.plan.held.items():
@@ -66,9 +90,15 @@ def build_readiness_sensor(
                     "live_from": spec.schedule.live_from.isoformat(),
                     "open_from": tick.open_from.isoformat(),
                     "told": dict(tick.told),
+                    "looked_to": tick.looked_to and tick.looked_to.isoformat(),
+                    "attended_to": tick.attended_to and tick.attended_to.isoformat(),
+                    "rules": rules,
                 }
             ),
-            asset_events=[source_event(spec, change) for change in tick.changes],
+            asset_events=[
+                *(source_event(spec, change) for change in tick.changes),
+                *held_check(context.instance, services, tick.plan.held),
+            ],
         )
 
     return readiness

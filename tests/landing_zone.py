@@ -35,6 +35,16 @@ def respecify(spec: PipelineSpec, **sections: Mapping[str, Any]) -> PipelineSpec
     return parse_spec(document, "changed")
 
 
+def without_rules(spec: PipelineSpec) -> PipelineSpec:
+    """The same pipeline, with sources that have no rules for values."""
+    sources = spec.model_dump(mode="json")["sources"]
+    rules = {"minimum": None, "maximum": None, "allowed": [], "max_null_fraction": None}
+    for source in sources.values():
+        source["unique"] = []
+        source["columns"] = {name: {**c, **rules} for name, c in source["columns"].items()}
+    return respecify(spec, sources=sources)
+
+
 def make_zone(folder: Path, spec: PipelineSpec | None = None) -> LandingZone:
     url = f"sqlite:///{folder}/ledger.db"
     upgrade(url)

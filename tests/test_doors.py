@@ -147,7 +147,7 @@ def test_three_doors_lead_to_the_same_definitions(tmp_path: Path) -> None:
     jobs = {p["name"] for p in expected["external_pipeline_datas"]}
     assert {f"grid_load_{job}" for job in ("features", "day", "train", "judge")} <= jobs
     sensors = {s["name"] for s in expected["external_sensor_datas"]}
-    assert {"grid_load_readiness", "grid_load_due"} <= sensors
+    assert {"grid_load_readiness", "grid_load_late_data", "grid_load_due"} <= sensors
 
 
 @pytest.mark.parametrize("door", DOORS)

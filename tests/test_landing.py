@@ -33,6 +33,7 @@ from tests.landing_zone import (
     make_zone,
     respecify,
     weather,
+    without_rules,
 )
 
 REPO = Path(__file__).parent.parent
@@ -493,9 +494,18 @@ def test_strings_of_any_encoding_are_read_as_strings(zone: LandingZone) -> None:
     assert table.schema.field("flight").type == pa.int64()
 
 
-def test_values_that_do_not_fit_are_refused_when_read(zone: LandingZone) -> None:
+def test_values_that_do_not_fit_are_refused(zone: LandingZone) -> None:
     pq.write_table(weather(temp=2**60 + 1), place(zone))
     zone.refresh(DAY, DAY)
+    assert "Integer value 1152921504606846977 not in range" in str(only(zone).rejected)
+
+
+def test_values_that_do_not_fit_are_refused_when_read(tmp_path: Path) -> None:
+    # Nobody looks at the rows of a source without rules for values before they are read.
+    zone = make_zone(tmp_path, without_rules(flights_spec()))
+    pq.write_table(weather(temp=2**60 + 1), place(zone))
+    zone.refresh(DAY, DAY)
+    assert only(zone).rejected is None
     with pytest.raises(RefusedError, match=r"cannot be read .*delivered again"):
         zone.read("weather", "JFK", DAY)
 

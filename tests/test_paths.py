@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import pandas as pd
 import pytest
 from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
 from dagster._core.definitions.events import AssetKeyPartitionKey
@@ -30,6 +29,7 @@ from platform_assets.line.judging import CHAMPION_ALIAS
 from platform_assets.line.services import Outcome, Services
 from resources.content import content_digest
 from resources.home import Home
+from tests.careless import careless
 from tests.small import (
     END,
     HELD,
@@ -81,36 +81,6 @@ def trained(templates: Templates, tmp_path: Path) -> Iterator[Line]:
 
 
 # --- the accident, and what Signalbox makes of it ---------------------------------------------
-
-
-def careless(line: Line) -> dg.Definitions:
-    """What a project without Signalbox has: an asset that trains on whatever has landed."""
-
-    @dg.asset(
-        name="careless_model",
-        partitions_def=grid.keyed(line.spec),
-        deps=[grid.asset_key(line.spec.landed("flights"))],
-        # One run may carry a range of partitions, as a backfill with this policy makes them.
-        backfill_policy=dg.BackfillPolicy.multi_run(10),
-    )
-    def careless_model(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
-        from sklearn.linear_model import LogisticRegression
-
-        hours = []
-        for key in map(PartitionKey.parse, context.partition_keys):
-            folder = line.home.landing / "flights" / "flights" / str(key.key)
-            for hour in local_hours(key.date, line.spec.partitions.timezone):
-                path = folder / f"{hour:%Y-%m-%d}" / f"{hour:%Y-%m-%dT%H}Z.parquet"
-                if path.exists():
-                    hours.append(pd.read_parquet(path))
-        rows = pd.concat(hours).dropna(subset=["arr_delay"])
-        LogisticRegression().fit(rows[["sched_dep_time", "distance"]], rows["arr_delay"] >= 15)
-        return dg.MaterializeResult(metadata={"hours": len(hours), "rows": len(rows)})
-
-    return dg.Definitions(
-        assets=[careless_model],
-        jobs=[dg.define_asset_job("careless_job", selection=[careless_model])],
-    )
 
 
 Way = Callable[[dg.Definitions, str, dg.DagsterInstance, dg.AssetKey, str], ExecutionResult]
@@ -178,7 +148,7 @@ WAYS = pytest.mark.parametrize("way", [in_ui, in_range, in_backfill, in_schedule
 def test_the_accident(partial: Line, way: Way) -> None:
     """Plain Dagster: 18 of 24 hours have landed, the training runs and says SUCCESS."""
     ran = way(
-        careless(partial),
+        careless(partial.home, partial.spec),
         "careless_job",
         partial.instance,
         dg.AssetKey("careless_model"),

@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from platform_assets.domain.heat_map import Cell, CellState, HeatMap, HeatRow
 from resources import plots
 
 DAY = date(2013, 2, 9)
+HELD_DAY = Cell(
+    partition=f"JFK|{DAY}", key="JFK", date=DAY, state=CellState.PARTIAL, source="weather",
+    observed=18, expected=24, text="",
+)  # fmt: skip
 DRAWN = {
     "curve": lambda: plots.training_curve("train_log_loss", [0.6, 0.5, 0.45]),
     "calibration": lambda: plots.calibration(
@@ -18,12 +23,16 @@ DRAWN = {
     ),
     "importance": lambda: plots.importance({"dest": 5.0, "temp": 2.0, "carrier": 0.0}),
     "over time": lambda: plots.metric_over_time("log_loss", {DAY: 0.5}, {DAY: "v1"}),
+    "completeness": lambda: plots.completeness(
+        HeatMap(dates=(DAY,), rows=(HeatRow(key="JFK", cells=(HELD_DAY,)),))
+    ),
 }
 EMPTY = {
     "curve": lambda: plots.training_curve("train_log_loss", []),
     "calibration": lambda: plots.calibration(np.array([]), np.array([])),
     "importance": lambda: plots.importance({}),
     "over time": lambda: plots.metric_over_time("log_loss", {}),
+    "completeness": lambda: plots.completeness(HeatMap()),
 }
 
 

@@ -2,12 +2,14 @@
 
 import sys
 from datetime import date
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
-from platform_assets.cli import alerts
+from platform_assets.cli import alerts, waivers
+from platform_assets.cli.drill import drill
 from platform_assets.domain.errors import SignalboxError, UsageError
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.services import Services
@@ -32,6 +34,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdou
 Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on 127.0.0.1.")]
 PipelineName = Annotated[
     str | None, typer.Option("--pipeline", help="A pipeline of the catalog; default: its only one.")
+]
+
+HtmlFile = Annotated[
+    str | None, typer.Option("--html", help="Write one self-contained page to this file.")
 ]
 
 
@@ -118,12 +124,20 @@ def status(
         str | None, typer.Option("--partition", help="Explain one partition of the asset.")
     ] = None,
     pipeline: PipelineName = None,
+    html: HtmlFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """How far each asset has come, and who is champion."""
+    """How far each asset has come, and who is champion; with --html as a page."""
     from platform_assets.line.explain import stage_of
     from platform_assets.line.status import status as read_status
 
+    if html is not None:
+        if asset is not None or partition is not None:
+            raise UsageError(
+                f"--html {html} shows whole pipelines; leave out {asset or '--partition'}"
+            )
+        write_status_page(Path(html), pipeline, as_json=as_json)
+        return
     if partition is not None:
         if asset is None:
             raise UsageError(f"--partition {partition} needs an ASSET before it: flights/features")
@@ -142,6 +156,21 @@ def status(
             print_status(document)
 
 
+def write_status_page(path: Path, pipeline: str | None, *, as_json: bool) -> None:
+    """`status --html`: all pipelines, or one of them, on a page."""
+    from platform_assets.line.overview import overview
+    from resources.pages import check_page, render, write_page
+
+    check_page(path)
+    specs = [pipeline_of(pipeline)] if pipeline else list(load_catalog().values())
+    documents = [overview(Services.open(spec)) for spec in specs]
+    write_page(path, render("status.html", title="Signalbox", pipelines=documents))
+    if as_json:
+        print_json({"html": str(path), "pipelines": [spec.pipeline for spec in specs]})
+    else:
+        print(f"wrote {path}")
+
+
 @app.command()
 def explain(
     asset: Annotated[str, typer.Argument(help="An asset, flights/features.")],
@@ -158,6 +187,9 @@ def explain(
         print_json(document)
     else:
         print_explanation(document)
+
+
+app.command()(drill)
 
 
 @app.command()
@@ -226,6 +258,7 @@ def demo(
         raise typer.Exit(1)
 
 
+waivers.register(app)
 alerts.register(app)
 
 
@@ -278,3 +311,7 @@ def _sentence(error: Any) -> str:
         allowed = [option for found in command.params for option in found.opts if "--" in option]
     listed = f", allowed are {', '.join(allowed)}" if allowed else ""
     return f"{found}{listed}; see `{context.command_path} --help`"
+
+
+# Each registers its commands on `app`.
+from platform_assets.cli import late as _late  # noqa: E402, F401

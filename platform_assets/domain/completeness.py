@@ -116,7 +116,7 @@ class CompletenessReport(BaseModel):
             return Verdict.ABSENT
         if Verdict.ABSENT in found:
             found = found - {Verdict.ABSENT} | {Verdict.PARTIAL}
-        return min(found, key=_WORST_FIRST.index)
+        return min(found, key=WORST_FIRST.index)
 
     @property
     def is_whole(self) -> bool:
@@ -142,7 +142,7 @@ class CompletenessReport(BaseModel):
         return "; ".join(_describe(source, self.timezone) for source in self.sources)
 
 
-_WORST_FIRST = (
+WORST_FIRST = (
     Verdict.QUARANTINED,
     Verdict.LATE,
     Verdict.PARTIAL,

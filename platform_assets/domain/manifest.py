@@ -53,13 +53,25 @@ class Day(BaseModel):
     def reason(self) -> str:
         return "; ".join(f"{key}: {why}" for key, why in self.reasons.items())
 
+    @property
+    def short(self) -> dict[str, str]:
+        """What the partitions lacked that were accepted or waived, by partition."""
+        return {p.partition: p.short for p in self.partitions if p.short}
+
+    @property
+    def waivers(self) -> tuple[str, ...]:
+        """The names of the waivers that it rests on."""
+        return tuple(sorted({name for p in self.partitions for name in p.waivers}))
+
     def data_version(self) -> str:
-        """Digest over the partitions' digests and, for a held day, over what is lacking."""
+        """Digest over the partitions' digests, over what is lacking, and over who let them go."""
+        waived = sorted((p.partition, *p.waivers) for p in self.partitions if p.waivers)
         return digest_of(
             {
                 "state": self.state,
                 "partitions": sorted((p.partition, p.data_version) for p in self.partitions),
                 "lacking": sorted(self.reasons),
+                **({"waived": waived} if waived else {}),
             }
         )
 

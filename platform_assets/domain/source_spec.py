@@ -136,7 +136,7 @@ class WeekdayRowsSpec(Frozen):
 
 
 def _clock_time(value: object) -> object:
-    # YAML reads 06:00 without quotes as a number of base 60.
+    # YAML reads 16:00 without quotes as a number of base 60.
     if isinstance(value, bool | int | float):
         raise ValueError('a local time is written in quotes: "06:00"')
     return value
@@ -205,3 +205,8 @@ class SourceSpec(Frozen):
         if self.columns[self.time_column].type != "timestamp":
             raise ValueError(f"time_column {self.time_column!r} must be of type timestamp")
         return self
+
+    @property
+    def has_value_rules(self) -> bool:
+        """Whether the rows of a delivered hour have to be looked at, beyond its schema."""
+        return bool(self.unique) or any(c.has_value_rules for c in self.columns.values())

@@ -18,12 +18,14 @@ class Shortage(BaseModel):
     Attributes:
         hours: not there or refused, as `2013-02-09T14Z`.
         rows: whether their number is suspicious.
+        content: digest of the files of that suspicious number; other files are another matter.
     """
 
     model_config = ConfigDict(frozen=True)
 
     hours: tuple[str, ...] = ()
     rows: bool = False
+    content: str = ""
 
 
 class Waiver(BaseModel):
@@ -67,13 +69,27 @@ def shortage_of(report: SourceReport) -> Shortage:
     absent = (
         h.astimezone(UTC).strftime("%Y-%m-%dT%HZ") for h in (*report.missing, *report.not_due)
     )
-    return Shortage(hours=tuple(sorted({*absent, *report.rejected})), rows=bool(report.suspicion))
+    return Shortage(
+        hours=tuple(sorted({*absent, *report.rejected})),
+        rows=bool(report.suspicion),
+        content=report.content if report.suspicion else "",
+    )
 
 
 def covers(waiver: Waiver, report: SourceReport) -> bool:
-    """Whether a waiver names everything that a source is short of."""
+    """Whether a waiver names everything that a source is short of.
+
+    Of a suspicious number of rows it names the very files: delivered again, they are looked at
+    again, for the next number may be another one.
+    """
     allowed, short = waiver.covers.get(report.source, Shortage()), shortage_of(report)
-    return set(short.hours) <= set(allowed.hours) and (allowed.rows or not short.rows)
+    rows_named = allowed.rows and allowed.content == short.content
+    return set(short.hours) <= set(allowed.hours) and (rows_named or not short.rows)
+
+
+def coverage(report: CompletenessReport) -> dict[str, Shortage]:
+    """What a waiver of a partition as it is now has to cover, by source: the least that does."""
+    return {s.source: shortage_of(s) for s in report.sources if not s.is_clear}
 
 
 def apply_waivers(

@@ -175,13 +175,13 @@ def _day(spec: PipelineSpec) -> dg.AssetsDefinition:
         {"json"},
     )
     partitions = grid.daily(spec, spec.partitions.start, spec.partitions.end)
-    return _partitioned(
-        spec,
-        asset,
-        partitions,
-        spec.limits.partitions_per_run * 4,
-        lambda context, services, key: build_day(services, key, context.run.run_id),
-    )
+
+    def work(context: dg.AssetExecutionContext, services: Services, key: PartitionKey) -> Outcome:
+        # One map a run, on its newest date: a picture an event would fill the event log.
+        newest = max(map(PartitionKey.parse, context.partition_keys))
+        return build_day(services, key, context.run.run_id, with_map=key == newest)
+
+    return _partitioned(spec, asset, partitions, spec.limits.partitions_per_run * 4, work)
 
 
 def _snapshot(spec: PipelineSpec) -> dg.AssetsDefinition:

@@ -129,6 +129,7 @@ def run_partitions(
     )
     held: dict[str, str] = {}
     failed: dict[str, Exception] = {}
+    short: dict[str, Any] = {}
     done = 0
     keys = sorted(context.partition_keys, key=PartitionKey.parse)
     for text in keys:
@@ -147,6 +148,9 @@ def run_partitions(
             context.log.error(f"{text} failed: {''.join(traceback.format_exception(error))}")
             continue
         done += 1
+        if outcome.metadata.get("short"):
+            short[text] = outcome.metadata["short"]
+            context.log.warning(f"{name} {text} is short of something: {short[text]}")
         context.log_event(
             materialization(spec, outcome, code_version, context.run.tags.get("dagster/backfill"))
         )
@@ -154,8 +158,10 @@ def run_partitions(
         asset_key=asset_key(name),
         check_name=HELD_CHECK,
         passed=not held and not failed,
-        description=f"{done} of {len(keys)} partition(s) were clear",
+        description=f"{done} of {len(keys)} partition(s) were clear"
+        + (f", {len(short)} of them by acceptance or waiver" if short else ""),
         metadata={
+            "short": dg.MetadataValue.json(short),
             "held": dg.MetadataValue.json(held),
             "failed": dg.MetadataValue.json({key: str(why) for key, why in failed.items()}),
             "partitions": len(keys),

@@ -15,6 +15,7 @@ from platform_assets.factory.grid import asset_key
 from platform_assets.factory.lanes import PIPELINE_TAG
 from platform_assets.factory.sources import build_source
 from platform_assets.factory.versions import trainer_file
+from platform_assets.factory.waiving import build_waive_job
 from resources.columns import output_columns
 
 STAGES_OF_JOB = {
@@ -77,5 +78,5 @@ def build_pipeline(
     check_spec(spec, origin)
     return dg.Definitions(
         assets=[*(build_source(spec, name) for name in spec.sources), *build_assets(spec, origin)],
-        jobs=list(jobs),
+        jobs=[*jobs, build_waive_job(spec)],
     )

@@ -16,7 +16,7 @@ from platform_assets.domain.alerts import (
     next_attempt,
 )
 from platform_assets.domain.completeness import CompletenessReport
-from platform_assets.domain.partition import PartitionKey, date_range, local_date
+from platform_assets.domain.partition import PartitionKey, date_range, local_date, runs_of
 from platform_assets.domain.waiver import Waiver
 from platform_assets.line.clearance import assess_range
 from platform_assets.line.days import built_and_lapsed

@@ -16,7 +16,9 @@ from platform_assets.line.services import Services
 def assess(services: Services, partition: PartitionKey) -> CompletenessReport:
     """Look at the landing zone and decide whether a partition may leave, as of now."""
     assert partition.key is not None
-    services.zone.refresh(partition.date, partition.date, [partition.key])
+    if services.zone.refresh(partition.date, partition.date, [partition.key]):
+        # Whatever follows from it is the sensor's; it would not know that anything has changed.
+        services.attend([partition.date], f"files changed of {partition}")
     report = services.zone.report(partition.key, partition.date, services.clock.as_of())
     waivers = services.waivers.of(services.spec.pipeline, [str(partition)])
     return apply_waivers(report, waivers, report.as_of)
@@ -41,6 +43,13 @@ def assess_range(
 def _waivers(services: Services, held: Iterable[str]) -> list[Waiver]:
     wanted = list(held)
     return services.waivers.of(services.spec.pipeline, wanted) if wanted else []
+
+
+def described(services: Services, names: Iterable[str]) -> dict[str, str]:
+    """Who gave these waivers, why and until when, by name."""
+    wanted = set(names)
+    known = services.waivers.of(services.spec.pipeline) if wanted else []
+    return {w.name: w.describe() for w in known if w.name in wanted}
 
 
 def lapsed(services: Services, names: Iterable[str]) -> dict[str, str]:

@@ -1,12 +1,13 @@
 """Roll-up and snapshot: which days are whole, and what a training reads."""
 
 import json
-from collections.abc import Iterable, Mapping
-from datetime import date
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, timedelta
 from pathlib import Path
 
 from platform_assets.domain.digests import canonical_json
 from platform_assets.domain.errors import HeldError, HomeError, RefusedError, TransientError
+from platform_assets.domain.heat_map import HeatMap, heat_map
 from platform_assets.domain.manifest import (
     Day,
     DayState,
@@ -17,10 +18,11 @@ from platform_assets.domain.manifest import (
     take_snapshot,
     window,
 )
-from platform_assets.domain.partition import PartitionKey
-from platform_assets.line.clearance import assess_range, lapsed
+from platform_assets.domain.partition import PartitionKey, date_range, runs_of
+from platform_assets.line.clearance import assess_range, described, lapsed
 from platform_assets.line.features import record_partitions
 from platform_assets.line.services import Outcome, Services
+from resources import plots
 from resources.landing.atomic import write_whole
 from resources.ledger.records import VersionRecord
 
@@ -50,6 +52,15 @@ def built_and_lapsed(
     return {key: version for key, version in built.items() if key not in held}, held
 
 
+def held_and_lapsed(held: Mapping[str, str], lapsed_waivers: Mapping[str, str]) -> dict[str, str]:
+    """Why partitions are held, and of which of them a waiver has lapsed.
+
+    One whose waiver has lapsed and that is clear all the same, for its hours came or another
+    waiver covers it, is not held: it is to be built again.
+    """
+    return {**held, **{k: f"{held[k]}; {why}" for k, why in lapsed_waivers.items() if k in held}}
+
+
 def days_of(services: Services, dates: Iterable[date]) -> dict[date, Day]:
     """The roll-up of each date: from the ledger where it was built, else from the landing zone."""
     spec, wanted = services.spec, sorted(dates)
@@ -58,7 +69,7 @@ def days_of(services: Services, dates: Iterable[date]) -> dict[date, Day]:
     records = services.ledger.current_versions(spec.asset("features"), every_key)
     built, lapsed_waivers = built_and_lapsed(services, records)
     held = _held(services, [day for day in wanted if set(keys[day]) - set(built)], built)
-    held |= lapsed_waivers
+    held = held_and_lapsed(held, lapsed_waivers)
     return {day: roll_up(day, keys[day], built, held) for day in wanted}
 
 
@@ -66,11 +77,13 @@ def _held(
     services: Services, dates: list[date], built: Mapping[str, PartitionVersion]
 ) -> dict[str, str]:
     held: dict[str, str] = {}
-    for day in dates:
-        services.zone.refresh(day, day)
+    for first, last in runs_of(dates):
+        if services.zone.refresh(first, last):
+            # The look that is to follow would not know that anything has changed.
+            services.attend(date_range(first, last), "files changed, found by another day's look")
         waiting = {
             partition: report
-            for partition, report in assess_range(services, day, day).items()
+            for partition, report in assess_range(services, first, last).items()
             if str(partition) not in built and not report.is_clear
         }
         record_partitions(services, waiting)
@@ -78,8 +91,29 @@ def _held(
     return held
 
 
-def build_day(services: Services, partition: PartitionKey, run_id: str) -> Outcome:
+MAP_DAYS = 120
+"""Dates on the heat map of a roll-up, at the most."""
+
+
+def completeness_map(services: Services, last: date) -> HeatMap:
+    """The completeness of the dates up to one, by the arrivals that the ledger knows.
+
+    It looks at no folder: a picture must not take the news of a change from the sensors.
+    """
+    first = max(services.spec.partitions.start, last - timedelta(days=MAP_DAYS - 1))
+    return heat_map(assess_range(services, first, last).values())
+
+
+def build_day(
+    services: Services, partition: PartitionKey, run_id: str, *, with_map: bool = False
+) -> Outcome:
     """Roll one date up over its keys; a held date is reported as such, and stays visible.
+
+    Args:
+        services: of the pipeline.
+        partition: a date.
+        run_id: recorded with the version.
+        with_map: draw the completeness of the dates up to this one.
 
     Raises:
         HeldError: a key of the date is whole but was not built yet.
@@ -102,8 +136,13 @@ def build_day(services: Services, partition: PartitionKey, run_id: str) -> Outco
         "rows": sum(p.rows for p in day.partitions),
         "partitions": {p.partition: p.data_version for p in day.partitions},
         "held": dict(day.reasons),
+        "short": day.short or None,
+        "waivers": described(services, day.waivers) or None,
     }
-    return Outcome(asset, name, version, changed, metadata)
+    figures = {}
+    if with_map:
+        figures["completeness"] = plots.completeness(completeness_map(services, partition.date))
+    return Outcome(asset, name, version, changed, metadata, figures)
 
 
 def manifest_path(services: Services, day: date, version: str) -> Path:
@@ -113,17 +152,39 @@ def manifest_path(services: Services, day: date, version: str) -> Path:
 
 def decide_snapshot(services: Services, day: date) -> Snapshot | WindowRefusal:
     """What the training of a date would read now, or why it may not."""
+    return decide_snapshots(services, [day], {})[day]
+
+
+def decide_snapshots(
+    services: Services, dates: Sequence[date], known: Mapping[date, Day]
+) -> dict[date, Snapshot | WindowRefusal]:
+    """`decide_snapshot` of some dates; windows that overlap are read once.
+
+    Args:
+        services: of the pipeline.
+        dates: to be trained for.
+        known: roll-ups that were just made.
+    """
     spec = services.spec
-    inside = [d for d in window(day, spec.model.window_days) if d >= spec.partitions.start]
-    return take_snapshot(
-        pipeline=spec.pipeline,
-        dataset=spec.asset("features"),
-        day=day,
-        data_start=spec.partitions.start,
-        window_days=spec.model.window_days,
-        min_days=spec.model.min_days,
-        days=days_of(services, inside),
-    )
+    inside = {
+        d
+        for day in dates
+        for d in window(day, spec.model.window_days)
+        if d >= spec.partitions.start
+    }
+    days = {**known, **days_of(services, inside - set(known))}
+    return {
+        day: take_snapshot(
+            pipeline=spec.pipeline,
+            dataset=spec.asset("features"),
+            day=day,
+            data_start=spec.partitions.start,
+            window_days=spec.model.window_days,
+            min_days=spec.model.min_days,
+            days=days,
+        )
+        for day in dates
+    }
 
 
 def build_snapshot(services: Services, partition: PartitionKey, run_id: str) -> Outcome:
@@ -144,6 +205,13 @@ def build_snapshot(services: Services, partition: PartitionKey, run_id: str) -> 
     version = taken.data_version()
     path = manifest_path(services, partition.date, version)
     _write(path, canonical_json(taken.model_dump(mode="json")))
+    detail = {
+        "days": len(taken.days),
+        "held": dict(taken.held),
+        "short": taken.short,
+        "waivers": list(taken.waivers),
+    }
+    before = services.ledger.current_version(asset, name)
     changed = services.record(
         asset=asset,
         partition=name,
@@ -151,11 +219,10 @@ def build_snapshot(services: Services, partition: PartitionKey, run_id: str) -> 
         table_version=taken.read_version,
         rows=taken.rows,
         run_id=run_id,
-        detail={
-            "days": len(taken.days),
-            "held": dict(taken.held),
-            "waivers": list(taken.waivers),
-        },
+        detail=detail,
+        # The same rows, let go by somebody else: who trains on them must find that person.
+        always=before is not None
+        and any(before.detail.get(term) != detail[term] for term in ("short", "waivers")),
     )
     services.record_verdict(
         asset, name, "complete", {"held": dict(taken.held)}, services.clock.as_of()
@@ -167,7 +234,7 @@ def build_snapshot(services: Services, partition: PartitionKey, run_id: str) -> 
         "partitions": len(taken.partitions),
         "held": dict(taken.held),
         "short": taken.short or None,
-        "waivers": list(taken.waivers) or None,
+        "waivers": described(services, taken.waivers) or None,
         "delta_version": taken.read_version,
         "manifest": str(path.relative_to(services.home.root)),
     }

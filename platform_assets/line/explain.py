@@ -9,32 +9,19 @@ from platform_assets.domain.errors import HeldError, UsageError
 from platform_assets.domain.manifest import DayState, WindowRefusal
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
-from platform_assets.line.clearance import assess
+from platform_assets.line.clearance import assess, described, lapsed
 from platform_assets.line.days import days_of, decide_snapshot
 from platform_assets.line.judging import judged_rows
+from platform_assets.line.late import described as described_restatement
+from platform_assets.line.late import open_restatements
 from platform_assets.line.models import require_snapshot
 from platform_assets.line.services import Services
+from platform_assets.line.stages import stage_of as stage_of
+from platform_assets.line.story import story
+from resources.ledger.records import VersionRecord
 
 KEYED_STAGES = ("features",)
-
-
-def stage_of(spec: PipelineSpec, asset: str) -> str:
-    """`features`, `day`, … or `landed_weather`, from `flights/features` or `features`.
-
-    Raises:
-        UsageError: the pipeline has no such asset.
-    """
-    stages = [
-        *(f"landed_{name}" for name in spec.sources),
-        *("features", "day", "snapshot", "model", "evaluation", "champion"),
-    ]
-    name = asset.removeprefix(f"{spec.pipeline}/")
-    if name not in stages:
-        raise UsageError(
-            f"{asset!r} is no asset of pipeline {spec.pipeline}; allowed are "
-            f"{', '.join(spec.asset(stage) for stage in stages)}"
-        )
-    return name
+RESTS_ON_ROWS = ("model", "evaluation")
 
 
 def explain(services: Services, asset: str, partition: str) -> dict[str, Any]:
@@ -59,6 +46,7 @@ def explain(services: Services, asset: str, partition: str) -> dict[str, Any]:
         "partition": name,
         "as_of": services.clock.as_of().isoformat(),
         **_state(services, stage, key),
+        **(_terms(services, history[-1]) if history and stage in RESTS_ON_ROWS else {}),
         "versions": [
             {
                 "data_version": v.data_version,
@@ -70,9 +58,15 @@ def explain(services: Services, asset: str, partition: str) -> dict[str, Any]:
             }
             for v in history
         ],
+        "story": story(services, stage, key),
     }
-    if history:
+    if history and not document.get("lapsed"):
         document["state"] = "done"
+    restatements = open_restatements(services, stage, name)
+    if restatements:
+        document["restatement"] = described_restatement(services, restatements[-1])
+        if len(restatements) > 1:
+            document["restatement"]["others"] = [r.partition for r in restatements[:-1]]
     return document
 
 
@@ -109,11 +103,28 @@ def _hours(services: Services, stage: str, key: PartitionKey) -> dict[str, Any]:
     word = "done" if stage != "features" else "ready"
     state = word if shown.is_clear else "missing" if shown.is_absent else "held"
     verdict = shown.verdict.value
-    return {
+    found: dict[str, Any] = {
         "state": state,
         "verdict": verdict,
         "reason": shown.reason(),
+        "short": shown.shortage(),
+        "waivers": described(services, {s.waiver for s in shown.sources if s.waiver}),
         "sources": _source_lines(shown),
+    }
+    record = services.ledger.current_version(services.spec.asset("features"), str(key))
+    gone = lapsed(services, record.detail.get("waivers", ())) if record else {}
+    if stage == "features" and gone:
+        # What was built under it may not be read any more, whatever is there now.
+        found |= {"lapsed": gone, "reason": f"{found['reason']}; {'; '.join(gone.values())}"}
+    return found
+
+
+def _terms(services: Services, version: VersionRecord) -> dict[str, Any]:
+    """What a model or a judgement was short of when it was made, and who let that go."""
+    detail = version.detail
+    return {
+        "short": detail.get("short", {}),
+        "waivers": described(services, detail.get("waivers", ())),
     }
 
 
@@ -145,7 +156,13 @@ def _day(services: Services, key: PartitionKey) -> dict[str, Any]:
         DayState.UNBUILT: "held",
     }[day.state]
     reason = day.reason() or f"all {len(day.partitions)} partitions are built"
-    return {"state": state, "reason": reason, "held": dict(day.reasons)}
+    return {
+        "state": state,
+        "reason": reason,
+        "held": dict(day.reasons),
+        "short": day.short,
+        "waivers": described(services, day.waivers),
+    }
 
 
 def _snapshot(services: Services, key: PartitionKey) -> dict[str, Any]:
@@ -157,6 +174,8 @@ def _snapshot(services: Services, key: PartitionKey) -> dict[str, Any]:
         "reason": f"{len(taken.days)} of {services.spec.model.window_days} days are whole, "
         f"{taken.rows} rows; held: {', '.join(taken.held) or 'none'}",
         "held": dict(taken.held),
+        "short": taken.short,
+        "waivers": described(services, taken.waivers),
         "data_version": taken.data_version(),
     }
 

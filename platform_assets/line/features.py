@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from platform_assets.domain.completeness import CompletenessReport, SourceReport
 from platform_assets.domain.errors import HeldError
-from platform_assets.domain.partition import PartitionKey
-from platform_assets.line.clearance import assess
+from platform_assets.domain.late import PREFIX, hour_name, versions_of
+from platform_assets.domain.partition import PartitionKey, local_hours
+from platform_assets.line.clearance import assess, described
 from platform_assets.line.services import Outcome, Services
 from resources.dataset import build_rows
-from resources.ledger.records import VersionRecord
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,34 @@ def _recorded(services: Services, partition: PartitionKey) -> dict[str, str]:
     return found
 
 
-def _waivers_of(record: VersionRecord) -> set[str]:
-    return set(record.detail.get("waivers", ()))
+def hours_digest(services: Services, partition: PartitionKey) -> dict[str, dict[str, str]]:
+    """The first digits of each accepted hour's digest, by source and hour (`2013-02-09T14Z`)."""
+    spec = services.spec
+    hours = local_hours(partition.date, spec.partitions.timezone)
+    return {
+        source: {
+            hour_name(arrival.hour): arrival.digest[:PREFIX]
+            for arrival in services.ledger.arrivals(
+                spec.pipeline, source, partition.key, hours[0], hours[-1]
+            )
+            if arrival.rejected is None
+        }
+        for source in spec.sources
+    }
+
+
+def note_verdict(services: Services, partition: PartitionKey, report: CompletenessReport) -> None:
+    """Write down a verdict without using up a change that Dagster has not been told of."""
+    reports = {partition: report}
+    if changes_since(services, reports, _recorded(services, partition)):
+        record_partitions(services, reports)
+    else:
+        record_completeness(services, reports)
+
+
+def _let_go(detail: Mapping[str, Any]) -> tuple[Any, ...]:
+    """On what terms rows left: of which files, what they were short of, under which waivers."""
+    return detail.get("arrivals"), detail.get("short", ""), list(detail.get("waivers", ()))
 
 
 def build_features(
@@ -122,16 +149,22 @@ def build_features(
     record_completeness(services, {partition: report})
     if not report.is_clear:
         raise HeldError(asset, {name: report.reason()})
+    hours = hours_digest(services, partition)
     tables = {
         source: services.zone.read(source, partition.key, partition.date)
         for source in spec.read_sources
     }
     built = build_rows(spec, partition.key, partition.date, tables)
     before = services.ledger.current_version(asset, name)
-    waived = {
-        w.name: w.describe()
-        for w in services.waivers.of(spec.pipeline, [name])
-        if any(s.waiver == w.name for s in report.sources)
+    names = sorted({s.waiver for s in report.sources if s.waiver})
+    detail = {
+        "excluded": built.excluded,
+        "hours": {s.source: s.observed for s in report.sources},
+        "arrivals": versions_of(report),
+        "hours_digest": hours,
+        "verdict": report.verdict.value,
+        "short": report.shortage(),
+        "waivers": names,
     }
     commit = services.table.commit(
         partition, built.table, previous=before.data_version if before else None
@@ -140,20 +173,16 @@ def build_features(
         asset=asset,
         partition=name,
         data_version=commit.data_version,
-        table_version=commit.table_version,
+        # Nothing was committed: the rows lie where they lay.
+        table_version=commit.table_version
+        if commit.changed or not before
+        else before.table_version,
         rows=commit.rows,
         run_id=run_id,
         # A lake that was lost and built anew holds the same rows at another table version.
-        # The same rows under another waiver are the same version, but let go by somebody else.
-        always=commit.changed or (before is not None and _waivers_of(before) != set(waived)),
-        detail={
-            "excluded": built.excluded,
-            "hours": {s.source: s.observed for s in report.sources},
-            "arrivals": {s.source: s.data_version() for s in report.sources},
-            "verdict": report.verdict.value,
-            "short": report.shortage(),
-            "waivers": sorted({s.waiver for s in report.sources if s.waiver}),
-        },
+        # The same rows on other terms are the same version, but let go by somebody else.
+        always=commit.changed or (before is not None and _let_go(before.detail) != _let_go(detail)),
+        detail=detail,
     )
     metadata = {
         "rows": commit.rows,
@@ -163,7 +192,7 @@ def build_features(
         "completeness": report.reason(),
         "verdict": report.verdict.value,
         "short": report.shortage() or None,
-        "waivers": waived or None,
+        "waivers": described(services, names) or None,
         "as_of": report.as_of.isoformat(),
         "delta_version": commit.table_version,
         "committed": commit.changed,

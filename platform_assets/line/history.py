@@ -16,7 +16,7 @@ from platform_assets.domain.manifest import (
 )
 from platform_assets.domain.partition import PartitionKey, date_range
 from platform_assets.line.clearance import assess_range
-from platform_assets.line.days import built_and_lapsed
+from platform_assets.line.days import built_and_lapsed, held_and_lapsed
 from platform_assets.line.services import Services
 
 STAGES = ("features", "day", "snapshot", "model", "evaluation")
@@ -65,7 +65,7 @@ def read_grid(services: Services, first: date, last: date, *, as_if_built: bool 
     records = services.ledger.current_versions(spec.asset("features"))
     built, lapsed_waivers = built_and_lapsed(services, records)
     held = {str(p): r.reason() for p, r in reports.items() if not r.is_clear}
-    held |= lapsed_waivers
+    held = held_and_lapsed(held, lapsed_waivers)
     would_be = {
         str(p): PartitionVersion(partition=str(p), data_version="", table_version=0, rows=0)
         for p, r in reports.items()

@@ -9,6 +9,7 @@ from platform_assets.domain.errors import HeldError
 from platform_assets.domain.manifest import Day, DayState, PartitionVersion
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.promotion import PRIMARY_METRIC, Contender, Decision, compare
+from platform_assets.line.clearance import described
 from platform_assets.line.days import days_of
 from platform_assets.line.models import require_version
 from platform_assets.line.services import Outcome, Services
@@ -30,6 +31,16 @@ class JudgedRows:
     @property
     def digest(self) -> str:
         return combine((p.partition, p.data_version) for p in self.partitions)
+
+    @property
+    def short(self) -> dict[str, str]:
+        """What the partitions lacked that were accepted or waived, by partition."""
+        return {p.partition: p.short for p in self.partitions if p.short}
+
+    @property
+    def waivers(self) -> tuple[str, ...]:
+        """The names of the waivers that they rest on."""
+        return tuple(sorted({name for p in self.partitions for name in p.waivers}))
 
     @property
     def read_version(self) -> int:
@@ -86,6 +97,8 @@ def evaluate_model(services: Services, partition: PartitionKey, run_id: str) -> 
             "rows_digest": rows.digest,
             "metrics": found.metrics,
             "partitions": [p.model_dump() for p in rows.partitions],
+            "short": rows.short,
+            "waivers": list(rows.waivers),
         },
     )
     services.tracking.log_judgement(
@@ -96,6 +109,8 @@ def evaluate_model(services: Services, partition: PartitionKey, run_id: str) -> 
         "judged_on": f"{spec.judged_on(day)[0]} to {spec.judged_on(day)[-1]}",
         **found.metrics,
         "rows": found.rows,
+        "short": rows.short or None,
+        "waivers": described(services, rows.waivers) or None,
     }
     inputs = {spec.asset("model"): model.data_version}
     return Outcome(asset, name, version, changed, metadata, figures, inputs)
@@ -218,6 +233,7 @@ def _crown(
         "candidates_judged": len(decisions),
         "mlflow_run_id": champion.detail["mlflow_run_id"],
         "decisions": [d.model_dump() for d in decisions],
+        "waivers": described(services, champion.detail.get("waivers", ())) or None,
     }
     figures = {f"{PRIMARY_METRIC[spec.model.kind]} over time": figure}
     return Outcome(asset, None, champion.data_version, changed, metadata, figures)

@@ -6,6 +6,7 @@ from datetime import date
 from platform_assets.domain.digests import digest_of
 from platform_assets.domain.errors import HeldError
 from platform_assets.domain.partition import PartitionKey
+from platform_assets.line.clearance import described, lapsed
 from platform_assets.line.days import load_snapshot
 from platform_assets.line.services import Outcome, Services
 from resources import plots
@@ -35,14 +36,25 @@ def require_snapshot(services: Services, day: date) -> VersionRecord:
     """The snapshot that a date is trained on.
 
     Raises:
-        HeldError: there is none, or the last attempt to take it was refused: what an earlier one
-            reads is not what the date would be trained on now.
+        HeldError: there is none, no verdict on it is known, the last attempt to take it was
+            refused, or it rests on a waiver that is no longer in force: what it reads is not what
+            the date would be trained on now.
     """
     asset, name = services.spec.asset("snapshot"), day.isoformat()
     verdict = services.ledger.verdict(services.spec.pipeline, asset, name)
     if verdict is not None and verdict.verdict == "held":
         raise HeldError(asset, {name: str(verdict.report["reason"])})
-    return require_version(services, "snapshot", day)
+    record = require_version(services, "snapshot", day)
+    if verdict is None:
+        raise HeldError(
+            asset, {name: f"no verdict on it is in the ledger; materialize {asset} for {day} again"}
+        )
+    gone = lapsed(services, record.detail.get("waivers", ()))
+    if gone:
+        raise HeldError(
+            asset, {name: f"{'; '.join(gone.values())}; materialize {asset} for {day} again"}
+        )
+    return record
 
 
 def train_model(
@@ -75,6 +87,7 @@ def train_model(
             "seed": spec.model.seed,
         }
     )
+    waivers = described(services, snapshot.waivers)
     tags = {
         "signalbox.dagster_run_id": run_id,
         "signalbox.pipeline": spec.pipeline,
@@ -84,6 +97,7 @@ def train_model(
         "signalbox.held_days": ", ".join(snapshot.held) or "none",
         "signalbox.waivers": ", ".join(snapshot.waivers) or "none",
         "signalbox.short_partitions": ", ".join(snapshot.short) or "none",
+        **{f"signalbox.waiver.{waiver}": text for waiver, text in waivers.items()},
     }
     with services.tracking.run(spec.pipeline, f"{spec.model.name} {name}", tags) as run:
         run.log_parameters(
@@ -147,6 +161,7 @@ def train_model(
             "waivers": list(snapshot.waivers),
         },
     )
+    services.attend([day], "its model was trained")
     metadata = {
         "registered_model": spec.model.name,
         "registered_version": logged.version,
@@ -155,7 +170,7 @@ def train_model(
         "days": len(snapshot.days),
         "held": dict(snapshot.held),
         "short": snapshot.short or None,
-        "waivers": list(snapshot.waivers) or None,
+        "waivers": waivers or None,
         "snapshot": snapshot_record.data_version,
         **(rounds[-1] if rounds else {}),
     }

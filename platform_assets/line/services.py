@@ -1,8 +1,8 @@
 """What the stages of one pipeline work with, opened on first use."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ from platform_assets.domain.spec import PipelineSpec
 from resources.home import Home
 from resources.lake import DatasetTable
 from resources.landing import LandingZone
+from resources.landing.setaside import SetAside
 from resources.ledger import Ledger, open_ledger
 from resources.ledger.alerts import Alerts
 from resources.ledger.quarantine import Quarantine
@@ -89,7 +90,8 @@ class Services:
 
     @cached_property
     def zone(self) -> LandingZone:
-        return LandingZone(self.home.landing, self.spec, self.ledger)
+        set_aside = SetAside(self.home.root, self.quarantine)
+        return LandingZone(self.home.landing, self.spec, self.ledger, set_aside)
 
     @cached_property
     def table(self) -> DatasetTable:
@@ -174,6 +176,12 @@ class Services:
                     )
                 )
         return changed
+
+    def attend(self, dates: Iterable[date], why: str) -> None:
+        """Have the sensor look at live dates again; those of backfills are left out."""
+        first = max(self.spec.schedule.live_from, self.spec.partitions.start)
+        wanted = [day for day in dates if first <= day <= self.spec.partitions.end]
+        self.watch.attend(self.spec.pipeline, dict.fromkeys(wanted, why))
 
     def partition(self, text: str, *, keyed: bool) -> PartitionKey:
         return self.spec.require_partition(PartitionKey.parse(text), keyed=keyed)

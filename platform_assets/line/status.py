@@ -19,6 +19,7 @@ EMPTY: dict[str, Any] = {
     "ready": 0,
     "held": 0,
     "missing": 0,
+    "waived": 0,
     "watermark": None,
 }
 
@@ -31,12 +32,17 @@ def reached(services: Services) -> date | None:
     return min(today, grid.end) if today >= grid.start else None
 
 
-def status(services: Services) -> dict[str, Any]:
+def status(services: Services, grid: Grid | None = None) -> dict[str, Any]:
     """Counts by asset over the partitions that have begun by now.
 
-    complete: built, or for a source: all hours delivered. ready: could be built now. held: some
-    of what it needs is missing or not built. missing: nothing of it has arrived. watermark: the
+    complete: built, or for a source: all hours delivered, or let go without (accepted, waived).
+    ready: could be built now. held: some of what it needs is missing or not built. missing:
+    nothing of it has arrived. waived: how many of the complete rest on a waiver. watermark: the
     latest date that is complete, for an asset with keys: for every key.
+
+    Args:
+        services: of the pipeline.
+        grid: all dates that have begun, not as if built; read if not given.
     """
     spec = services.spec
     last = reached(services)
@@ -44,7 +50,7 @@ def status(services: Services) -> dict[str, Any]:
     assets = {spec.landed(name): dict(EMPTY) for name in spec.sources}
     assets |= {spec.asset(stage): dict(EMPTY) for stage in STAGES}
     if last is not None:
-        grid = read_grid(services, spec.partitions.start, last, as_if_built=False)
+        grid = grid or read_grid(services, spec.partitions.start, last, as_if_built=False)
         assets |= _sources(spec, grid)
         assets |= _stages(services, last, grid)
     return {
@@ -84,9 +90,10 @@ def _sources(spec: PipelineSpec, grid: Grid) -> dict[str, dict[str, Any]]:
         for partition, report in grid.reports.items():
             own = next(s for s in report.sources if s.source == name)
             count["partitions"] += 1
-            whole = own.verdict is Verdict.COMPLETE
-            count["complete" if whole else "missing" if own.is_absent else "held"] += 1
-            if whole:
+            clear = own.is_clear
+            count["complete" if clear else "missing" if own.is_absent else "held"] += 1
+            count["waived"] += own.verdict is Verdict.WAIVED
+            if clear:
                 complete.append(partition)
         count["watermark"] = _watermark(complete, len(spec.partitions.values))
         counts[spec.landed(name)] = count
@@ -125,10 +132,14 @@ def _stages(services: Services, last: date, grid: Grid) -> dict[str, dict[str, A
             "ready": len(plan.build[stage]),
             "held": len(held - nothing),
             "missing": len(nothing),
+            "waived": 0,
             "watermark": _watermark(
                 done, len(spec.partitions.values) if stage == "features" else 1
             ),
         }
+    counts[spec.asset("features")]["waived"] = sum(
+        bool(grid.built[name].waivers) for name in plan.done["features"]
+    )
     whole = sum(day.state is DayState.WHOLE for day in grid.days.values())
     counts[spec.asset("day")]["whole"] = whole
     return counts

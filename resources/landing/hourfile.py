@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from resources.landing.rawfile import printable, read_raw
+from resources.landing.schema import arrow_schema, cast_to, schema_problem
+from resources.landing.values import EPOCH, HOUR, ValueRules, hour_clause, nulls_clause
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from io import BufferedReader
     from pathlib import Path
 
     import pyarrow as pa
 
     from platform_assets.domain.source_spec import SourceSpec
 
-# A footer needs few bytes, but a file of up to this size is read faster in one go.
-_SMALL = 1 << 20
-
-_EXPECTED = {
-    "string": "string",
-    "int": "a whole number of at most 64 bits",
-    "float": "float",
-    "bool": "bool",
-    "timestamp": "timestamp with timezone UTC",
-}
+UNPACKED = 8
+"""How many times `max_hour_bytes` the rows of a file may take in memory."""
 
 
 class UnreadableError(Exception):
@@ -36,34 +30,21 @@ class UnreadableError(Exception):
 
 @dataclass(frozen=True)
 class Inspection:
-    """What one look at a file told: its identity and, where it is refused, why."""
+    """What one look at a file told: its identity and, where it is refused, why.
+
+    Attributes:
+        digest: SHA-256 of `content`; empty where it was not read.
+        content: the bytes that were judged; None where they were not read.
+        table: the rows, where they are still to be judged by the source's rules for values.
+    """
 
     size: int
     mtime_ns: int
     rows: int
     rejected: str | None
     digest: str = ""
-
-
-def arrow_type(declared: str) -> pa.DataType:
-    """The Arrow type that a declared column is read as."""
-    import pyarrow as pa
-
-    types = {
-        "string": pa.string(),
-        "int": pa.int64(),
-        "float": pa.float64(),
-        "bool": pa.bool_(),
-        "timestamp": pa.timestamp("us", tz="UTC"),
-    }
-    return types[declared]
-
-
-def arrow_schema(source: SourceSpec) -> pa.Schema:
-    """The declared columns of a source, in their order."""
-    import pyarrow as pa
-
-    return pa.schema([(name, arrow_type(c.type)) for name, c in source.columns.items()])
+    content: bytes | None = field(default=None, repr=False)
+    table: pa.Table | None = field(default=None, repr=False)
 
 
 class HourFormat:
@@ -72,8 +53,13 @@ class HourFormat:
     def __init__(self, source: SourceSpec) -> None:
         self.source = source
         self._required = [name for name, column in source.columns.items() if not column.nullable]
+        self.values = ValueRules(source) if source.has_value_rules else None
         # The schema that was accepted last: files of one producer hardly ever differ in it.
         self._accepted: _Accepted | None = None
+
+    @cached_property
+    def _schema(self) -> pa.Schema:
+        return arrow_schema(self.source)
 
     def encode(self, table: pa.Table) -> bytes:
         """A table as Parquet bytes, set for a few rows: no dictionaries, no compression.
@@ -100,53 +86,46 @@ class HourFormat:
 
     # --- arrival ----------------------------------------------------------------------------
 
-    def inspect(self, path: Path, hour: datetime) -> Inspection:
-        """Judge a file by its footer; its rows are decoded only if the footer has no statistics.
+    def inspect(self, path: Path, hour: datetime, boundary: str | None = None) -> Inspection:
+        """Judge a file by its footer; its rows are decoded where the source has rules for values.
+
+        Args:
+            path: of the file.
+            hour: that its rows must belong to.
+            boundary: real path of the folder that it must lie in; None: anywhere.
 
         Raises:
             FileNotFoundError: it is gone.
+            ChangedError: it changed while it was read.
         """
-        state = path.lstat()
-        if stat.S_ISLNK(state.st_mode):
-            try:
-                state = path.stat()
-            except OSError as error:
-                return _rejected(state, f"a symbolic link to nothing readable ({error.strerror})")
-        if not stat.S_ISREG(state.st_mode):
-            # Looked at before opening: opening a named pipe would wait for its writer.
-            return _rejected(state, "not a regular file, a Parquet file is expected")
-        if state.st_size == 0:
-            return _rejected(
-                state, "the file has 0 bytes; an hour without rows is a Parquet file of 0 rows"
-            )
+        raw = read_raw(path, self.source.contract.max_hour_bytes, boundary)
+        content = raw.content
+        if content is None:
+            return Inspection(raw.size, raw.mtime_ns, 0, raw.refused)
         try:
-            with path.open("rb") as handle:
-                state = os.fstat(handle.fileno())
-                return self._judge(handle, state, hour)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            return _rejected(state, f"the file cannot be read ({error.strerror or error})")
-
-    def _judge(self, handle: BinaryIO, state: os.stat_result, hour: datetime) -> Inspection:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            reader = _reader(handle, state)
-            footer = pq.read_metadata(reader)
-            problem = self._problem(footer)
-            if problem is None and footer.num_rows:
-                problem = self._rows_problem(footer, reader, hour)
-        except (pa.ArrowException, OSError, OverflowError, ValueError) as error:
-            return _rejected(
-                state, f"no readable Parquet file, it may have been cut off ({_first_line(error)})"
+            rows, table, problem = self._judge(content, hour)
+        except _damage() as error:
+            rows, table = 0, None
+            problem = (
+                "no readable Parquet file, it may have been cut off or damaged "
+                f"({_first_line(error)})"
             )
+        digest = hashlib.sha256(content).hexdigest()
+        return Inspection(raw.size, raw.mtime_ns, rows, problem, digest, content, table)
+
+    def _judge(self, content: bytes, hour: datetime) -> tuple[int, pa.Table | None, str | None]:
+        """Number of rows, the rows if they are to be judged further, and why it is refused."""
+        if not content:
+            return 0, None, "the file has 0 bytes; an hour without rows is a Parquet file of 0 rows"
+        file = _open(content)
+        rows = file.metadata.num_rows
+        problem = self._problem(file.metadata) or self._size_problem(file.metadata, content)
         if problem is not None:
-            return _rejected(state, problem)
-        handle.seek(0)
-        digest = hashlib.file_digest(cast("BufferedReader", handle), "sha256").hexdigest()
-        return Inspection(state.st_size, state.st_mtime_ns, footer.num_rows, None, digest)
+            return 0, None, problem
+        if self.values is not None:
+            # The rows tell what the footer's statistics would, and cannot be wrong about it.
+            return rows, self._decode(file), None
+        return rows, None, self._rows_problem(file, hour) if rows else None
 
     def _problem(self, footer: Any) -> str | None:
         """Why the columns of a file are not those of its source; None if they are."""
@@ -160,13 +139,37 @@ class HourFormat:
                 metadata=footer.metadata,
                 time=leaves[self.source.time_column],
                 required=tuple((name, leaves[name]) for name in self._required),
+                exact=footer.schema.names == list(self.source.columns),
             )
         return problem
 
-    def _rows_problem(self, footer: Any, reader: Any, hour: datetime) -> str | None:
-        """Rows of another hour, and nulls where the spec has none."""
+    def _size_problem(self, footer: Any, content: bytes) -> str | None:
+        """Why the rows of a file are not decoded: they would be too many, or fill the memory."""
+        contract, rows = self.source.contract, footer.num_rows
+        if not 0 <= rows <= contract.max_hour_rows:
+            return f"{rows} rows, at most {contract.max_hour_rows} are allowed (max_hour_rows)"
+        limit = UNPACKED * contract.max_hour_bytes
+        groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+        sizes = [group.total_byte_size for group in groups]
+        if any(size < 0 for size in sizes) or sum(sizes) > limit:
+            return (
+                f"the footer tells of {sum(sizes)} bytes when unpacked, at most {limit} are "
+                f"allowed ({UNPACKED} times max_hour_bytes)"
+            )
+        # No value is longer than all of it: most files need no closer look.
+        if rows * max(sum(sizes), len(content)) > limit:
+            length = _length_of_strings(content, self.source)
+            if length > limit:
+                return (
+                    f"the strings take {length} bytes when unpacked, at most {limit} are allowed "
+                    f"({UNPACKED} times max_hour_bytes)"
+                )
+        return None
+
+    def _rows_problem(self, file: Any, hour: datetime) -> str | None:
+        """Rows of another hour, and nulls where the spec has none, as the statistics tell."""
         assert self._accepted is not None
-        time_column = self.source.time_column
+        footer = file.metadata
         earliest = latest = None
         nulls = dict.fromkeys(self._required, 0)
         for i in range(footer.num_row_groups):
@@ -175,55 +178,70 @@ class HourFormat:
                 continue
             times = group.column(self._accepted.time).statistics
             if times is None or not times.has_min_max:
-                return self._decoded_problem(reader, hour)
+                return self._decoded_problem(self._decode(file), hour)
             low, high = times.min, times.max
             earliest = low if earliest is None else min(earliest, low)
             latest = high if latest is None else max(latest, high)
             for name, leaf in self._accepted.required:
                 statistics = group.column(leaf).statistics
                 if statistics is None or not statistics.has_null_count:
-                    return self._decoded_problem(reader, hour)
+                    return self._decoded_problem(self._decode(file), hour)
                 nulls[name] += statistics.null_count
         return _nulls_problem(nulls, footer.num_rows) or _hour_problem(
-            time_column, earliest, latest, hour
+            self.source.time_column, _since_1970(earliest), _since_1970(latest), hour
         )
 
-    def _decoded_problem(self, reader: Any, hour: datetime) -> str | None:
+    def _decoded_problem(self, table: pa.Table, hour: datetime) -> str | None:
+        """Rows of another hour, and nulls where the spec has none, as the rows tell."""
+        import pyarrow as pa
         import pyarrow.compute as pc
-        import pyarrow.parquet as pq
 
-        reader.seek(0)
-        time_column = self.source.time_column
-        names = list(dict.fromkeys([time_column, *self._required]))
-        table = pq.ParquetFile(reader).read(columns=names, use_threads=False)
         nulls = {name: table[name].null_count for name in self._required}
-        span = pc.min_max(table[time_column].cast(arrow_type("timestamp"), safe=False)).as_py()
+        span = pc.min_max(table[self.source.time_column].cast(pa.int64())).as_py()
         return _nulls_problem(nulls, table.num_rows) or _hour_problem(
-            time_column, span["min"], span["max"], hour
+            self.source.time_column, span["min"], span["max"], hour
         )
 
     # --- rows -------------------------------------------------------------------------------
 
-    def read(self, handle: BinaryIO, state: os.stat_result) -> pa.Table:
+    def read(self, content: bytes, hour: datetime) -> pa.Table:
         """The declared columns of a file, in their order and types.
+
+        Args:
+            content: of a file that was accepted.
+            hour: that its rows must belong to.
 
         Raises:
             UnreadableError: damaged pages, columns that are not the spec's, values that do not
-                fit their types.
+                fit their types, rows of another hour.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        schema = arrow_schema(self.source)
         try:
-            file = pq.ParquetFile(_reader(handle, state), page_checksum_verification=True)
-            problem = self._problem(file.metadata)
-            if problem is not None:
-                raise UnreadableError(problem)
-            table = file.read(columns=schema.names, use_threads=False).select(schema.names)
-            return table if table.schema.equals(schema) else _cast(table, schema)
-        except (pa.ArrowException, OSError) as error:
+            file = _open(content)
+            problem = self._problem(file.metadata) or self._size_problem(file.metadata, content)
+            if problem is None:
+                table = self._decode(file)
+                if self.values is None:  # its statistics were believed, and may be wrong
+                    problem = self._decoded_problem(table, hour)
+        except _damage() as error:
             raise UnreadableError(_first_line(error)) from error
+        if problem is not None:
+            raise UnreadableError(problem)
+        return table
+
+    def _decode(self, file: Any) -> pa.Table:
+        assert self._accepted is not None
+        names = None if self._accepted.exact else self._schema.names
+        table = file.read(columns=names, use_threads=False)
+        if table.num_rows != file.metadata.num_rows:
+            raise ValueError(
+                f"{table.num_rows} rows where the footer tells of {file.metadata.num_rows}"
+            )
+        if not self._accepted.exact:
+            table = table.select(names)
+        if not table.schema.equals(self._schema):
+            table = cast_to(table, self._schema)
+        table.validate(full=True)  # strings that are no UTF-8
+        return table
 
 
 @dataclass(frozen=True)
@@ -234,96 +252,69 @@ class _Accepted:
     metadata: dict[bytes, bytes] | None
     time: int
     required: Sequence[tuple[str, int]]
+    exact: bool
+    """Whether the file has the declared columns, in their order, and no others."""
 
     def covers(self, footer: Any) -> bool:
         # The metadata too: types such as a duration are told by it alone.
         return bool(self.schema.equals(footer.schema)) and footer.metadata == self.metadata
 
 
-def schema_problem(schema: pa.Schema, source: SourceSpec) -> str | None:
-    """Why the columns of a file are not those of its source; None if they are."""
-    problems = []
-    for name, column in source.columns.items():
-        found = schema.get_all_field_indices(name)
-        if not found:
-            problems.append(f"column {name} is missing, {_EXPECTED[column.type]} is expected")
-        elif len(found) > 1:
-            problems.append(f"column {name} is there {len(found)} times, once is expected")
-        elif not _compatible(schema.field(found[0]).type, column.type):
-            problems.append(
-                f"column {name} is {schema.field(found[0]).type}, {_EXPECTED[column.type]} is "
-                "expected"
-            )
-    return "; ".join(problems) or None
-
-
-def _compatible(found: pa.DataType, declared: str) -> bool:
-    import pyarrow as pa
-
-    kinds = pa.types
-    if kinds.is_null(found):
-        return True  # what pandas writes for a column without any value
-    if kinds.is_dictionary(found):
-        found = found.value_type
-    match declared:
-        case "string":
-            return bool(kinds.is_string(found) or kinds.is_large_string(found))
-        case "int":
-            return bool(kinds.is_integer(found) and not kinds.is_uint64(found))
-        case "float":
-            # Whole numbers widen: an hour whose values are all whole is often written so.
-            return bool(kinds.is_floating(found) or kinds.is_integer(found))
-        case "bool":
-            return bool(kinds.is_boolean(found))
-        case _:
-            return bool(kinds.is_timestamp(found) and found.tz in ("UTC", "Etc/UTC", "+00:00"))
-
-
 def _nulls_problem(nulls: dict[str, int], rows: int) -> str | None:
-    problems = [
-        f"column {name} is null in {count} of {rows} rows, a value is expected in each"
-        for name, count in nulls.items()
-        if count
-    ]
+    problems = [nulls_clause(name, count, rows) for name, count in nulls.items() if count]
     return "; ".join(problems) or None
 
 
 def _hour_problem(
-    name: str, earliest: datetime | None, latest: datetime | None, hour: datetime
+    name: str, earliest: int | None, latest: int | None, hour: datetime
 ) -> str | None:
-    if earliest is None or latest is None:
+    """Instants in microseconds since the epoch."""
+    start = _since_1970(hour)
+    if earliest is None or latest is None or start is None:
         return None
-    if hour <= earliest and latest < hour + timedelta(hours=1):
+    if start <= earliest and latest < start + HOUR:
         return None
-    return (
-        f"column {name} runs from {earliest:%Y-%m-%dT%H:%M:%SZ} to {latest:%Y-%m-%dT%H:%M:%SZ}, "
-        "only instants within the hour of the file's name are expected"
+    return hour_clause(name, earliest, latest)
+
+
+def _since_1970(moment: datetime | None) -> int | None:
+    return None if moment is None else (moment - EPOCH) // timedelta(microseconds=1)
+
+
+def _open(content: bytes) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+
+
+def _length_of_strings(content: bytes, source: SourceSpec) -> int:
+    """Bytes of all strings, without unpacking them: a dictionary may hold one of a megabyte."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    names = [name for name, column in source.columns.items() if column.type == "string"]
+    if not names:
+        return 0
+    file = pq.ParquetFile(
+        pa.BufferReader(content), page_checksum_verification=True, read_dictionary=names
     )
+    total = 0
+    for column in file.read(columns=names, use_threads=False).columns:
+        for chunk in column.chunks:
+            if pa.types.is_dictionary(chunk.type):
+                lengths = pc.binary_length(chunk.dictionary).cast(pa.int64())
+                total += pc.sum(lengths.take(chunk.indices)).as_py() or 0
+    return total
 
 
-def _rejected(state: os.stat_result, reason: str) -> Inspection:
-    return Inspection(state.st_size, state.st_mtime_ns, 0, reason)
-
-
-def _reader(handle: BinaryIO, state: os.stat_result) -> Any:
+def _damage() -> tuple[type[BaseException], ...]:
+    """What pyarrow raises on a damaged file."""
     import pyarrow as pa
 
-    if state.st_size <= _SMALL:
-        return pa.BufferReader(handle.read())
-    return pa.PythonFile(handle, mode="r")
+    return (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    import pyarrow as pa
-
-    columns = []
-    for field in schema:
-        column = table.column(field.name)
-        # Nanoseconds lose what microseconds cannot hold; every other loss is an error.
-        safe = not (pa.types.is_timestamp(column.type) and column.type.unit == "ns")
-        columns.append(column.cast(field.type, safe=safe))
-    return pa.table(columns, schema=schema)
+    return printable((str(error).splitlines() or [type(error).__name__])[0][:200])

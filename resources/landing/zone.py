@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import logging
 import os
 from datetime import UTC, date, datetime, time
@@ -15,8 +17,11 @@ from platform_assets.domain.errors import HomeError, RefusedError, UsageError
 from platform_assets.domain.partition import PartitionKey, date_range, local_hours
 from resources.landing.atomic import write_whole
 from resources.landing.days import SourceDays
-from resources.landing.hourfile import HourFormat, UnreadableError, arrow_schema
+from resources.landing.hourfile import HourFormat, UnreadableError
+from resources.landing.intake import Intake, Look
 from resources.landing.layout import hour_of, hour_path
+from resources.landing.rawfile import ChangedError, RawFile, is_within, printable, read_raw
+from resources.landing.schema import arrow_schema
 from resources.ledger.records import ArrivalRecord
 
 if TYPE_CHECKING:
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
 
     from platform_assets.domain.source_spec import SourceSpec
     from platform_assets.domain.spec import PipelineSpec
+    from resources.landing.setaside import SetAside
     from resources.ledger import Ledger
 
 _log = logging.getLogger(__name__)
@@ -42,13 +48,17 @@ class LandingZone:
     alone; `read` gives rows, and refuses any file that is not the one that was recorded.
     """
 
-    def __init__(self, root: Path, spec: PipelineSpec, ledger: Ledger) -> None:
+    def __init__(
+        self, root: Path, spec: PipelineSpec, ledger: Ledger, set_aside: SetAside | None = None
+    ) -> None:
         """
         Args:
             root: the landing folder of the home; the pipeline has a folder of its own in it.
             spec: the pipeline.
             ledger: where arrivals are recorded.
+            set_aside: where refused files are copied and recorded; None: they are refused alone.
         """
+        self.set_aside = set_aside
         self.root = root
         self.spec = spec
         self.ledger = ledger
@@ -106,7 +116,7 @@ class LandingZone:
 
         Looks at the UTC day folders that these days touch. Only files whose size or time of
         change the ledger does not know are opened, and those that were rejected: a corrected spec
-        may accept them.
+        may accept them. What is refused is set aside.
 
         Args:
             first, last: local dates, both included.
@@ -147,21 +157,33 @@ class LandingZone:
     ) -> int:
         begin = datetime.combine(days[0], time(0), UTC)
         end = datetime.combine(days[-1], time(23), UTC)
-        arrived: list[ArrivalRecord] = []
-        gone: list[str] = []
+        intake = Intake(self._formats[source].values, self.set_aside, self.spec.pipeline, seen_at)
         for key in keys:
             records = self.ledger.arrivals(self.spec.pipeline, source, key, begin, end)
             known = {record.path: record for record in records}
             for day in days:
-                arrived.extend(self._scan(source, key, day, known, boundary, seen_at))
+                for look in self._scan(source, key, day, known, boundary, seen_at, intake):
+                    intake.add(look)
             # The scans took what they found out of `known`. The rest has vanished, unless it was
             # being replaced: a listing may miss a name that is renamed over meanwhile.
-            gone.extend(path for path in known if not os.path.lexists(self.root / path))
-        if arrived:
-            self.ledger.upsert_arrivals(arrived)
-        if gone:
-            self.ledger.forget_arrivals(self.spec.pipeline, source, gone)
-        return len(arrived) + len(gone)
+            intake.gone.extend(path for path in known if self._is_gone(path))
+        intake.judge()
+        intake.settle(
+            path
+            for path, record in intake.open.items()
+            if record.source == source
+            and record.key in keys
+            and begin <= record.hour <= end
+            and self._is_gone(path)
+        )
+        if intake.arrived:
+            self.ledger.upsert_arrivals(intake.arrived)
+        if intake.gone:
+            self.ledger.forget_arrivals(self.spec.pipeline, source, intake.gone)
+        return len(intake.arrived) + len(intake.gone)
+
+    def _is_gone(self, path: str) -> bool:
+        return not os.path.lexists(self.root / path)
 
     def _scan(
         self,
@@ -171,7 +193,8 @@ class LandingZone:
         known: dict[str, ArrivalRecord],
         boundary: str,
         seen_at: datetime,
-    ) -> Iterator[ArrivalRecord]:
+        intake: Intake,
+    ) -> Iterator[Look]:
         """The new and changed files of one day folder; takes the files that exist from `known`."""
         relative = f"{self.spec.pipeline}/{source}/{key}/{day.isoformat()}"
         folder = self.root / relative
@@ -181,11 +204,14 @@ class LandingZone:
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                self._warn(relative, "its links lead in a circle; make it a folder")
+                return
             raise HomeError(
                 f"{folder} cannot be listed ({error.strerror}); the folders of the landing zone "
                 "must be readable by this user"
             ) from error
-        outside = bool(entries) and not _within(boundary, os.path.realpath(folder))
+        outside = bool(entries) and not is_within(boundary, os.path.realpath(folder))
         for entry in entries:
             path = f"{relative}/{entry.name}"
             record = known.get(path)
@@ -195,22 +221,31 @@ class LandingZone:
                     state = entry.stat()
                     if (state.st_size, state.st_mtime_ns) == (record.size, record.mtime_ns):
                         del known[path]
+                        intake.unchanged(path)
                         continue
                 hour = record.hour if record is not None else hour_of(entry.name, day)
                 if hour is None:
-                    self._warn(path)
+                    self._warn(
+                        path,
+                        "a file of the landing zone is named by its hour in UTC, such as "
+                        "2013-01-01/2013-01-01T10Z.parquet; rename it, or let its name start with "
+                        "a dot",
+                    )
                     continue
-                look = self._formats[source].inspect(Path(entry.path), hour)
-                rejected = look.rejected
-                if linked:
-                    target = os.path.realpath(entry.path)
-                    if not _within(boundary, target):
-                        rejected = (
-                            f"a symbolic link leads to {target}, outside of the landing zone; "
-                            "a file inside of it is expected"
-                        )
+                look = self._formats[source].inspect(Path(entry.path), hour, boundary)
             except FileNotFoundError:
                 continue
+            except ChangedError:
+                _log.warning(
+                    "%s changed while it was read, its hour does not count until the next look; "
+                    "write to a name that starts with a dot, and rename",
+                    path,
+                )
+                known.pop(path, None)
+                if record is not None and record.rejected is None:
+                    intake.gone.append(path)  # what was accepted is there no more
+                continue
+            known.pop(path, None)
             fresh = ArrivalRecord(
                 zone=self.spec.pipeline,
                 source=source,
@@ -219,23 +254,17 @@ class LandingZone:
                 path=path,
                 size=look.size,
                 mtime_ns=look.mtime_ns,
-                rows=0 if rejected else look.rows,
-                rejected=rejected,
+                rows=0 if look.rejected else look.rows,
+                rejected=look.rejected,
                 seen_at=seen_at,
-                digest="" if rejected else look.digest,
+                digest="" if look.rejected else look.digest,
             )
-            known.pop(path, None)
-            if record is None or _content(record) != _content(fresh):
-                yield fresh
+            yield Look(record, fresh, look.content, look.table)
 
-    def _warn(self, path: str) -> None:
+    def _warn(self, path: str, why: str) -> None:
         if path not in self._warned:
             self._warned.add(path)
-            _log.warning(
-                "%s is ignored: a file of the landing zone is named by its hour in UTC, such as "
-                "2013-01-01/2013-01-01T10Z.parquet; rename it, or let its name start with a dot",
-                path,
-            )
+            _log.warning("%s is ignored: %s", printable(path), why)
 
     # --- judging ----------------------------------------------------------------------------
 
@@ -286,56 +315,45 @@ class LandingZone:
 
         schema = arrow_schema(self._require(source, key))
         hours = local_hours(day, self.spec.partitions.timezone)
+        boundary = os.path.realpath(self.root)
         tables = [
-            self._read_hour(record)
+            self._read_hour(record, boundary)
             for record in self.ledger.arrivals(self.spec.pipeline, source, key, hours[0], hours[-1])
             if record.rejected is None
         ]
         return pa.concat_tables([schema.empty_table(), *tables]).combine_chunks()
 
-    def _read_hour(self, record: ArrivalRecord) -> pa.Table:
+    def _read_hour(self, record: ArrivalRecord, boundary: str) -> pa.Table:
         path = self.root / record.path
+        source = self._formats[record.source]
         try:
-            with path.open("rb") as handle:
-                state = os.fstat(handle.fileno())
-                self._require_recorded(path, record, state)
-                table = self._formats[record.source].read(handle, state)
-                # Somebody may have written into it meanwhile.
-                self._require_recorded(path, record, os.fstat(handle.fileno()))
+            raw = read_raw(path, source.source.contract.max_hour_bytes, boundary)
+            self._require_recorded(path, record, raw)
+            if raw.content is None:
+                raise UnreadableError(raw.refused)
+            if record.digest and hashlib.sha256(raw.content).hexdigest() != record.digest:
+                raise UnreadableError("its bytes are not those that arrived")
+            return source.read(raw.content, record.hour)
         except FileNotFoundError as error:
             raise RefusedError(
                 f"{path} has vanished since its arrival was recorded; refresh the landing zone"
             ) from error
-        except (UnreadableError, OSError) as error:
+        except ChangedError as error:
+            raise RefusedError(f"{error}; refresh the landing zone") from error
+        except UnreadableError as error:
             raise RefusedError(
-                f"{path} cannot be read ({error}), although its footer was in order when it "
-                "arrived; have the hour delivered again"
+                f"{path} cannot be read ({error}), although it was in order when it arrived; have "
+                "the hour delivered again"
             ) from error
-        return table
 
-    def _require_recorded(self, path: Path, record: ArrivalRecord, state: os.stat_result) -> None:
-        if (state.st_size, state.st_mtime_ns) != (record.size, record.mtime_ns):
+    def _require_recorded(self, path: Path, record: ArrivalRecord, found: RawFile) -> None:
+        if (found.size, found.mtime_ns) != (record.size, record.mtime_ns):
             raise RefusedError(
                 f"{path} has changed since its arrival was recorded ({record.size} bytes of "
-                f"{_stamp(record.mtime_ns)} then, {state.st_size} bytes of "
-                f"{_stamp(state.st_mtime_ns)} now); refresh the landing zone"
+                f"{_stamp(record.mtime_ns)} then, {found.size} bytes of "
+                f"{_stamp(found.mtime_ns)} now); refresh the landing zone"
             )
 
 
 def _stamp(nanoseconds: int) -> str:
     return datetime.fromtimestamp(nanoseconds / 1e9, UTC).isoformat(timespec="milliseconds")
-
-
-def _within(boundary: str, path: str) -> bool:
-    return path == boundary or path.startswith(boundary + os.sep)
-
-
-def _content(record: ArrivalRecord) -> tuple[object, ...]:
-    return (
-        record.hour,
-        record.size,
-        record.mtime_ns,
-        record.rows,
-        record.rejected,
-        record.digest,
-    )

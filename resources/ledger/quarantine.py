@@ -40,6 +40,12 @@ class Quarantine(Store):
                 new.append(record)
         return new
 
+    def kept(self, number: int, kept: str, digest: str) -> None:
+        """Note where a file was set aside at last, which could not be when it was recorded."""
+        t = tables().quarantine
+        with writing(self.url) as connection:
+            connection.execute(t.update().where(t.c.id == number).values(kept=kept, digest=digest))
+
     def end(
         self, pipeline: str, paths: Sequence[str], by: str, at: datetime
     ) -> list[QuarantineRecord]:

@@ -38,23 +38,51 @@ class Restatements(Store):
                         "state": "approved",
                         "approved_at": old.approved_at,
                         "approved_by": old.approved_by,
+                        "touches": {**row["touches"], **_kept(old.touches)},
                     }
             values = {"state": "superseded", "ended_at": utc(record.found_at)}
             connection.execute(t.update().where(mine).values(**values))
             connection.execute(t.insert(), row)
         return True
 
-    def approve(self, pipeline: str, partitions: Sequence[str], by: str) -> list[str]:
-        """Let open restatements go; returns the partitions that had one waiting."""
+    def approve(
+        self, pipeline: str, partitions: Sequence[str], by: str, *, retrain: bool = True
+    ) -> list[str]:
+        """Let open restatements go, or go again; returns the partitions that had one open.
+
+        Without `retrain` what they touch is not trained again.
+        """
         t = tables().restatements
         approved: list[str] = []
         with writing(self.url) as connection:
             for chunk in chunks(partitions):
-                mine = (t.c.pipeline == pipeline) & t.c.partition.in_(chunk) & (t.c.state == "open")
-                approved.extend(r.partition for r in connection.execute(t.select().where(mine)))
-                values = {"state": "approved", "approved_at": datetime.now(UTC), "approved_by": by}
-                connection.execute(t.update().where(mine).values(**values))
+                mine = t.c.partition.in_(chunk) & t.c.state.in_(OPEN_STATES)
+                rows = connection.execute(t.select().where(t.c.pipeline == pipeline, mine)).all()
+                for row in rows:
+                    values = {
+                        "state": "approved",
+                        "approved_at": datetime.now(UTC),
+                        "approved_by": by,
+                        "touches": {**row.touches, "retrain": retrain},
+                    }
+                    connection.execute(t.update().where(t.c.id == row.id).values(**values))
+                    approved.append(row.partition)
         return sorted(approved)
+
+    def remark(self, number: int, outcome: str) -> None:
+        """Say how far an open one has come."""
+        t = tables().restatements
+        mine = (t.c.id == number) & t.c.state.in_(OPEN_STATES)
+        with writing(self.url) as connection:
+            connection.execute(t.update().where(mine).values(outcome=outcome))
+
+    def relist(self, number: int, reason: str) -> None:
+        """Have an open one wait for a person: what was tried has failed."""
+        t = tables().restatements
+        mine = (t.c.id == number) & t.c.state.in_(OPEN_STATES)
+        values = {"decision": "list", "state": "open", "reason": reason, "outcome": None}
+        with writing(self.url) as connection:
+            connection.execute(t.update().where(mine).values(**values))
 
     def end(self, number: int, state: str, outcome: str, at: datetime) -> None:
         """Close one: `done`, or `superseded`; `outcome` says in words what came of it."""
@@ -74,6 +102,11 @@ class Restatements(Store):
         if partition is not None:
             query = query.where(t.c.partition == partition)
         return [_record(row) for row in self._rows(query)]
+
+
+def _kept(touches: Mapping[str, Any]) -> dict[str, Any]:
+    """What a person has said beyond the approval, and holds for what supersedes it too."""
+    return {"retrain": touches["retrain"]} if "retrain" in touches else {}
 
 
 def _record(row: Any) -> RestatementRecord:
@@ -102,14 +135,19 @@ class Watch(Store):
             connection.execute(statement, [fields_of(record) for record in records])
 
     def attend(self, pipeline: str, dates: Mapping[date, str]) -> None:
-        """Have another look at dates, by date why; one that is listed keeps its first reason."""
+        """Have another look at dates, by date why; one that is listed keeps its first reason.
+
+        Being attended anew keeps a date from being settled by a look that began before.
+        """
         if not dates:
             return
         t, now = tables().attention, datetime.now(UTC)
         with writing(self.url) as connection:
-            insert = insert_into(t, connection.dialect.name).on_conflict_do_nothing()
+            insert = insert_into(t, connection.dialect.name)
             connection.execute(
-                insert,
+                insert.on_conflict_do_update(
+                    index_elements=list(t.primary_key), set_={"since": insert.excluded.since}
+                ),
                 [
                     {"pipeline": pipeline, "date": day, "reason": why, "since": now}
                     for day, why in dates.items()
@@ -122,13 +160,24 @@ class Watch(Store):
         query = t.select().where(t.c.pipeline == pipeline).order_by(t.c.date)
         return {row.date: row.reason for row in self._rows(query)}
 
-    def settle(self, pipeline: str, dates: Iterable[date]) -> None:
-        """These dates need no further look."""
+    def settle(
+        self, pipeline: str, dates: Iterable[date], looked_at: datetime | None = None
+    ) -> None:
+        """These dates need no further look.
+
+        Args:
+            pipeline: its name.
+            dates: the dates.
+            looked_at: when the look began that says so, on the machine's clock; what was attended
+                after that stays.
+        """
         wanted = list(dates)
         if not wanted:
             return
         t = tables().attention
         with writing(self.url) as connection:
             for start in range(0, len(wanted), 500):
-                chunk = wanted[start : start + 500]
-                connection.execute(t.delete().where(t.c.pipeline == pipeline, t.c.date.in_(chunk)))
+                mine = (t.c.pipeline == pipeline) & t.c.date.in_(wanted[start : start + 500])
+                if looked_at is not None:
+                    mine &= t.c.since <= utc(looked_at)
+                connection.execute(t.delete().where(mine))

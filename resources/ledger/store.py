@@ -131,6 +131,23 @@ class Ledger(Store):
         query = columns_of(t).where(t.c.asset == asset, t.c.partition == partition)
         return [VersionRecord(*row) for row in self._rows(query.order_by(t.c.id))]
 
+    def versions(self, asset: str) -> list[VersionRecord]:
+        """Every version of an asset that there was, of all its partitions, oldest first."""
+        t = tables().partition_versions
+        query = columns_of(t).where(t.c.asset == asset).order_by(t.c.id)
+        return [VersionRecord(*row) for row in self._rows(query)]
+
+    def histories(self, asset: str, partitions: Iterable[str]) -> list[VersionRecord]:
+        """All versions of some partitions, oldest first."""
+        t = tables().partition_versions
+        query = t.select().where(t.c.asset == asset)
+        rows = [
+            row
+            for chunk in chunks(sorted(set(partitions)))
+            for row in self._rows(query.where(t.c.partition.in_(chunk)))
+        ]
+        return [VersionRecord(*row[1:]) for row in sorted(rows, key=lambda row: row.id)]
+
     # --- scores ---------------------------------------------------------------------------------
 
     def record_score(self, record: ScoreRecord) -> None:

@@ -40,7 +40,7 @@ class Waivers(Store):
         """
         t = tables().waivers
         number = name.removeprefix("W-")
-        row = int(number) if number.isascii() and number.isdigit() else 0
+        row = int(number) if number.isascii() and number.isdigit() and len(number) < 18 else 0
         mine = (t.c.id == row) & (t.c.pipeline == pipeline)
         with writing(self.url) as connection:
             values = {"revoked_at": utc(at), "revoked_by": by, "revoke_reason": reason}
@@ -53,7 +53,10 @@ class Waivers(Store):
                 f"pipeline {pipeline} has no waiver {name!r}; see them with `signalbox waivers`"
             )
         if not done.rowcount:
-            raise UsageError(f"waiver {name} was revoked already, by {found.revoked_by}")
+            raise UsageError(
+                f"waiver {name} was revoked already, by {found.revoked_by}: it cannot be revoked "
+                "again; see it with `signalbox waivers --all`"
+            )
         return _waiver(found)
 
     def of(self, pipeline: str, partitions: Iterable[str] | None = None) -> list[Waiver]:
@@ -67,6 +70,12 @@ class Waivers(Store):
             rows = self._rows(query.where(t.c.partition.in_(chunk)))
             found.extend(_waiver(row) for row in rows)
         return found
+
+    def recorded_at(self, pipeline: str, partition: str) -> dict[str, datetime]:
+        """When each waiver of a partition was written down, on the machine's clock, by name."""
+        t = tables().waivers
+        query = t.select().where(t.c.pipeline == pipeline, t.c.partition == partition)
+        return {f"W-{row.id:04d}": row.recorded_at for row in self._rows(query)}
 
 
 def _waiver(row: Any) -> Waiver:

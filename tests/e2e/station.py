@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -43,12 +43,12 @@ HISTORY_SECONDS = 800
 IN_PROGRESS = {"STARTING", "STARTED", "CANCELING"}
 
 LAUNCH = """
-mutation Launch($job: String!, $partition: String!) {
+mutation Launch($job: String!, $tags: [ExecutionTag!]!) {
   launchRun(executionParams: {
     selector: {
       repositoryLocationName: "signalbox", repositoryName: "__repository__", jobName: $job
     }
-    executionMetadata: {tags: [{key: "dagster/partition", value: $partition}]}
+    executionMetadata: {tags: $tags}
   }) {
     __typename
     ... on LaunchRunSuccess { run { runId } }
@@ -245,9 +245,11 @@ class Station:
     def land(self, first: date, last: date, until_hour: int | None = None) -> None:
         land_flights(self.flights, first, last, until_hour, quiet=True)
 
-    def launch(self, job: str, partition: str) -> str:
+    def launch(self, job: str, partition: str, tags: Mapping[str, str] | None = None) -> str:
         """Launch a job for a partition; its run id."""
-        found = self.server.api.query(LAUNCH, {"job": job, "partition": partition})["launchRun"]
+        every = {"dagster/partition": partition, **(tags or {})}
+        listed = [{"key": key, "value": value} for key, value in every.items()]
+        found = self.server.api.query(LAUNCH, {"job": job, "tags": listed})["launchRun"]
         assert found["__typename"] == "LaunchRunSuccess", found
         return str(found["run"]["runId"])
 
@@ -299,7 +301,7 @@ class Station:
         assert self._history.status in ENDED, f"it is {self._history.status} still"
         return self._history
 
-    def start_slow_training(self) -> tuple[str, int]:
+    def start_slow_training(self, tags: Mapping[str, str] | None = None) -> tuple[str, int]:
         """Start a training that takes minutes; its run, and the process that it is in."""
         services = self.slow
         day = services.partition(SLOW_DAY, keyed=False)
@@ -309,6 +311,11 @@ class Station:
             build_snapshot(services, day, "by-hand")
         file = self.home.root / PID_FILE
         file.unlink(missing_ok=True)
-        run_id = self.launch("slow_train", SLOW_DAY)
-        until(file.exists, 90, f"run {run_id} to train", self.server)
-        return run_id, int(file.read_text())
+        run_id = self.launch("slow_train", SLOW_DAY, tags)
+        return run_id, self.training_process()
+
+    def training_process(self) -> int:
+        """The process that the slow training is in, once it is."""
+        file = self.home.root / PID_FILE
+        until(file.exists, 180, "a run to train", self.server)
+        return int(file.read_text())

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from platform_assets.factory.instance import dagster_yaml
+from platform_assets.factory.lanes import RETRIED_IF_KILLED
 from resources.dagster_api import DagsterApi
 from resources.home import Home
 from resources.tracking.client import open_client
@@ -38,6 +39,7 @@ from tests.e2e.station import (
     require_nothing_left,
     until,
 )
+from tests.e2e.trainers import PID_FILE
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -80,6 +82,7 @@ def test_dagster_comes_up_with_its_daemons(station: Station) -> None:
 
 
 class TestKilled:
+    @pytest.mark.heavy
     def test_a_worker_and_then_its_server(self, slow_station: Station) -> None:
         station, home = slow_station, slow_station.home
         with station.server as server:
@@ -89,8 +92,15 @@ class TestKilled:
             psutil.Process(pid).kill()
             until(lambda: station.run(first)["status"] == "FAILURE", 90, "its run to fail", server)
             until(lambda: mlflow_states(home, first) == ["FAILED"], 60, "MLflow to say so", server)
+            # It was nobody's run but its own: nothing launches it again.
+            assert not server.api.runs({"dagster/parent_run_id": first})
 
-            second, _ = station.start_slow_training()
+            watched, pid = station.start_slow_training(RETRIED_IF_KILLED)
+            (home.root / PID_FILE).unlink()
+            psutil.Process(pid).kill()
+            assert station.training_process() != pid, "the run is launched again"
+            (again,) = server.api.runs({"dagster/parent_run_id": watched})
+            second = str(again["runId"])
         require_nothing_left(home, 0)
         assert mlflow_states(home, second) == ["KILLED"]
         assert status_in(home, second) == "FAILURE"
@@ -145,6 +155,7 @@ class TestNothingIsLeft:
         assert printed + errors == ""
         require_nothing_left(home, 0)
 
+    @pytest.mark.heavy
     def test_when_the_code_location_cannot_be_loaded(
         self, command: Start, home_template: Path, tmp_path: Path
     ) -> None:

@@ -1,0 +1,341 @@
+"""`signalbox drill partial-day`: 18 of 24 hours have landed, and it is past midnight."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+
+import dagster as dg
+from dagster._core.execution.execute_in_process_result import ExecuteInProcessResult
+
+from platform_assets.component import pipeline_definitions
+from platform_assets.domain.partition import PartitionKey
+from platform_assets.domain.spec import PipelineSpec
+from platform_assets.drills.harness import Scene
+from platform_assets.drills.measure import Rows, chosen_dates, partial_against_whole
+from platform_assets.drills.plain_dagster import CRON, QUIET, PlainDagster
+from platform_assets.drills.report import DrillReport, Measurement, Step
+from platform_assets.factory.grid import asset_key, dagster_key
+from platform_assets.line.landing import land_flights
+from platform_assets.line.services import Services
+from resources.catalog import load_catalog
+
+NAME = "partial-day"
+TITLE = "18 of 24 hours have landed when the nightly schedule comes"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is played: the day, and the local hour until which it has landed."""
+
+    spec: PipelineSpec
+    day: date = date(2013, 2, 9)
+    hours: int = 18
+
+    @property
+    def name(self) -> str:
+        return self.day.isoformat()
+
+    def night(self, minute: int, hour: int = 0) -> datetime:
+        """An instant of the night after the day, local time."""
+        after = self.day + timedelta(days=1)
+        return datetime.combine(after, time(hour, minute), tzinfo=self.spec.zone)
+
+
+@dataclass
+class SignalboxSide:
+    """The real pipeline, its sensor and its jobs, in this process."""
+
+    services: Services
+    instance: dg.DagsterInstance
+
+    def __post_init__(self) -> None:
+        self.spec = self.services.spec
+        self.defs = dg.Definitions.merge(
+            pipeline_definitions(self.spec), dg.Definitions(executor=dg.in_process_executor)
+        )
+        self.cursor: str | None = None
+
+    def tick(self) -> tuple[list[tuple[str, str]], str]:
+        """One look of the readiness sensor; its requests are executed as the daemon does.
+
+        Returns:
+            job and partition of each request, and what the tick said of what it held.
+        """
+        sensor = self.defs.resolve_sensor_def(f"{self.spec.pipeline}_readiness")
+        with dg.build_sensor_context(
+            instance=self.instance,
+            cursor=self.cursor,
+            repository_def=self.defs.get_repository_def(),
+            sensor_name=sensor.name,
+        ) as context:
+            data = sensor.evaluate_tick(context)
+        self.cursor = data.cursor
+        for event in data.asset_events:
+            self.instance.report_runless_asset_event(event)
+        requested = []
+        for request in data.run_requests or []:
+            job, partition = str(request.job_name), str(request.partition_key)
+            requested.append(
+                (
+                    job.removeprefix(f"{self.spec.pipeline}_"),
+                    str(PartitionKey.parse(partition)),
+                )
+            )
+            self.defs.resolve_job_def(job).execute_in_process(
+                instance=self.instance, partition_key=partition, tags=request.tags, run_config=QUIET
+            )
+        return requested, data.skip_message or ""
+
+    def materialize(
+        self, stage: str, *, first: str, last: str | None = None
+    ) -> ExecuteInProcessResult:
+        """A run as the UI launches it, of one partition or of a range."""
+        tags = {}
+        if last is not None:
+            ends = (dagster_key(self.spec, PartitionKey.parse(key)) for key in (first, last))
+            names = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
+            tags = dict(zip(names, ends, strict=True))
+        return self.defs.resolve_implicit_global_asset_job_def().execute_in_process(
+            instance=self.instance,
+            asset_selection=[asset_key(self.spec.asset(stage))],
+            partition_key=None if last else dagster_key(self.spec, PartitionKey.parse(first)),
+            tags=tags,
+            run_config=QUIET,
+            raise_on_error=False,
+        )
+
+    def model(self, day: date) -> int | None:
+        """Rows that the date's model was trained on; None if there is none."""
+        name = self.spec.asset("model")
+        record = self.services.ledger.current_version(name, day.isoformat())
+        return record.rows if record else None
+
+
+def play(scene: Scene) -> DrillReport:
+    """The drill on the pipeline of the catalog."""
+    return play_case(scene, Case(load_catalog()["flights"]))
+
+
+def play_case(scene: Scene, case: Case) -> DrillReport:
+    """Play it: the same landing, plain Dagster and Signalbox beside each other."""
+    spec, day = case.spec, case.day
+    rows = Rows(spec)
+    dates = chosen_dates(rows, scene.days)  # refused before minutes have gone by
+    services = Services.open(spec, scene.home)
+    first, yesterday = day - timedelta(days=spec.model.window_days - 1), day - timedelta(days=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        with scene.part(f"landing {first} to {yesterday}, and {day} until {case.hours}:00"):
+            land_flights(services, first, yesterday, quiet=True)
+            land_flights(services, day, day, case.hours, quiet=True)
+            services.ledger.advance_clock(spec.pipeline, case.night(20))
+        with (
+            dg.DagsterInstance.ephemeral() as plain_instance,
+            dg.DagsterInstance.from_config(str(scene.home.dagster)) as instance,
+        ):
+            landing = scene.home.landing / spec.pipeline
+            plain = PlainDagster(landing, scene.home.root / "plain", spec, plain_instance)
+            box = SignalboxSide(services, instance)
+            with scene.part("the history, on plain Dagster"):
+                plain.materialize("features", first, yesterday)
+            with scene.part("the history, on Signalbox"):
+                for key in spec.partitions.values:
+                    ends = {"first": f"{key}|{first}", "last": f"{key}|{yesterday}"}
+                    done = box.materialize("features", **ends)
+                    _require(done.success, f"the history was not built: {_failure(done)}")
+            with scene.part("a quarter past midnight, on plain Dagster"):
+                plain_steps = _plain_night(plain, case)
+            with scene.part("the same moment, on Signalbox"):
+                steps = _held(box, case)
+            with scene.part(f"the rest of {day} lands"):
+                land_flights(services, day, day, quiet=True)
+                plain_steps.append(_plain_morning(plain, case))
+                steps += _leaves(box, case)
+    with scene.part(f"{scene.days} dates, each trained on its partial and on its whole day"):
+        measurements = _measure(rows, dates, case.hours)
+    report = DrillReport(
+        name=NAME,
+        title=TITLE,
+        question=f"{case.hours} of 24 hours of {day} have landed in the folder when the day is "
+        "over. Does a model train on them?",
+        plain=tuple(plain_steps),
+        signalbox=tuple(steps),
+        measurements=measurements,
+        notes=_notes(spec, dates),
+        verdict="",
+    )
+    return report.model_copy(update={"verdict": _verdict(report, case)})
+
+
+def _require(condition: bool, why: str) -> None:
+    if not condition:
+        raise RuntimeError(f"drill {NAME}: {why}")
+
+
+def _listed(requested: dict[str, list[str]]) -> str:
+    return "; ".join(f"{asset} {', '.join(keys)}" for asset, keys in requested.items()) or "nothing"
+
+
+def _plain_night(plain: PlainDagster, case: Case) -> list[Step]:
+    before = plain.evaluate(case.night(10))
+    after = plain.evaluate(case.night(20))
+    wanted = {"features": [case.name], "model": [case.name]}
+    steps = [
+        Step(
+            did=f"Dagster evaluates on_cron({CRON!r}) at 00:10 and at 00:20",
+            found=f"requested at 00:10: {_listed(before)}; at 00:20: {_listed(after)}",
+            ok=not before and after == wanted,
+        )
+    ]
+    for asset, keys in after.items():
+        for key in keys:
+            plain.materialize(asset, date.fromisoformat(key), date.fromisoformat(key))
+    own, model = plain.metadata("features", case.day), plain.metadata("model", case.day)
+    steps.append(
+        Step(
+            did="what it requested is materialized",
+            found=f"success: features of {own['hours']} of 24 hours ({own['rows']} rows), and a "
+            f"model of {case.day} trained on them with its window ({model['rows']} rows)",
+            ok=own["hours"] == case.hours and model["rows"] > 0,
+        )
+    )
+    return steps
+
+
+def _plain_morning(plain: PlainDagster, case: Case) -> Step:
+    requested = plain.evaluate(case.night(0, hour=6))
+    return Step(
+        did="the rest of the day has landed; Dagster evaluates again at 06:00",
+        found=f"requested: {_listed(requested)}; the model of the partial day stays",
+        ok=not requested,
+    )
+
+
+def _held(box: SignalboxSide, case: Case) -> list[Step]:
+    requested, _ = box.tick()
+    built = [entry for entry in requested if entry[0] in ("features", "train")]
+    shown = [entry for entry in requested if entry == ("day", case.name)]
+    key = box.spec.keys_of(case.day)[0]
+    asset = box.spec.asset("features")
+    verdicts = {
+        key: box.services.ledger.verdict(box.spec.pipeline, asset, key)
+        for key in box.spec.keys_of(case.day)
+    }
+    day = box.services.ledger.current_version(box.spec.asset("day"), case.name)
+    reasons = dict(day.detail["reasons"]) if day else {}
+    steps = [
+        Step(
+            did="the readiness sensor looks at the same folder at 00:20",
+            found=f"requested of features and training: {len(built)}; "
+            + ("requested the roll-up that shows the day as held" if shown else "no roll-up"),
+            ok=not built and bool(shown),
+        ),
+        Step(
+            did=f"what it recorded of {case.day}",
+            found=_together(reasons) or "nothing",
+            ok=set(reasons) == set(verdicts)
+            and all(f"missing {case.hours}:00-23:00" in why for why in reasons.values())
+            and all(v is not None and v.verdict == "partial" for v in verdicts.values()),
+        ),
+    ]
+    refused = box.materialize("features", first=key)
+    steps.append(
+        Step(
+            did=f"a person materializes {asset} {key} all the same",
+            found=f"refused: {_failure(refused)}" if not refused.success else "it was built",
+            ok=not refused.success and "is held" in _failure(refused),
+        )
+    )
+    trained = box.materialize("snapshot", first=case.name)
+    steps.append(
+        Step(
+            did=f"and {box.spec.asset('snapshot')} {case.day}, which a model needs",
+            found=f"refused: {_failure(trained)}" if not trained.success else "it was taken",
+            ok=not trained.success and box.model(case.day) is None,
+        )
+    )
+    return steps
+
+
+def _together(reasons: Mapping[str, str]) -> str:
+    """Reasons, each once, with the partitions that it holds."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        by_reason.setdefault(why, []).append(name)
+    return "; ".join(f"{', '.join(names)}: {why}" for why, names in by_reason.items())
+
+
+def _failure(result: ExecuteInProcessResult) -> str:
+    """What a failed run says, the innermost reason."""
+    for event in result.all_events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            if data.user_failure_data is not None and data.user_failure_data.description:
+                return data.user_failure_data.description
+            if data.error is not None:
+                return data.error.message.strip()
+    return ""
+
+
+def _leaves(box: SignalboxSide, case: Case) -> list[Step]:
+    first, _ = box.tick()
+    second, _ = box.tick()
+    name = case.name
+    rows = box.model(case.day)
+    return [
+        Step(
+            did="the rest of the day has landed; the sensor looks again",
+            found=f"requested: {_pairs(first)}",
+            ok={("features", key) for key in box.spec.keys_of(case.day)} <= set(first),
+        ),
+        Step(
+            did="and once more, when the features are built",
+            found=f"requested: {_pairs(second)}; "
+            + (
+                f"the model of {case.day} trained by itself on {rows} rows"
+                if rows
+                else "no model there"
+            ),
+            ok=("train", name) in second and rows is not None,
+        ),
+    ]
+
+
+def _pairs(requested: list[tuple[str, str]]) -> str:
+    return ", ".join(f"{job} {partition}" for job, partition in requested) or "nothing"
+
+
+def _measure(rows: Rows, dates: tuple[date, ...], hours: int) -> tuple[Measurement, ...]:
+    days = rows.spec.model.window_days
+    window = partial_against_whole(
+        rows, dates, hours, days, f"window of {days} days, its last day at {hours} of 24 hours"
+    )
+    alone = partial_against_whole(
+        rows, dates, hours, 1, f"a model of one day alone, at {hours} of 24 hours"
+    )
+    return (*window, *alone)
+
+
+def _notes(spec: PipelineSpec, dates: tuple[date, ...]) -> tuple[str, ...]:
+    return (
+        f"Each difference is the metric of the model of the partial day minus that of the whole "
+        f"day, on the {spec.evaluation.days} days that follow; trainer, parameters, seed and all "
+        "other days are the same.",
+        f"{len(dates)} dates from {dates[0]} to {dates[-1]}, evenly spread over all dates that "
+        "are whole and whose judged days are. The interval is a percentile bootstrap over them; "
+        "windows of near dates share days, so it is a little too narrow if anything.",
+        "How much a partial day costs a model is another question than whether it trained on "
+        "one: the first is measured here, the second decided above.",
+    )
+
+
+def _verdict(report: DrillReport, case: Case) -> str:
+    wrong = [step.did for step in (*report.plain, *report.signalbox) if not step.ok]
+    if wrong:
+        return f"The drill did not show what it should: {'; '.join(wrong)}."
+    return (
+        f"Plain Dagster trained on {case.hours} of 24 hours and called it success; Signalbox held "
+        "the day, named the hours, refused a person too, and trained by itself when the rest was "
+        "there."
+    )
