@@ -419,6 +419,26 @@ def test_refused_files_of_a_live_day_are_one_alert_that_heals(home: Home) -> Non
     assert told(update(services)) == [("healed", "flights/features 2013-01-05")]
 
 
+def test_a_damaged_file_in_the_landing_zone_is_alerted_at_once_and_heals(home: Home) -> None:
+    """From the bytes on: the day is not over yet, the sensor of readiness has seen the file."""
+    services = line(home)
+    day = date(2013, 1, 5)
+    land(services, "2013-01-05", "2013-01-05", until_hour=9)
+    hour = local_hours(day, NEW_YORK)[3]
+    good = services.zone.deliver(
+        "weather", "JFK", hour, arrow_schema(services.spec.sources["weather"]).empty_table()
+    )
+    content = good.read_bytes()
+    good.write_bytes(content[:-20])
+    services.zone.refresh(day, day)
+    (raised,) = update(services)
+    assert (raised.kind, raised.subject) == ("quarantined", "flights/features 2013-01-05")
+    assert "1 delivered file(s) of 2013-01-05 are quarantined for JFK" in raised.text
+    good.write_bytes(content)
+    services.zone.refresh(day, day)
+    assert told(update(services)) == [("healed", "flights/features 2013-01-05")]
+
+
 def test_a_listed_restatement_waits_for_a_person(home: Home) -> None:
     services = line(home, local("2013-01-05T12:00:00"))
 
