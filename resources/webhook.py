@@ -100,7 +100,7 @@ def payload(record: AlertRecord) -> dict[str, Any]:
     title = f"[{record.pipeline}] {record.kind}: {record.subject}"
     body = f"*{_escaped(title)}*\n{_escaped(record.text)}"
     return {
-        "text": f"{title} - {_cut(record.text)}",
+        "text": _cut(_escaped(f"{title} - {record.text}")),
         "blocks": [
             {"type": "section", "text": {"type": "mrkdwn", "text": _cut(body)}},
             {

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from platform_assets.domain.spec import PipelineSpec
-from platform_assets.line.alerting import deliver, update
+from platform_assets.line.alerting import deliver, log_line, update
 from platform_assets.line.services import Services
 from resources.ledger.records import AlertRecord
 from resources.webhook import URL_VARIABLE, Webhook
@@ -29,7 +29,7 @@ def _raising(spec: PipelineSpec) -> dg.SensorDefinition:
     )
     def alerts(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         def tell(alert: AlertRecord) -> None:
-            context.log.warning(f"{alert.kind} {alert.subject}: {alert.text}. {alert.advice}")
+            context.log.warning(log_line(alert))
 
         raised = update(Services.open(spec), tell)
         said = "; ".join(f"{alert.kind} {alert.subject}" for alert in raised)

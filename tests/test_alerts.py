@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -72,7 +73,9 @@ def local(text: str) -> datetime:
 
 
 @pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxy, no receiver, and a machine that is busy does not cut a delivery short."""
+    monkeypatch.setattr("platform_assets.line.alerting.TICK_SECONDS", 3600.0)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv(URL_VARIABLE, raising=False)
 
@@ -323,7 +326,9 @@ def told(records: list[AlertRecord]) -> list[tuple[str, str]]:
 HELD_DAY = "flights/features 2013-01-06"
 
 
-def test_from_held_to_late_to_healed_on_real_hours(home: Home) -> None:
+def test_from_held_to_late_to_healed_on_real_hours(
+    home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
     services = line(home)
     land(services, "2013-01-05", "2013-01-06", until_hour=23)
     logged: list[AlertRecord] = []
@@ -358,6 +363,9 @@ def test_from_held_to_late_to_healed_on_real_hours(home: Home) -> None:
     assert told(update(services, logged.append)) == [("healed", "flights/model 2013-01-06")]
     assert services.alerts.all("flights", only_open=True) == []
     assert len(logged) == len(services.alerts.all("flights")) == 6
+    lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("alert: ")]
+    assert [text.split(" ")[1] for text in lines] == [alert.kind for alert in logged]
+    assert "What to do: " in lines[0]
 
 
 def test_a_first_start_over_a_history_speaks_of_live_days_alone(home: Home) -> None:
@@ -408,6 +416,26 @@ def test_refused_files_of_a_live_day_are_one_alert_that_heals(home: Home) -> Non
     services.quarantine.end("flights", paths[:11], "healed", NOW)
     assert update(services) == []
     services.quarantine.end("flights", paths[11:], "healed", NOW)
+    assert told(update(services)) == [("healed", "flights/features 2013-01-05")]
+
+
+def test_a_damaged_file_in_the_landing_zone_is_alerted_at_once_and_heals(home: Home) -> None:
+    """From the bytes on: the day is not over yet, the sensor of readiness has seen the file."""
+    services = line(home)
+    day = date(2013, 1, 5)
+    land(services, "2013-01-05", "2013-01-05", until_hour=9)
+    hour = local_hours(day, NEW_YORK)[3]
+    good = services.zone.deliver(
+        "weather", "JFK", hour, arrow_schema(services.spec.sources["weather"]).empty_table()
+    )
+    content = good.read_bytes()
+    good.write_bytes(content[:-20])
+    services.zone.refresh(day, day)
+    (raised,) = update(services)
+    assert (raised.kind, raised.subject) == ("quarantined", "flights/features 2013-01-05")
+    assert "1 delivered file(s) of 2013-01-05 are quarantined for JFK" in raised.text
+    good.write_bytes(content)
+    services.zone.refresh(day, day)
     assert told(update(services)) == [("healed", "flights/features 2013-01-05")]
 
 
@@ -584,6 +612,7 @@ def test_the_document_is_slacks_with_fields_for_programs(home: Home, receiver: R
     assert section["type"] == "section"
     assert section["text"]["type"] == "mrkdwn"
     # What would be a link or a mention in Slack is text.
+    assert "held &lt;JFK&gt;" in document["text"]
     assert "is over &amp; held &lt;JFK&gt;" in section["text"]["text"]
     assert context["type"] == "context"
     assert context["elements"] == [{"type": "mrkdwn", "text": "`signalbox explain`"}]
@@ -708,6 +737,19 @@ def test_a_tick_delivers_a_bounded_number(home: Home, receiver: Receiver) -> Non
     raised(services, *(f"a{n} 2013-01-05" for n in range(MOST_DELIVERED + 5)))
     assert deliver(services, hook(receiver), NOW)[0] == MOST_DELIVERED
     assert deliver(services, hook(receiver), NOW)[0] == 5
+
+
+def test_a_tick_begins_no_delivery_once_its_time_is_over(
+    home: Home, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = line(home)
+    raised(services, *(f"a{n} 2013-01-05" for n in range(5)))
+    seconds = iter([100.0, 100.0, 103.0, 105.9, 106.0])
+    clock = SimpleNamespace(monotonic=lambda: next(seconds))
+    monkeypatch.setattr("platform_assets.line.alerting.TICK_SECONDS", 6.0)
+    monkeypatch.setattr("platform_assets.line.alerting.time", clock)
+    assert deliver(services, hook(receiver), NOW) == (3, "")
+    assert len(receiver.taken) == 3
 
 
 def test_an_alert_that_was_over_before_it_could_be_delivered_is_delivered(home: Home) -> None:

@@ -1,5 +1,6 @@
 """Alerts of a pipeline: found, written down once each, and delivered from there."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta
@@ -25,6 +26,8 @@ from resources.ledger.alerts import LOGGED_ONLY
 from resources.ledger.records import AlertRecord, VersionRecord
 from resources.webhook import URL_VARIABLE, Webhook, alert_id, payload
 
+_LOG = logging.getLogger(__name__)
+
 GRACE = timedelta(hours=1)
 """On the wall clock the last hour's file takes its time: so long a day that is over is not held."""
 
@@ -39,7 +42,10 @@ CLAIM = timedelta(seconds=60)
 def update(
     services: Services, tell: Callable[[AlertRecord], None] = lambda _: None
 ) -> list[AlertRecord]:
-    """Raise what is new, close what is over; `tell` hears of each alert that was raised, once."""
+    """Raise what is new, close what is over.
+
+    Each alert that was raised is logged as a warning, once, and `tell` hears of it.
+    """
     spec, alerts = services.spec, services.alerts
     as_of = services.clock.as_of()
     opened = [_opened(record) for record in alerts.all(spec.pipeline, only_open=True)]
@@ -57,8 +63,14 @@ def update(
         }
         raised += alerts.settle(last_words, as_of)
     for record in raised:
+        _LOG.warning("alert: %s", log_line(record))
         tell(record)
     return raised
+
+
+def log_line(record: AlertRecord) -> str:
+    """An alert on one line."""
+    return f"{record.kind} {record.subject}: {record.text}. What to do: {record.advice}"
 
 
 def _opened(record: AlertRecord) -> OpenAlert:
@@ -246,8 +258,7 @@ def describe_delivery(record: AlertRecord) -> str:
 
 def delivery_health(services: Services) -> tuple[bool, str]:
     """Whether every alert reaches the receiver, and in words how many are open and wait."""
-    found = services.alerts.all(services.spec.pipeline)
-    opened = sum(record.closed_at is None for record in found)
+    opened = len(services.alerts.all(services.spec.pipeline, only_open=True))
     waiting = services.alerts.undelivered(services.spec.pipeline)
     if Webhook.from_environment() is None:
         return True, f"{opened} open; {URL_VARIABLE} is not set, alerts are logged and listed only"
