@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from platform_assets.cli import quarantine
 from platform_assets.domain.errors import SignalboxError, UsageError
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.services import Services
@@ -223,6 +224,9 @@ def demo(
     if not summary["ok"]:
         _complain(f"the demo failed: {'; '.join(summary['failures'])}")
         raise typer.Exit(1)
+
+
+quarantine.register(app)
 
 
 def _complain(message: str) -> None:
