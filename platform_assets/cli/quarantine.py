@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from platform_assets.line.services import Services
-from platform_assets.terminal import print_json, print_table
+from platform_assets.terminal import print_json
 from resources.catalog import load_catalog
 
 
@@ -38,20 +38,15 @@ def quarantine(
 
 def _print(pipeline: str, files: list[dict[str, Any]]) -> None:
     if not files:
-        print(f"{pipeline}: no refused file is open")
+        print(f"{pipeline}: no refused file")
         return
-    print_table(
-        f"{pipeline}: refused files",
-        ("hour", "local", "what was found", "kept", "since", "what to do"),
-        [
-            (
-                f"{f['source']} {f['key']} {f['hour']}",
-                f["hour_local"],
-                f"{f['path']}: {f['reason']}",
-                f["kept"] or "not kept",
-                f["since"],
-                f["what_to_do"],
-            )
-            for f in files
-        ],
-    )
+    print(f"{pipeline}: {len(files)} refused file{'s' if len(files) > 1 else ''}")
+    for file in files:
+        print(f"  {file['source']} {file['key']} {file['hour']}, local {file['hour_local']}")
+        print(f"    found    {file['reason']}")
+        print(f"    path     {file['path']}")
+        print(f"    kept     {file['kept'] or 'not kept'}")
+        print(f"    since    {file['since']}")
+        if file["ended"]:
+            print(f"    ended    {file['ended']}, {file['ended_by']}")
+        print(f"    to do    {file['what_to_do']}")
