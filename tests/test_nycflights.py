@@ -116,7 +116,7 @@ def test_the_day_of_25_hours_lacks_one_of_weather(zone: LandingZone) -> None:
         flights, weather = zone.report(key, AUTUMN, LATER).sources
         assert (flights.expected, flights.observed) == (25, 25)
         assert (weather.expected, weather.observed) == (25, 24)
-        assert weather.verdict is Verdict.PARTIAL
+        assert weather.verdict is Verdict.LATE
         assert weather.missing == (datetime(2013, 11, 3, 4, tzinfo=UTC),)
 
 
@@ -175,7 +175,7 @@ def test_hours_without_flights_are_delivered_empty_and_without_weather_not(
     assert [rows[hour] for hour in (2, 3, 4)] == [0, 0, 0]
     assert rows[8] > 10
     flights, weather = zone.report("JFK", day + timedelta(days=1), LATER).sources
-    assert (flights.verdict, weather.verdict) == (Verdict.COMPLETE, Verdict.ABSENT)
+    assert (flights.verdict, weather.verdict) == (Verdict.COMPLETE, Verdict.LATE)
 
 
 def test_a_second_replay_touches_nothing(zone: LandingZone) -> None:

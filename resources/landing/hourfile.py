@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from resources.landing.rawfile import printable, read_raw
 from resources.landing.schema import arrow_schema, cast_to, schema_problem
-from resources.landing.values import EPOCH, HOUR, ValueRules, hour_clause, nulls_clause
+from resources.landing.values import EPOCH, HOUR_US, ValueRules, hour_clause, nulls_clause
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
     from pathlib import Path
 
     import pyarrow as pa
@@ -53,6 +53,8 @@ class HourFormat:
     def __init__(self, source: SourceSpec) -> None:
         self.source = source
         self._required = [name for name, column in source.columns.items() if not column.nullable]
+        # Of a source without rules for values no more is looked at before it is read.
+        self._judged = list(dict.fromkeys([source.time_column, *self._required]))
         self.values = ValueRules(source) if source.has_value_rules else None
         # The schema that was accepted last: files of one producer hardly ever differ in it.
         self._accepted: _Accepted | None = None
@@ -65,8 +67,8 @@ class HourFormat:
         """A table as Parquet bytes, set for a few rows: no dictionaries, no compression.
 
         Measured on an hour of flights (13 rows): 0.3 ms and 2.9 kB, against 0.5 ms and 4.7 kB
-        with the defaults; zstd saves 0.5 kB and costs 0.15 ms. Statistics go where `inspect`
-        reads them.
+        with the defaults; zstd saves 0.5 kB and costs 0.15 ms. Checksums of the pages tell
+        bytes that have changed; statistics stand where other readers may want them.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -87,7 +89,7 @@ class HourFormat:
     # --- arrival ----------------------------------------------------------------------------
 
     def inspect(self, path: Path, hour: datetime, boundary: str | None = None) -> Inspection:
-        """Judge a file by its footer; its rows are decoded where the source has rules for values.
+        """Judge a file by its footer and its rows, but for the source's rules for values.
 
         Args:
             path: of the file.
@@ -115,6 +117,8 @@ class HourFormat:
 
     def _judge(self, content: bytes, hour: datetime) -> tuple[int, pa.Table | None, str | None]:
         """Number of rows, the rows if they are to be judged further, and why it is refused."""
+        import pyarrow as pa
+
         if not content:
             return 0, None, "the file has 0 bytes; an hour without rows is a Parquet file of 0 rows"
         file = _open(content)
@@ -122,10 +126,12 @@ class HourFormat:
         problem = self._problem(file.metadata) or self._size_problem(file.metadata, content)
         if problem is not None:
             return 0, None, problem
+        # Of the footer's columns nothing is asked here, no statistics either: where their metadata
+        # are damaged, pyarrow ends the whole process instead of raising.
         if self.values is not None:
-            # The rows tell what the footer's statistics would, and cannot be wrong about it.
-            return rows, self._decode(file), None
-        return rows, None, self._rows_problem(file, hour) if rows else None
+            return rows, self._decode(file, self._schema), None
+        judged = pa.schema([self._schema.field(name) for name in self._judged])
+        return rows, None, self._rows_problem(self._decode(file, judged), hour)
 
     def _problem(self, footer: Any) -> str | None:
         """Why the columns of a file are not those of its source; None if they are."""
@@ -133,12 +139,10 @@ class HourFormat:
             return None
         problem = schema_problem(footer.schema.to_arrow_schema(), self.source)
         if problem is None:
-            leaves = {footer.schema.column(i).path: i for i in range(len(footer.schema))}
             self._accepted = _Accepted(
                 schema=footer.schema,
                 metadata=footer.metadata,
-                time=leaves[self.source.time_column],
-                required=tuple((name, leaves[name]) for name in self._required),
+                leaves={footer.schema.column(i).path: i for i in range(len(footer.schema))},
                 exact=footer.schema.names == list(self.source.columns),
             )
         return problem
@@ -166,33 +170,8 @@ class HourFormat:
                 )
         return None
 
-    def _rows_problem(self, file: Any, hour: datetime) -> str | None:
-        """Rows of another hour, and nulls where the spec has none, as the statistics tell."""
-        assert self._accepted is not None
-        footer = file.metadata
-        earliest = latest = None
-        nulls = dict.fromkeys(self._required, 0)
-        for i in range(footer.num_row_groups):
-            group = footer.row_group(i)
-            if group.num_rows == 0:
-                continue
-            times = group.column(self._accepted.time).statistics
-            if times is None or not times.has_min_max:
-                return self._decoded_problem(self._decode(file), hour)
-            low, high = times.min, times.max
-            earliest = low if earliest is None else min(earliest, low)
-            latest = high if latest is None else max(latest, high)
-            for name, leaf in self._accepted.required:
-                statistics = group.column(leaf).statistics
-                if statistics is None or not statistics.has_null_count:
-                    return self._decoded_problem(self._decode(file), hour)
-                nulls[name] += statistics.null_count
-        return _nulls_problem(nulls, footer.num_rows) or _hour_problem(
-            self.source.time_column, _since_1970(earliest), _since_1970(latest), hour
-        )
-
-    def _decoded_problem(self, table: pa.Table, hour: datetime) -> str | None:
-        """Rows of another hour, and nulls where the spec has none, as the rows tell."""
+    def _rows_problem(self, table: pa.Table, hour: datetime) -> str | None:
+        """Rows of another hour, and nulls where the spec has none."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -219,45 +198,78 @@ class HourFormat:
             file = _open(content)
             problem = self._problem(file.metadata) or self._size_problem(file.metadata, content)
             if problem is None:
-                table = self._decode(file)
-                if self.values is None:  # its statistics were believed, and may be wrong
-                    problem = self._decoded_problem(table, hour)
+                table = self._decode(file, self._schema)
+                problem = self._rows_problem(table, hour)
         except _damage() as error:
             raise UnreadableError(_first_line(error)) from error
         if problem is not None:
             raise UnreadableError(problem)
         return table
 
-    def _decode(self, file: Any) -> pa.Table:
-        assert self._accepted is not None
-        names = None if self._accepted.exact else self._schema.names
-        table = file.read(columns=names, use_threads=False)
+    def _decode(self, file: Any, schema: pa.Schema) -> pa.Table:
+        """Some declared columns, in their types."""
+        accepted = self._accepted
+        assert accepted is not None
+        exact = accepted.exact and schema is self._schema
+        table = file.read(columns=None if exact else schema.names, use_threads=False)
         if table.num_rows != file.metadata.num_rows:
             raise ValueError(
                 f"{table.num_rows} rows where the footer tells of {file.metadata.num_rows}"
             )
-        if not self._accepted.exact:
-            table = table.select(names)
-        if not table.schema.equals(self._schema):
-            table = cast_to(table, self._schema)
+        if not accepted.proven.issuperset(schema.names):
+            try:
+                _require_agreement(file.metadata, [accepted.leaves[name] for name in schema.names])
+            except ValueError:
+                self._accepted = None
+                raise
+            accepted.proven.update(schema.names)
+        if not exact:
+            table = table.select(schema.names)
+        if not table.schema.equals(schema):
+            table = cast_to(table, schema)
         table.validate(full=True)  # strings that are no UTF-8
         return table
 
 
 @dataclass(frozen=True)
 class _Accepted:
-    """A schema that was found right, and where the judged columns are in it."""
+    """A schema that was found right.
+
+    Attributes:
+        leaves: where each column is in it.
+        exact: whether it has the declared columns, in their order, and no others.
+        proven: columns of which the row groups of a file have told the same type.
+    """
 
     schema: Any
     metadata: dict[bytes, bytes] | None
-    time: int
-    required: Sequence[tuple[str, int]]
+    leaves: dict[str, int]
     exact: bool
-    """Whether the file has the declared columns, in their order, and no others."""
+    proven: set[str] = field(default_factory=set)
 
     def covers(self, footer: Any) -> bool:
         # The metadata too: types such as a duration are told by it alone.
         return bool(self.schema.equals(footer.schema)) and footer.metadata == self.metadata
+
+
+def _require_agreement(footer: Any, leaves: Iterable[int]) -> None:
+    """Refuse a footer whose schema and row groups disagree on a type, as after a flipped bit.
+
+    Numbers that are read as another type than they were written in are other numbers, and no
+    checksum of a page tells. To be asked only of columns that could be read, see `_judge`.
+
+    Raises:
+        ValueError: they disagree.
+    """
+    for leaf in leaves:
+        declared = footer.schema.column(leaf)
+        for number in range(footer.num_row_groups):
+            found = footer.row_group(number).column(leaf).physical_type
+            if found != declared.physical_type:
+                raise ValueError(
+                    f"column {declared.path} is {declared.physical_type} by the footer's schema "
+                    f"and {found} by its row groups"
+                )
 
 
 def _nulls_problem(nulls: dict[str, int], rows: int) -> str | None:
@@ -272,7 +284,7 @@ def _hour_problem(
     start = _since_1970(hour)
     if earliest is None or latest is None or start is None:
         return None
-    if start <= earliest and latest < start + HOUR:
+    if start <= earliest and latest < start + HOUR_US:
         return None
     return hour_clause(name, earliest, latest)
 

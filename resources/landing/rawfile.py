@@ -37,10 +37,11 @@ def read_raw(path: Path, limit: int, boundary: str | None = None) -> RawFile:
         FileNotFoundError: it is gone.
         ChangedError: somebody wrote into it meanwhile.
     """
-    state = path.lstat()
+    name = str(path)  # this is done for each file: Path takes as long as the system does
+    state = os.lstat(name)
     if stat.S_ISLNK(state.st_mode):
         try:
-            refused = _climbs_out(os.path.realpath(path), boundary)
+            refused = _climbs_out(os.path.realpath(name), boundary)
             if refused is not None:
                 return _refused(state, refused)
             state = path.stat()
@@ -51,15 +52,17 @@ def read_raw(path: Path, limit: int, boundary: str | None = None) -> RawFile:
         return _refused(state, refused)
     try:
         # Without waiting: what was a file a moment ago may be a named pipe without a writer now.
-        opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-        with os.fdopen(opened, "rb") as handle:
+        opened = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        try:
             before = os.fstat(opened)
             # Of what was opened, not of its name: a folder on the way may have become a link.
-            refused = _climbs_out(_true_path(opened, path), boundary) or _unfit(before, limit)
+            refused = _climbs_out(_true_path(opened, name), boundary) or _unfit(before, limit)
             if refused is not None:
                 return _refused(before, refused)
-            content = handle.read(before.st_size + 1)
+            content = _read(opened, before.st_size + 1)
             after = os.fstat(opened)
+        finally:
+            os.close(opened)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -68,6 +71,16 @@ def read_raw(path: Path, limit: int, boundary: str | None = None) -> RawFile:
     if len(content) != before.st_size or _stamp(before) != _stamp(after):
         raise ChangedError(f"{path} changed while it was read")
     return RawFile(before.st_size, before.st_mtime_ns, content)
+
+
+def _read(opened: int, most: int) -> bytes:
+    found = os.read(opened, most)
+    if not found or len(found) >= most - 1:  # all of it, or one byte too many
+        return found
+    parts = [found]
+    while (left := most - sum(map(len, parts))) and (part := os.read(opened, left)):
+        parts.append(part)
+    return b"".join(parts)
 
 
 def is_within(boundary: str, path: str) -> bool:
@@ -97,11 +110,11 @@ def _unfit(state: os.stat_result, limit: int) -> str | None:
     return None
 
 
-def _true_path(opened: int, path: Path) -> str:
+def _true_path(opened: int, name: str) -> str:
     try:
-        return str(Path(f"/proc/self/fd/{opened}").readlink())
+        return os.readlink(f"/proc/self/fd/{opened}")  # noqa: PTH115
     except OSError:  # not on Linux
-        return os.path.realpath(path)
+        return os.path.realpath(name)
 
 
 def _stamp(state: os.stat_result) -> tuple[int, int]:

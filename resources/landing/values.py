@@ -29,7 +29,7 @@ _FILE = "\0file"
 _OFFSET = "\0microseconds into the hour"
 _SHARE = "\0null share of "
 
-HOUR = 3_600_000_000
+HOUR_US = 3_600_000_000
 """Microseconds."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EXAMPLE = 60
@@ -88,7 +88,7 @@ class ValueRules:
             if wrong is not None:
                 bad[numbers[wrong]] = True
         offsets = _microseconds(rows[self.time]) - np.repeat(_starts(files), counts)
-        bad[numbers[(offsets < 0) | (offsets >= HOUR)]] = True
+        bad[numbers[(offsets < 0) | (offsets >= HOUR_US)]] = True
         if self.source.unique:
             bad[list(self._repeated(rows, numbers))] = True
         return set(np.flatnonzero(bad).tolist())
@@ -171,7 +171,7 @@ class ValueRules:
                 columns[_SHARE + name] = pa.Column(None, pa.Check.le(column.max_null_fraction))
             nullable = column.nullable and name != self.time
             columns[name] = pa.Column(None, checks, nullable=nullable)
-        within = pa.Check.in_range(0, HOUR, include_max=False)
+        within = pa.Check.in_range(0, HOUR_US, include_max=False)
         columns[_OFFSET] = pa.Column(None, within, nullable=True)
         unique = [_FILE, *self.source.unique] if self.source.unique else None
         return pa.DataFrameSchema(columns, unique=unique)

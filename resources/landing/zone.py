@@ -40,6 +40,8 @@ _log = logging.getLogger(__name__)
 # refresh has got done.
 _CHUNK_DAYS = 31
 
+_FRESH_NS = 2 * 10**9
+
 
 class LandingZone:
     """The landed files of one pipeline.
@@ -309,19 +311,35 @@ class LandingZone:
 
         Raises:
             UsageError: unknown source or key.
-            RefusedError: a file changed or vanished since its arrival was recorded.
+            RefusedError: a file changed or vanished since its arrival was recorded, or breaks a
+                rule that it did not have to keep then.
         """
         import pyarrow as pa
 
         schema = arrow_schema(self._require(source, key))
         hours = local_hours(day, self.spec.partitions.timezone)
         boundary = os.path.realpath(self.root)
-        tables = [
-            self._read_hour(record, boundary)
+        records = [
+            record
             for record in self.ledger.arrivals(self.spec.pipeline, source, key, hours[0], hours[-1])
             if record.rejected is None
         ]
+        tables = [self._read_hour(record, boundary) for record in records]
+        self._require_rules(source, records, tables)
         return pa.concat_tables([schema.empty_table(), *tables]).combine_chunks()
+
+    def _require_rules(
+        self, source: str, records: Sequence[ArrivalRecord], tables: Sequence[pa.Table]
+    ) -> None:
+        """The rules may be stricter now than they were when a file arrived."""
+        rules = self._formats[source].values
+        files = [(table, r.hour) for table, r in zip(tables, records, strict=True)]
+        broken = rules.judge(files) if rules is not None else {}
+        for number, reason in broken.items():
+            raise RefusedError(
+                f"{self.root / records[number].path} breaks the rules of source {source} as they "
+                f"are now: {reason}; have the hour delivered again, or correct the catalog"
+            )
 
     def _read_hour(self, record: ArrivalRecord, boundary: str) -> pa.Table:
         path = self.root / record.path
@@ -332,6 +350,8 @@ class LandingZone:
             if raw.content is None:
                 raise UnreadableError(raw.refused)
             if record.digest and hashlib.sha256(raw.content).hexdigest() != record.digest:
+                if _was_fresh(record):
+                    self.ledger.forget_arrivals(record.zone, record.source, [record.path])
                 raise UnreadableError("its bytes are not those that arrived")
             return source.read(raw.content, record.hour)
         except FileNotFoundError as error:
@@ -353,6 +373,14 @@ class LandingZone:
                 f"{_stamp(record.mtime_ns)} then, {found.size} bytes of "
                 f"{_stamp(found.mtime_ns)} now); refresh the landing zone"
             )
+
+
+def _was_fresh(record: ArrivalRecord) -> bool:
+    """Whether a file may have been written to as it was looked at, in one tick of its clock.
+
+    Then it must be looked at again, though neither its size nor its time of change is another.
+    """
+    return abs(record.seen_at.timestamp() * 1e9 - record.mtime_ns) < _FRESH_NS
 
 
 def _stamp(nanoseconds: int) -> str:
