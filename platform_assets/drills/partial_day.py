@@ -7,6 +7,7 @@ from datetime import date, datetime, time, timedelta
 
 import dagster as dg
 
+from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.drills.harness import Scene
 from platform_assets.drills.measure import Rows, chosen_dates, partial_against_whole
@@ -97,7 +98,7 @@ def play_case(scene: Scene, case: Case) -> DrillReport:
 
 def _require(condition: bool, why: str) -> None:
     if not condition:
-        raise RuntimeError(f"drill {NAME}: {why}")
+        raise RefusedError(f"drill {NAME} could not be played: {why}")
 
 
 def _listed(requested: dict[str, list[str]]) -> str:
@@ -250,6 +251,8 @@ def _notes(spec: PipelineSpec, dates: tuple[date, ...]) -> tuple[str, ...]:
         f"{len(dates)} dates from {dates[0]} to {dates[-1]}, evenly spread over all dates that "
         "are whole and whose judged days are. The interval is a percentile bootstrap over them; "
         "windows of near dates share days, so it is a little too narrow if anything.",
+        "These are six intervals at 95 %: were there no difference at all, one of them or more "
+        "would leave 0 out by chance about one time in four.",
         "How much a partial day costs a model is another question than whether it trained on "
         "one: the first is measured here, the second decided above.",
     )
