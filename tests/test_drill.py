@@ -6,7 +6,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +14,7 @@ import pytest
 
 import platform_assets.drills.registry
 from platform_assets.cli.app import main
+from platform_assets.domain.errors import UsageError
 from platform_assets.drills.harness import Drill, Scene, run_drill, temporary_home
 from platform_assets.drills.measure import Rows, chosen_dates, partial_against_whole
 from platform_assets.drills.partial_day import Case, play_case
@@ -269,6 +270,17 @@ def test_a_whole_day_against_itself_differs_by_nothing() -> None:
     found = partial_against_whole(rows, dates, 12, 3, "half a day")[0]
     assert any(found.by_day.values())
     assert found.low <= found.mean <= found.high
+
+
+def test_dates_are_spread_and_are_refused_where_there_are_not_so_many() -> None:
+    rows = Rows(SPEC)
+    chosen = chosen_dates(rows, 5)
+    assert list(chosen) == sorted(set(chosen))
+    assert chosen[0] == date(2013, 1, 4)
+    assert all(rows.is_whole(day) and rows.is_whole(day + timedelta(days=1)) for day in chosen)
+    assert not {date(2013, 1, 5), date(2013, 1, 6)} & set(chosen_dates(rows, 14))
+    with pytest.raises(UsageError, match="--days 60: allowed are 2 to 14"):
+        chosen_dates(rows, 60)
 
 
 def played(template: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, hours: int) -> Scene:

@@ -40,7 +40,7 @@ def overview(services: Services) -> dict[str, Any]:
         "counts": found.counts(),
         "months": months(found),
         "blocks": [
-            _due_now(document.get("due") or {}),
+            *([_due_now(document["due"])] if "due" in document else []),
             _held(services, reports, found),
             _waivers(services),
             _quarantine(services),
@@ -91,7 +91,7 @@ def _held(
             _deadline(services, by_name[cell.partition], cell.date),
             cell.text.partition(": ")[2],
         )
-        for cell in sorted(held, key=lambda cell: (cell.date, cell.key), reverse=True)
+        for cell in sorted(held, key=lambda cell: (-cell.date.toordinal(), cell.key))
     ]
     columns = ("partition", "verdict", "due", "what it lacks")
     return _block("Held partitions", columns, rows, "Nothing is held.")
