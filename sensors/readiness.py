@@ -1,7 +1,7 @@
 """Retraining by itself: a look at the landing zone's live days every few seconds."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 
 import dagster as dg
@@ -9,6 +9,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import (
     UnresolvedAssetJobDefinition,
 )
 
+from platform_assets.domain.attention import rules_version
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.readiness import Request
 from platform_assets.domain.spec import PipelineSpec
@@ -37,10 +38,16 @@ def run_request(
     )
 
 
+def _date(cursor: Mapping[str, str], name: str) -> date | None:
+    """A date of the cursor; older versions wrote fewer of them."""
+    return date.fromisoformat(cursor[name]) if cursor.get(name) else None
+
+
 def build_readiness_sensor(
     spec: PipelineSpec, jobs: Sequence[UnresolvedAssetJobDefinition]
 ) -> dg.SensorDefinition:
     """Request what is whole; name what is held, and what it lacks."""
+    rules = rules_version(spec)
 
     @dg.sensor(
         name=f"{spec.pipeline}_readiness",
@@ -55,8 +62,16 @@ def build_readiness_sensor(
         cursor = json.loads(context.cursor) if context.cursor else {}
         if cursor.get("live_from") != spec.schedule.live_from.isoformat():
             cursor = {}  # another start was declared: look at all of it
-        open_from = date.fromisoformat(cursor["open_from"]) if cursor else None
-        tick = look(Services.open(spec), open_from, cursor.get("told"))
+        if cursor.get("rules", rules) != rules:
+            # What was held may be clear by the new rules: look at all of it once.
+            cursor = {"told": cursor["told"]}
+        tick = look(
+            Services.open(spec),
+            _date(cursor, "open_from"),
+            cursor.get("told"),
+            looked_to=_date(cursor, "looked_to"),
+            attended_to=_date(cursor, "attended_to"),
+        )
         for request in tick.plan.requests:
             context.log.info(f"{request.job} {request.partition} is clear: {request.reason}")
         for partition, reason in tick.plan.held.items():
@@ -73,6 +88,9 @@ def build_readiness_sensor(
                     "live_from": spec.schedule.live_from.isoformat(),
                     "open_from": tick.open_from.isoformat(),
                     "told": dict(tick.told),
+                    "looked_to": tick.looked_to and tick.looked_to.isoformat(),
+                    "attended_to": tick.attended_to and tick.attended_to.isoformat(),
+                    "rules": rules,
                 }
             ),
             asset_events=[source_event(spec, change) for change in tick.changes],

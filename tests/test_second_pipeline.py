@@ -284,6 +284,7 @@ def free_port() -> int:
 
 
 @pytest.mark.e2e
+@pytest.mark.heavy
 def test_a_second_pipeline_runs_through_a_real_daemon(
     home: Home,
     grid_load: PipelineSpec,

@@ -1,10 +1,14 @@
 """Late and changed files of any day are found, each folder once a round, and nothing else is."""
 
 import os
+import shutil
 from collections.abc import Iterator
-from datetime import UTC, date, datetime
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,8 +17,16 @@ from platform_assets.domain.attention import next_position, portion
 from platform_assets.domain.clock import FixedClock
 from platform_assets.domain.partition import local_hours
 from platform_assets.line.services import Services
-from platform_assets.line.sweep import Swept, sweep
+from platform_assets.line.sweep import (
+    MOST_LISTED,
+    MOST_LISTED_UNCHANGED,
+    Folder,
+    Swept,
+    _cause,
+    sweep,
+)
 from resources.home import Home
+from resources.landing.layout import hour_path
 from resources.ledger import upgrade
 from tests.landing_zone import weather
 from tests.small import small_spec
@@ -101,13 +113,214 @@ def test_a_history_that_the_ledger_knows_is_no_news(services: Services) -> None:
     assert services.watch.attended("flights") == {}
 
 
-def test_an_hour_that_lands_in_an_old_day_is_found(services: Services) -> None:
-    put(services, hour=3)
+def known_history(services: Services, *days: date) -> None:
+    """Some days with an hour each, known to the ledger and to the sweep, changed long ago."""
+    for day in days:
+        put(services, day, hour=3)
+    services.zone.refresh(services.spec.partitions.start, date(2013, 4, 15))
     age(services)
     changed(services)
-    put(services, hour=10)
+    assert changed(services) == []
+    services.watch.settle("flights", services.watch.attended("flights"))
+
+
+def test_an_hour_that_lands_in_an_old_day_is_found(services: Services) -> None:
+    known_history(services, OLD)
+    put(services)
     assert changed(services) == [OLD]
     assert services.watch.attended("flights")[OLD] == "files changed in weather/JFK/2013-01-05"
     age(services)
     changed(services)
     assert changed(services) == []
+
+
+def test_days_whose_rows_are_judged_against_it_are_attended_too(services: Services) -> None:
+    """4 weeks of the same weekday, as the contract of the flights says."""
+    known_history(services, OLD)
+    put(services)
+    assert changed(services) == [OLD]
+    weeks = [OLD + timedelta(days=7 * week) for week in range(5)]
+    assert list(services.watch.attended("flights")) == weeks
+
+
+def test_a_change_before_the_live_days_is_told_but_not_attended(services: Services) -> None:
+    day = date(2013, 1, 3)
+    known_history(services, day)
+    put(services, day)
+    assert changed(services) == [day]
+    assert day not in services.watch.attended("flights")
+
+
+def test_a_change_that_another_look_told_the_ledger_of_still_counts(services: Services) -> None:
+    """A training's window and a person's `explain` bring the ledger up to date as well."""
+    known_history(services, OLD)
+    put(services)
+    assert services.zone.refresh(OLD, OLD) == 1
+    assert changed(services) == [OLD]
+
+
+def test_a_vanished_file_and_a_vanished_folder_are_found(services: Services) -> None:
+    other = date(2013, 2, 5)
+    known_history(services, OLD, other)
+    put(services, other)
+    age(services)
+    changed(services)
+    put(services, other).unlink()
+    shutil.rmtree(put(services, OLD, hour=3).parent)
+    touched = [day for day in changed(services) if day in (OLD, other)]
+    assert touched == [OLD, other]
+    assert [r.hour.date() for r in services.ledger.arrivals("flights", "weather")] == [other]
+    age(services)
+    changed(services)
+    assert changed(services) == []
+
+
+def in_place(path: Path, moment: datetime) -> None:
+    """Write another content into a file: its folder's time of change stays as it is."""
+    folder = path.parent.stat()
+    with path.open("r+b") as handle:
+        handle.truncate()
+        sink = pa.BufferOutputStream()
+        pq.write_table(weather(moment, temp=-40.0), sink)
+        handle.write(bytes(sink.getvalue()))
+    assert path.parent.stat().st_mtime_ns == folder.st_mtime_ns
+
+
+def rounds_until(services: Services, day: date, most: int) -> int:
+    """How many rounds it takes to find a change; `most` + 1 if they do not find it."""
+    for count in range(1, most + 1):
+        if day in changed(services):
+            return count
+    return most + 1
+
+
+@pytest.mark.parametrize("absorbed", [False, True])
+def test_a_file_written_in_place_is_found_in_turn(
+    services: Services, monkeypatch: pytest.MonkeyPatch, absorbed: bool
+) -> None:
+    """50 folders, of which a sweep lists a few that look unchanged, those listed longest ago."""
+    days = [date(2013, 1, 4) + timedelta(days=n) for n in range(50)]
+    known_history(services, *days)
+    hour = local_hours(OLD, services.spec.partitions.timezone)[3]
+    in_place(services.home.landing / "flights" / hour_path("weather", "JFK", hour), hour)
+    if absorbed:
+        assert services.zone.refresh(OLD, OLD) == 1
+    monkeypatch.setattr("platform_assets.line.sweep.MOST_LISTED_UNCHANGED", 0)
+    assert rounds_until(services, OLD, 10) == 11, "the folder's time of change does not tell"
+    monkeypatch.undo()
+    period = -(-50 // MOST_LISTED_UNCHANGED)
+    assert rounds_until(services, OLD, period) <= period
+
+
+def test_two_changes_within_the_clocks_granularity_are_both_found(services: Services) -> None:
+    known_history(services, OLD)
+    folder = put(services, hour=10).parent
+    stamp = folder.stat().st_mtime_ns
+    assert changed(services) == [OLD]
+    # The file system stamps this one with the same time of change.
+    put(services, hour=11)
+    os.utime(folder, ns=(stamp, stamp))
+    assert changed(services) == [OLD]
+    # Of a folder that had changed long before it was looked at nobody would expect it.
+    age(services)
+    changed(services)
+    stamp = folder.stat().st_mtime_ns
+    put(services, hour=12)
+    os.utime(folder, ns=(stamp, stamp))
+    record = services.watch.folders("flights", [f"weather/JFK/{OLD}"])[f"weather/JFK/{OLD}"]
+    assert _cause(record, stamp) is None
+
+
+@pytest.mark.parametrize(
+    ("utc", "local"),
+    [
+        ("2013-03-10T04", "2013-03-09"),  # 23:00, the day before
+        ("2013-03-11T03", "2013-03-10"),  # 23:00 of the day of 23 hours
+        ("2013-03-11T04", "2013-03-11"),
+    ],
+)
+def test_the_hour_of_a_clock_change_belongs_to_its_local_day(
+    services: Services, utc: str, local: str
+) -> None:
+    known_history(services, date(2013, 3, 9))
+    hour = datetime.fromisoformat(utc).replace(tzinfo=UTC)
+    services.zone.deliver("weather", "JFK", hour, weather(hour))
+    assert changed(services) == [date.fromisoformat(local)]
+
+
+def test_the_last_hour_of_a_day_of_25_is_found(services: Services) -> None:
+    late = replace(services, fixed_clock=FixedClock(datetime(2013, 11, 20, 12, tzinfo=UTC)))
+    known_history(late, date(2013, 11, 2))
+    changed(late)
+    hour = datetime(2013, 11, 4, 4, tzinfo=UTC)
+    late.zone.deliver("weather", "JFK", hour, weather(hour))
+    assert changed(late) == [date(2013, 11, 3)]
+
+
+# --- cost -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("most", [1, 7, 96, 400, 10_000])
+def test_a_round_looks_at_every_folder_once_whatever_a_portion_is(
+    services: Services, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Folder] = []
+
+    def stamp(_: Services, folder: Folder) -> int:
+        seen.append(folder)
+        return 0
+
+    short = replace(services, fixed_clock=FixedClock(datetime(2013, 2, 10, 12, tzinfo=UTC)))
+    swept = list(rounds(short, most))
+    assert sum(part.looked for part in swept) == 41 * 4  # to the UTC date where the day ends
+    assert max(part.looked for part in swept) <= most
+    assert max(part.listed for part in swept) <= MOST_LISTED
+    monkeypatch.setattr("platform_assets.line.sweep._changed_at", stamp)
+    assert list(rounds(short, most))
+    assert sorted(map(str, seen)) == sorted(set(map(str, seen)))
+    assert len(seen) == 41 * 4
+
+
+def test_a_history_ten_times_as_long_costs_a_sweep_the_same(services: Services) -> None:
+    """Looked at and listed are all that a sweep does."""
+    costs = []
+    for now in (datetime(2013, 1, 20, tzinfo=UTC), datetime(2013, 7, 15, tzinfo=UTC)):
+        grown = replace(services, fixed_clock=FixedClock(now))
+        for day in (date(2013, 1, 5), date(2013, 1, 12), date(2013, 1, 14)):
+            put(grown, day)
+        list(rounds(grown, 40))
+        age(grown)
+        list(rounds(grown, 40))
+        swept = sweep(grown, 0, 40)
+        costs.append((swept.looked, swept.listed, swept.changed))
+    assert costs[0] == costs[1] == (40, 1, ())
+
+
+def test_a_sweep_that_died_before_it_could_say_so_finds_it_again(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a folder that it had never seen: by then the ledger knows all of its files."""
+    put(services)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Services, "attend", die)
+        with pytest.raises(KeyboardInterrupt):
+            changed(services)
+    assert services.watch.attended("flights") == {}
+    assert OLD in changed(services)
+    assert OLD in services.watch.attended("flights")
+
+
+def test_the_rotation_goes_on_where_it_was_while_days_are_added(services: Services) -> None:
+    short = replace(services, fixed_clock=FixedClock(datetime(2013, 1, 20, tzinfo=UTC)))
+    position = sweep(short, 0, 30).position
+    later = replace(services, fixed_clock=FixedClock(datetime(2013, 1, 21, 12, tzinfo=UTC)))
+    looked = 30
+    while position:
+        swept = sweep(later, position, 30)
+        position, looked = swept.position, looked + swept.looked
+    assert looked == 21 * 4
+    assert sweep(later, 10_000_000, 30).looked == 30, "a place that is not there is the first one"

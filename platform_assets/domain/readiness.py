@@ -36,12 +36,21 @@ class Plan(BaseModel):
     def __add__(self, other: "Plan") -> "Plan":
         return Plan(requests=self.requests + other.requests, held={**self.held, **other.held})
 
-    def first(self, most: int) -> "Plan":
-        """The oldest requests, at most so many; what is left out is requested by a later look."""
+    def first(self, most: int, recent: date | None = None) -> "Plan":
+        """The oldest requests, at most so many; what is left out is requested by a later look.
+
+        Args:
+            most: how many.
+            recent: dates from here on go first: catching up must not keep today waiting.
+        """
         if len(self.requests) <= most:
             return self
-        oldest = sorted(self.requests, key=lambda r: PartitionKey.parse(r.partition).date)
-        return Plan(requests=tuple(oldest[:most]), held=self.held)
+
+        def turn(request: Request) -> tuple[bool, date]:
+            day = PartitionKey.parse(request.partition).date
+            return recent is not None and day < recent, day
+
+        return Plan(requests=tuple(sorted(self.requests, key=turn)[:most]), held=self.held)
 
 
 def run_key(pipeline: str, job: Job, partition: str, inputs: object) -> str:

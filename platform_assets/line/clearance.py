@@ -16,7 +16,9 @@ from platform_assets.line.services import Services
 def assess(services: Services, partition: PartitionKey) -> CompletenessReport:
     """Look at the landing zone and decide whether a partition may leave, as of now."""
     assert partition.key is not None
-    services.zone.refresh(partition.date, partition.date, [partition.key])
+    if services.zone.refresh(partition.date, partition.date, [partition.key]):
+        # Whatever follows from it is the sensor's; it would not know that anything has changed.
+        services.attend([partition.date], f"files changed of {partition}")
     report = services.zone.report(partition.key, partition.date, services.clock.as_of())
     waivers = services.waivers.of(services.spec.pipeline, [str(partition)])
     return apply_waivers(report, waivers, report.as_of)

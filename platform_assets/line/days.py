@@ -1,7 +1,7 @@
 """Roll-up and snapshot: which days are whole, and what a training reads."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from platform_assets.domain.manifest import (
     take_snapshot,
     window,
 )
-from platform_assets.domain.partition import PartitionKey
+from platform_assets.domain.partition import PartitionKey, date_range, runs_of
 from platform_assets.line.clearance import assess_range, lapsed
 from platform_assets.line.features import record_partitions
 from platform_assets.line.services import Outcome, Services
@@ -66,11 +66,13 @@ def _held(
     services: Services, dates: list[date], built: Mapping[str, PartitionVersion]
 ) -> dict[str, str]:
     held: dict[str, str] = {}
-    for day in dates:
-        services.zone.refresh(day, day)
+    for first, last in runs_of(dates):
+        if services.zone.refresh(first, last):
+            # The look that is to follow would not know that anything has changed.
+            services.attend(date_range(first, last), "files changed, found by another day's look")
         waiting = {
             partition: report
-            for partition, report in assess_range(services, day, day).items()
+            for partition, report in assess_range(services, first, last).items()
             if str(partition) not in built and not report.is_clear
         }
         record_partitions(services, waiting)
@@ -113,17 +115,39 @@ def manifest_path(services: Services, day: date, version: str) -> Path:
 
 def decide_snapshot(services: Services, day: date) -> Snapshot | WindowRefusal:
     """What the training of a date would read now, or why it may not."""
+    return decide_snapshots(services, [day], {})[day]
+
+
+def decide_snapshots(
+    services: Services, dates: Sequence[date], known: Mapping[date, Day]
+) -> dict[date, Snapshot | WindowRefusal]:
+    """`decide_snapshot` of some dates; windows that overlap are read once.
+
+    Args:
+        services: of the pipeline.
+        dates: to be trained for.
+        known: roll-ups that were just made.
+    """
     spec = services.spec
-    inside = [d for d in window(day, spec.model.window_days) if d >= spec.partitions.start]
-    return take_snapshot(
-        pipeline=spec.pipeline,
-        dataset=spec.asset("features"),
-        day=day,
-        data_start=spec.partitions.start,
-        window_days=spec.model.window_days,
-        min_days=spec.model.min_days,
-        days=days_of(services, inside),
-    )
+    inside = {
+        d
+        for day in dates
+        for d in window(day, spec.model.window_days)
+        if d >= spec.partitions.start
+    }
+    days = {**known, **days_of(services, inside - set(known))}
+    return {
+        day: take_snapshot(
+            pipeline=spec.pipeline,
+            dataset=spec.asset("features"),
+            day=day,
+            data_start=spec.partitions.start,
+            window_days=spec.model.window_days,
+            min_days=spec.model.min_days,
+            days=days,
+        )
+        for day in dates
+    }
 
 
 def build_snapshot(services: Services, partition: PartitionKey, run_id: str) -> Outcome:

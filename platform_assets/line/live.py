@@ -1,12 +1,20 @@
 """The live days of a pipeline: what the sensor looks at, and what it decides."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 
+from platform_assets.domain.attention import Standing, in_turn, recent_days, stays
 from platform_assets.domain.completeness import HOUR, CompletenessReport
-from platform_assets.domain.manifest import DayState, roll_up
-from platform_assets.domain.partition import PartitionKey, date_range, local_date, local_hours
+from platform_assets.domain.manifest import Day, DayState, roll_up
+from platform_assets.domain.partition import (
+    PartitionKey,
+    date_range,
+    local_date,
+    local_hours,
+    runs_of,
+)
 from platform_assets.domain.readiness import (
     Plan,
     plan_features,
@@ -15,7 +23,7 @@ from platform_assets.domain.readiness import (
     plan_training,
 )
 from platform_assets.line.clearance import assess_range
-from platform_assets.line.days import built_and_lapsed, days_of, decide_snapshot
+from platform_assets.line.days import built_and_lapsed, decide_snapshots
 from platform_assets.line.features import (
     SourceChange,
     changes_since,
@@ -33,48 +41,75 @@ class Tick:
     Attributes:
         plan: runs to launch, and held partitions with what they lack.
         changes: source partitions that changed since the last look.
-        open_from: the first date that is not finished; the next look starts there.
+        open_from: the first date that is not finished and still looked at.
         told: data version by source partition, once `changes` have been told.
+        looked_to: the last date that was looked at; later ones are news to the next look.
+        attended_to: the last attended date that was looked at; the next look goes on after it.
+        looked: how many dates it looked at.
     """
 
     plan: Plan
     changes: tuple[SourceChange, ...]
     open_from: date
     told: Mapping[str, str] = field(default_factory=dict)
+    looked_to: date | None = None
+    attended_to: date | None = None
+    looked: int = 0
 
 
 MOST_REQUESTS = 60
 MOST_CHANGES = 120
 """What one look hands over at the most, oldest first: a tick must end within Dagster's minute."""
 
+MOST_ATTENDED = 40
+"""Attended dates that one look takes, in turn: what it costs must not depend on how many wait."""
+
 
 def look(
-    services: Services, open_from: date | None = None, told: Mapping[str, str] | None = None
+    services: Services,
+    open_from: date | None = None,
+    told: Mapping[str, str] | None = None,
+    *,
+    looked_to: date | None = None,
+    attended_to: date | None = None,
 ) -> Tick:
-    """Look at the live days from `open_from` on and decide what may leave.
+    """Look at the live days that may have changed, and decide what may leave.
 
-    A day is finished when its model is judged. Days before `schedule.live_from` belong to
+    These are the last days up to now (`recent_days`), and those of the ledger's attention: what has
+    left these days since the last look, and what the sweep or a person asks to look at again. An
+    attended day is settled once it is finished, that is once its model is judged, or held: then it
+    is looked at no more until something changes there. Days before `schedule.live_from` belong to
     backfills; only their judgement, which waits for live days, is looked after here.
 
     Args:
         services: of the pipeline.
-        open_from: where the last look said that this one starts.
+        open_from: from where on days may be unfinished, where `looked_to` is not known.
         told: what the last look's `told` was, if its changes have arrived.
+        looked_to, attended_to: those of the last look.
     """
     spec, ledger = services.spec, services.ledger
     as_of = services.clock.as_of()
-    first = max(spec.schedule.live_from, spec.partitions.start, open_from or date.min)
+    first = max(spec.schedule.live_from, spec.partitions.start)
     last = min(
         local_date(as_of - timedelta(microseconds=1), spec.partitions.timezone), spec.partitions.end
     )
     if last < first:
         return Tick(Plan(), (), first, dict(told or {}))
-    live = _open_days(services, first, last)
+    length = timedelta(days=recent_days(spec) - 1)
+    recent = max(first, last - length)
+    left = max(first, looked_to - length if looked_to else open_from or first)
+    _attend_unfinished(services, date_range(left, recent - timedelta(days=1)))
+    began = datetime.now(UTC)
+    attended = [day for day in services.watch.attended(spec.pipeline) if first <= day <= last]
+    mine = in_turn([day for day in attended if day < recent], attended_to, MOST_ATTENDED)
+    looked = [*mine, *date_range(recent, last)]
+    live = _open_days(services, looked)
     reports: dict[PartitionKey, CompletenessReport] = {}
-    for start, end in _runs(live):
+    for start, end in runs_of(live):
         services.zone.refresh(start, end)
         reports |= assess_range(services, start, end)
-    changes = changes_since(services, reports, told or {})[:MOST_CHANGES]
+    every_change = changes_since(services, reports, told or {})
+    changes = every_change[:MOST_CHANGES]
     record_completeness(services, reports)
     keys = [key for day in live for key in spec.keys_of(day)]
     versions = ledger.current_versions(spec.asset("features"), keys)
@@ -92,7 +127,7 @@ def look(
     ready = [
         day for day, found in days.items() if found.state is DayState.WHOLE and day not in trained
     ]
-    snapshots = {day: decide_snapshot(services, day) for day in ready}
+    snapshots = decide_snapshots(services, ready, days)
     plan += plan_training(spec.pipeline, days, snapshots, trained)
     over = [day for day in live if local_hours(day, spec.partitions.timezone)[-1] + HOUR <= as_of]
     rolled = {
@@ -100,29 +135,85 @@ def look(
         for name, record in ledger.current_versions(spec.asset("day"), names).items()
     }
     plan += plan_held_days(spec.pipeline, {day: days[day] for day in over}, rolled)
-    plan += _judgement(services, first, last)
-    open_names = {str(partition) for partition in reports}
-    known = {
-        key: version for key, version in (told or {}).items() if key.split(" ", 1)[1] in open_names
+    judgement, following = _judgement(services, looked, last, days, attended)
+    plan += judgement
+
+    untold = Counter(PartitionKey.parse(c.partition).date for c in every_change[MOST_CHANGES:])
+    standings = {
+        day: Standing(
+            finished=day not in days,
+            day=days.get(day),
+            trained=day in trained,
+            following={d.date: d.state for d in following.get(day, ())},
+            waiting=tuple(_waiting(services, plan, day)),
+            untold=untold[day],
+            first_model_date=spec.first_model_date,
+            last_judged_date=spec.last_judged_date,
+        )
+        for day in {*mine, *(day for day in attended if day >= recent)}
     }
+    settled = {day for day, standing in standings.items() if not stays(standing)[0]}
+    # A recent day is looked at anyway, and attended when it leaves these days.
+    services.watch.settle(
+        spec.pipeline, settled | {d for d in standings if d >= recent}, looked_at=began
+    )
+    kept = [day for day in attended if day < recent and day not in settled]
+    known = _still_told(told or {}, {*live, *kept} - (settled - {*date_range(recent, last)}))
     known |= {told_key(c.asset, c.partition): c.data_version for c in changes}
-    return Tick(plan.first(MOST_REQUESTS), tuple(changes), live[0] if live else last, known)
+    return Tick(
+        plan.first(MOST_REQUESTS, recent),
+        tuple(changes),
+        min([*kept, *(day for day in live if day >= recent)], default=last),
+        known,
+        looked_to=last,
+        attended_to=mine[-1] if mine else None,
+        looked=len(looked),
+    )
 
 
-def _runs(days: Sequence[date]) -> Iterator[tuple[date, date]]:
-    """First and last date of each run of dates without a gap; dates in order."""
-    start = 0
-    for i in range(1, len(days) + 1):
-        if i == len(days) or days[i] - days[i - 1] != timedelta(days=1):
-            yield days[start], days[i - 1]
-            start = i
+def _attend_unfinished(services: Services, dates: Sequence[date]) -> None:
+    if dates:
+        unfinished = _open_days(services, dates)
+        services.watch.attend(
+            services.spec.pipeline, dict.fromkeys(unfinished, "it has left the recent days")
+        )
 
 
-def _judgement(services: Services, first: date, last: date) -> Plan:
+def _waiting(services: Services, plan: Plan, day: date) -> Iterable[str]:
+    """The requested runs that a day has to be looked at for until they have happened."""
+    judges = {day, *_judged_by(services, day)}
+    for request in plan.requests:
+        partition = PartitionKey.parse(request.partition)
+        if partition.date == day or (request.job == "judge" and partition.date in judges):
+            yield f"{request.job} {request.partition}"
+
+
+def _judged_by(services: Services, day: date) -> tuple[date, ...]:
+    """The dates whose models are judged on a day."""
+    return date_range(day - timedelta(days=services.spec.evaluation.days), day - timedelta(days=1))
+
+
+def _still_told(told: Mapping[str, str], dates: set[date]) -> dict[str, str]:
+    return {
+        key: version
+        for key, version in told.items()
+        if PartitionKey.parse(key.split(" ", 1)[1]).date in dates
+    }
+
+
+def _judgement(
+    services: Services,
+    looked: Sequence[date],
+    last: date,
+    known: Mapping[date, Day],
+    attended: Collection[date],
+) -> tuple[Plan, dict[date, list[Day]]]:
+    """Judgement of the models of some dates, and of those that are judged on these dates."""
     spec = services.spec
+    near = {d for day in looked for d in (*_judged_by(services, day), day)}
     candidates = [
         day
-        for day in date_range(first - timedelta(days=spec.evaluation.days), last)
+        for day in sorted(near)
         if spec.first_model_date <= day <= spec.last_judged_date and spec.judged_on(day)[-1] <= last
     ]
     models, judged = _model_versions(services, candidates)
@@ -130,13 +221,32 @@ def _judgement(services: Services, first: date, last: date) -> Plan:
     late = left_to_late(services) & judged.keys()
     models = {day: version for day, version in models.items() if day not in late}
     waiting = [day for day in models if judged.get(day) != models[day]]
-    days = days_of(services, {d for day in waiting for d in spec.judged_on(day)})
+    needed = {d for day in waiting for d in spec.judged_on(day)}
+    days = {**known, **_as_recorded(services, needed - set(known), attended)}
     following = {day: [days[d] for d in spec.judged_on(day)] for day in waiting}
-    return plan_judgement(spec.pipeline, models, judged, following)
+    return plan_judgement(spec.pipeline, models, judged, following), following
+
+
+def _as_recorded(
+    services: Services, dates: Iterable[date], attended: Collection[date]
+) -> dict[date, Day]:
+    """Roll-ups by the ledger alone, of days that this look does not take.
+
+    What was not built of a day is held, unless the day is attended: then its turn will tell.
+    """
+    keys = {day: services.spec.keys_of(day) for day in dates}
+    every_key = [key for own in keys.values() for key in own]
+    records = services.ledger.current_versions(services.spec.asset("features"), every_key)
+    built, held = built_and_lapsed(services, records)
+    for day in keys.keys() - set(attended):
+        for key in keys[day]:
+            if key not in records:
+                held[key] = "it was held when it was looked at last"
+    return {day: roll_up(day, own, built, held) for day, own in keys.items()}
 
 
 def _model_versions(
-    services: Services, dates: list[date]
+    services: Services, dates: Sequence[date]
 ) -> tuple[dict[date, int], dict[date, int]]:
     spec, names = services.spec, [day.isoformat() for day in dates]
     found = []
@@ -148,8 +258,7 @@ def _model_versions(
     return found[0], found[1]
 
 
-def _open_days(services: Services, first: date, last: date) -> list[date]:
-    """The dates that are not finished; one that is held for good does not keep later ones open."""
-    dates = list(date_range(first, last))
+def _open_days(services: Services, dates: Sequence[date]) -> list[date]:
+    """Of some dates those that are not finished."""
     models, judged = _model_versions(services, dates)
     return [day for day in dates if day not in models or judged.get(day) != models[day]]

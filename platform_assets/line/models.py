@@ -147,6 +147,7 @@ def train_model(
             "waivers": list(snapshot.waivers),
         },
     )
+    services.attend([day], "its model was trained")
     metadata = {
         "registered_model": spec.model.name,
         "registered_version": logged.version,

@@ -1,8 +1,8 @@
 """What the stages of one pipeline work with, opened on first use."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import cached_property
 from typing import Any
 
@@ -174,6 +174,12 @@ class Services:
                     )
                 )
         return changed
+
+    def attend(self, dates: Iterable[date], why: str) -> None:
+        """Have the sensor look at live dates again; those of backfills are left out."""
+        first = max(self.spec.schedule.live_from, self.spec.partitions.start)
+        wanted = [day for day in dates if first <= day <= self.spec.partitions.end]
+        self.watch.attend(self.spec.pipeline, dict.fromkeys(wanted, why))
 
     def partition(self, text: str, *, keyed: bool) -> PartitionKey:
         return self.spec.require_partition(PartitionKey.parse(text), keyed=keyed)

@@ -20,7 +20,7 @@ from resources.ledger.records import ArrivalRecord, FolderRecord
 MOST_LISTED = 96
 """Folders that one sweep lists because they are new to it or changed; the rest waits in place."""
 
-MOST_LISTED_UNCHANGED = 8
+MOST_LISTED_UNCHANGED = 24
 """Folders that one sweep lists although nothing tells of a change, those listed longest ago."""
 
 GRANULARITY = timedelta(seconds=2)
@@ -167,7 +167,8 @@ def _cause(record: FolderRecord | None, stamp: int) -> Cause | None:
 
 
 def _in_turn(folders: Iterable[Folder], known: Mapping[str, FolderRecord]) -> dict[Folder, Cause]:
-    oldest = sorted(folders, key=lambda folder: (known[folder.path].looked_at, folder.path))
+    # Those of one key and of neighbouring dates together: they are listed in one go.
+    oldest = sorted(folders, key=lambda f: (known[f.path].looked_at, f.key, f.day, f.source))
     return dict.fromkeys(oldest[:MOST_LISTED_UNCHANGED], "turn")
 
 
@@ -261,6 +262,5 @@ def _attend(services: Services, found: Mapping[date, str]) -> None:
         for week in range(1, weeks + 1):
             # Their number of rows is judged against that of this day.
             dates.setdefault(day + timedelta(days=7 * week), why)
-    live = max(spec.schedule.live_from, spec.partitions.start)
-    wanted = {d: why for d, why in dates.items() if live <= d <= spec.partitions.end}
-    services.watch.attend(spec.pipeline, wanted)
+    for why in sorted(set(dates.values())):
+        services.attend([day for day, reason in dates.items() if reason == why], why)

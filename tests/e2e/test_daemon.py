@@ -82,6 +82,7 @@ def test_dagster_comes_up_with_its_daemons(station: Station) -> None:
 
 
 class TestKilled:
+    @pytest.mark.heavy
     def test_a_worker_and_then_its_server(self, slow_station: Station) -> None:
         station, home = slow_station, slow_station.home
         with station.server as server:
@@ -154,6 +155,7 @@ class TestNothingIsLeft:
         assert printed + errors == ""
         require_nothing_left(home, 0)
 
+    @pytest.mark.heavy
     def test_when_the_code_location_cannot_be_loaded(
         self, command: Start, home_template: Path, tmp_path: Path
     ) -> None:
