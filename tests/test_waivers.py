@@ -485,6 +485,11 @@ def test_a_waiver_that_is_revoked_after_the_training_names_the_models(built: Lin
     assert listed["revoked_by"] == "bob"
     assert list_waivers(services, every=False) == []
     # The model stands, and what it was made of can still be told; nothing new is made of it.
+    document_of_model = explain(services, "model", name)
+    assert document_of_model["waivers"]["W-0001"].endswith(
+        "(revoked by bob: it was not down at all)"
+    )
+    assert document_of_model["versions"][0]["waivers"] == ["W-0001"]
     assert built.versions("model")[name].detail["waivers"] == ["W-0001"]
     with pytest.raises(HeldError, match="was revoked by bob"):
         build_snapshot(services, PartitionKey(SIXTH), "by hand")

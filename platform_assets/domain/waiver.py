@@ -61,7 +61,10 @@ class Waiver(BaseModel):
     def describe(self) -> str:
         """`W-0007 by ann until 2013-11-30 05:00Z: the station was down`."""
         until = self.until.astimezone(UTC)
-        return f"{self.name} by {self.by} until {until:%Y-%m-%d %H:%M}Z: {self.reason}"
+        text = f"{self.name} by {self.by} until {until:%Y-%m-%d %H:%M}Z: {self.reason}"
+        if self.revoked_at is None:
+            return text
+        return f"{text} (revoked by {self.revoked_by}: {self.revoke_reason})"
 
 
 def shortage_of(report: SourceReport) -> Shortage:

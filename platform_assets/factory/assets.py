@@ -108,7 +108,8 @@ def _partitioned(
             dg.AssetCheckSpec(
                 HELD_CHECK,
                 asset=asset.key,
-                description="The partitions of the last run were clear; held ones are named.",
+                description="The partitions of the last run were clear; held ones are named. The "
+                "features' stays failed as long as a live day is held: the sensor sees to it.",
             )
         ],
     )

@@ -55,6 +55,7 @@ def explain(services: Services, asset: str, partition: str) -> dict[str, Any]:
                 "run_id": v.run_id,
                 "delta_version": v.table_version,
                 **{k: v.detail[k] for k in ("model_version", "metrics") if k in v.detail},
+                **({"waivers": v.detail["waivers"]} if v.detail.get("waivers") else {}),
             }
             for v in history
         ],
