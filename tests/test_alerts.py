@@ -43,6 +43,7 @@ from platform_assets.line.alerting import (
     deliver,
     gather,
     list_alerts,
+    log_line,
     update,
 )
 from platform_assets.line.landing import land_flights
@@ -326,9 +327,7 @@ def told(records: list[AlertRecord]) -> list[tuple[str, str]]:
 HELD_DAY = "flights/features 2013-01-06"
 
 
-def test_from_held_to_late_to_healed_on_real_hours(
-    home: Home, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_from_held_to_late_to_healed_on_real_hours(home: Home) -> None:
     services = line(home)
     land(services, "2013-01-05", "2013-01-06", until_hour=23)
     logged: list[AlertRecord] = []
@@ -363,9 +362,7 @@ def test_from_held_to_late_to_healed_on_real_hours(
     assert told(update(services, logged.append)) == [("healed", "flights/model 2013-01-06")]
     assert services.alerts.all("flights", only_open=True) == []
     assert len(logged) == len(services.alerts.all("flights")) == 6
-    lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("alert: ")]
-    assert [text.split(" ")[1] for text in lines] == [alert.kind for alert in logged]
-    assert "What to do: " in lines[0]
+    assert log_line(logged[0]).startswith("stale flights/model 2013-01-05: flights/model")
 
 
 def test_a_first_start_over_a_history_speaks_of_live_days_alone(home: Home) -> None:
@@ -886,7 +883,10 @@ def tick(home: Home, instance: dg.DagsterInstance, defs: dg.Definitions, name: s
 
 
 def test_the_sensors_raise_and_deliver(
-    home: Home, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    home: Home,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     with opened(home, small_spec(schedule={"live_from": "2013-01-05"})) as small:
         small.land("2013-01-05", "2013-01-06")
@@ -897,6 +897,9 @@ def test_the_sensors_raise_and_deliver(
         said = look("flights_alerts")
         assert said == f"raised: held {HELD_DAY}; stale flights/model 2013-01-05"
         assert look("flights_alerts") == "no new alert"
+        lines = [text for text in capfd.readouterr().err.splitlines() if "What to do: " in text]
+        assert len(lines) == 2, "each alert is logged once"
+        assert f"held {HELD_DAY}: " in lines[0]
         assert look("flights_alert_delivery").startswith(f"{URL_VARIABLE} is not set")
         monkeypatch.setenv(URL_VARIABLE, f"http://127.0.0.1:{closed_port()}")
         assert "the rest waits: ConnectError" in look("flights_alert_delivery")

@@ -1,6 +1,5 @@
 """Alerts of a pipeline: found, written down once each, and delivered from there."""
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta
@@ -26,8 +25,6 @@ from resources.ledger.alerts import LOGGED_ONLY
 from resources.ledger.records import AlertRecord, VersionRecord
 from resources.webhook import URL_VARIABLE, Webhook, alert_id, payload
 
-_LOG = logging.getLogger(__name__)
-
 GRACE = timedelta(hours=1)
 """On the wall clock the last hour's file takes its time: so long a day that is over is not held."""
 
@@ -42,10 +39,7 @@ CLAIM = timedelta(seconds=60)
 def update(
     services: Services, tell: Callable[[AlertRecord], None] = lambda _: None
 ) -> list[AlertRecord]:
-    """Raise what is new, close what is over.
-
-    Each alert that was raised is logged as a warning, once, and `tell` hears of it.
-    """
+    """Raise what is new, close what is over; `tell` hears of each alert that was raised, once."""
     spec, alerts = services.spec, services.alerts
     as_of = services.clock.as_of()
     opened = [_opened(record) for record in alerts.all(spec.pipeline, only_open=True)]
@@ -63,7 +57,6 @@ def update(
         }
         raised += alerts.settle(last_words, as_of)
     for record in raised:
-        _LOG.warning("alert: %s", log_line(record))
         tell(record)
     return raised
 
