@@ -81,6 +81,8 @@ class SetAside:
             found_at=arrival.seen_at,
         )
         kept = "" if content is None else self._keep(record, content, digest)
+        if known is not None and not kept and _is_same_but_for_its_copy(known, record):
+            return None
         return replace(record, kept=kept, digest=digest if kept else "")
 
     def _keep(self, record: QuarantineRecord, content: bytes, digest: str) -> str:
