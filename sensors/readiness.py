@@ -18,6 +18,7 @@ from platform_assets.factory.events import source_event
 from platform_assets.factory.grid import dagster_key
 from platform_assets.factory.held import held_check
 from platform_assets.factory.lanes import LANE_TAG, PIPELINE_TAG, RETRIED_IF_KILLED
+from platform_assets.line.clearance import still_held
 from platform_assets.line.live import look
 from platform_assets.line.services import Services
 
@@ -79,6 +80,7 @@ def build_readiness_sensor(
         for partition, reason in tick.plan.held.items():
             context.log.info(f"{partition} is held: {reason}")
         held = "; ".join(f"{key}: {why}" for key, why in tick.plan.held.items())
+        every_held = still_held(services, cursor.get("held", ()), tick.plan.held)
         return dg.SensorResult(
             run_requests=[run_request(spec, request) for request in tick.plan.requests],
             skip_reason=None
@@ -93,11 +95,12 @@ def build_readiness_sensor(
                     "looked_to": tick.looked_to and tick.looked_to.isoformat(),
                     "attended_to": tick.attended_to and tick.attended_to.isoformat(),
                     "rules": rules,
+                    "held": sorted(every_held),
                 }
             ),
             asset_events=[
                 *(source_event(spec, change) for change in tick.changes),
-                *held_check(context.instance, services, tick.plan.held),
+                *held_check(context.instance, services, every_held),
             ],
         )
 

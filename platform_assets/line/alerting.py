@@ -1,7 +1,7 @@
 """Alerts of a pipeline: found, written down once each, and delivered from there."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -14,7 +14,8 @@ from platform_assets.domain.alerts import (
     decide,
     next_attempt,
 )
-from platform_assets.domain.completeness import CompletenessReport
+from platform_assets.domain.attention import recent_days
+from platform_assets.domain.completeness import CLEAR, CompletenessReport
 from platform_assets.domain.partition import PartitionKey, date_range, local_date, runs_of
 from platform_assets.domain.waiver import Waiver
 from platform_assets.line.clearance import assess_range
@@ -22,7 +23,7 @@ from platform_assets.line.days import built_and_lapsed
 from platform_assets.line.due import read_due
 from platform_assets.line.services import Services
 from resources.ledger.alerts import LOGGED_ONLY
-from resources.ledger.records import AlertRecord, VersionRecord
+from resources.ledger.records import AlertRecord
 from resources.webhook import URL_VARIABLE, Webhook, alert_id, payload
 
 GRACE = timedelta(hours=1)
@@ -96,7 +97,6 @@ def gather(services: Services) -> Findings:
     spec, as_of = services.spec, services.clock.as_of()
     first = max(spec.schedule.live_from, spec.partitions.start)
     last = _last_over(services, as_of)
-    records = services.ledger.current_versions(spec.asset("features"))
     return Findings(
         pipeline=spec.pipeline,
         features=spec.asset("features"),
@@ -104,7 +104,7 @@ def gather(services: Services) -> Findings:
         as_of=as_of,
         live_from=first,
         live_to=last,
-        reports=tuple(_unbuilt(services, first, last, records)),
+        reports=tuple(_unbuilt(services, first, last)),
         due=read_due(services, ["model"]),
         refusals=tuple(_refusals(services)),
         restatements=tuple(
@@ -112,7 +112,7 @@ def gather(services: Services) -> Findings:
             for r in services.restatements.all(spec.pipeline, only_open=True)
             if r.state == "open" and r.decision == "list"
         ),
-        used=tuple(_used(services, as_of, records)),
+        used=tuple(_used(services, as_of)),
     )
 
 
@@ -124,22 +124,32 @@ def _last_over(services: Services, as_of: datetime) -> date:
     return min(today - timedelta(days=1), spec.partitions.end)
 
 
-def _unbuilt(
-    services: Services, first: date, last: date, records: Mapping[str, VersionRecord]
-) -> list[CompletenessReport]:
-    """The reports of live days' partitions that have not been built, or may not be read."""
-    spec = services.spec
-    days = date_range(first, last)
-    live = {key for day in days for key in spec.keys_of(day)}
-    own = {key: record for key, record in records.items() if key in live}
-    built = built_and_lapsed(services, own)[0]
+def _unbuilt(services: Services, first: date, last: date) -> list[CompletenessReport]:
+    """The reports of live days' partitions that have not been built, or may not be read.
+
+    The recent days are looked at; of older ones what is held stands in the ledger: what this costs
+    must not grow with the days that are clear.
+    """
+    spec, as_of = services.spec, services.clock.as_of()
+    recent = max(first, last - timedelta(days=recent_days(spec) - 1))
+    asset = spec.asset("features")
+    older = {
+        name: record
+        for name, record in services.ledger.verdicts_but(spec.pipeline, asset, CLEAR).items()
+        if first <= PartitionKey.parse(name).date < recent
+    }
+    reports = {
+        name: CompletenessReport.model_validate({**record.report, "as_of": as_of})
+        for name, record in sorted(older.items(), key=lambda item: PartitionKey.parse(item[0]))
+    }
+    days = date_range(recent, last)
+    wanted = [*reports, *(key for day in days for key in spec.keys_of(day))]
+    built = built_and_lapsed(services, services.ledger.current_versions(asset, wanted))[0]
     waiting = [day for day in days if not built.keys() >= set(spec.keys_of(day))]
-    found: list[CompletenessReport] = []
     for start, end in runs_of(waiting):
         services.zone.refresh(start, end)
-        reports = assess_range(services, start, end)
-        found += [report for key, report in sorted(reports.items()) if str(key) not in built]
-    return found
+        reports |= {str(key): r for key, r in sorted(assess_range(services, start, end).items())}
+    return [report for name, report in reports.items() if name not in built]
 
 
 def _refusals(services: Services) -> list[Refusal]:
@@ -150,19 +160,14 @@ def _refusals(services: Services) -> list[Refusal]:
     ]
 
 
-def _used(
-    services: Services, as_of: datetime, records: Mapping[str, VersionRecord]
-) -> list[Waiver]:
+def _used(services: Services, as_of: datetime) -> list[Waiver]:
     """The waivers of built partitions that a training to come would read."""
     spec = services.spec
-    today = local_date(as_of, spec.partitions.timezone)
-    since = today - timedelta(days=spec.model.window_days)
-    names = {
-        name
-        for key, record in records.items()
-        if PartitionKey.parse(key).date >= since
-        for name in record.detail.get("waivers", ())
-    }
+    last = min(local_date(as_of, spec.partitions.timezone), spec.partitions.end)
+    days = date_range(last - timedelta(days=spec.model.window_days), last)
+    keys = [key for day in days for key in spec.keys_of(day)]
+    records = services.ledger.current_versions(spec.asset("features"), keys)
+    names = {name for record in records.values() for name in record.detail.get("waivers", ())}
     if not names:
         return []
     return [w for w in services.waivers.of(spec.pipeline) if w.name in names]

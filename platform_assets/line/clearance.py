@@ -4,10 +4,10 @@ Sensor, UI materialization, backfill, `dg launch`, schedule, retry, plan, status
 read the same report, made of the landing zone, the catalog's contract and the waivers in force.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import date
 
-from platform_assets.domain.completeness import CompletenessReport
+from platform_assets.domain.completeness import CLEAR, CompletenessReport
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.waiver import Waiver, apply_waivers
 from platform_assets.line.services import Services
@@ -43,6 +43,26 @@ def assess_range(
 def _waivers(services: Services, held: Iterable[str]) -> list[Waiver]:
     wanted = list(held)
     return services.waivers.of(services.spec.pipeline, wanted) if wanted else []
+
+
+def still_held(services: Services, before: Iterable[str], now: Mapping[str, str]) -> dict[str, str]:
+    """Why partitions are held, also those that a look did not take.
+
+    Args:
+        services: of the pipeline.
+        before: the partitions that were held so far.
+        now: why the partitions are held that the look took.
+    """
+    held = {name: why for name, why in now.items() if PartitionKey.parse(name).key is not None}
+    others = set(before) - held.keys()
+    asset = services.spec.asset("features")
+    found = services.ledger.verdicts(services.spec.pipeline, asset, others) if others else {}
+    as_of = services.clock.as_of()
+    for name, record in found.items():
+        if record.verdict not in CLEAR:
+            report = CompletenessReport.model_validate({**record.report, "as_of": as_of})
+            held[name] = report.reason()
+    return held
 
 
 def described(services: Services, names: Iterable[str]) -> dict[str, str]:

@@ -96,6 +96,16 @@ class Ledger(Store):
                 found[record.partition] = record
         return found
 
+    def verdicts_but(
+        self, pipeline: str, asset: str, verdicts: Iterable[str]
+    ) -> dict[str, VerdictRecord]:
+        """The latest verdicts on an asset that are none of these, by partition."""
+        t = tables().verdicts
+        query = t.select().where(
+            t.c.pipeline == pipeline, t.c.asset == asset, t.c.verdict.not_in(list(verdicts))
+        )
+        return {row.partition: VerdictRecord(*row) for row in self._rows(query)}
+
     # --- versions -------------------------------------------------------------------------------
 
     def record_version(self, record: VersionRecord) -> None:
