@@ -21,6 +21,7 @@ from platform_assets.domain.clock import FixedClock
 from platform_assets.domain.manifest import Day, DayState
 from platform_assets.domain.partition import PartitionKey, date_range, local_hours
 from platform_assets.line import live
+from platform_assets.line.alerting import update
 from platform_assets.line.days import build_day
 from platform_assets.line.features import told_key
 from platform_assets.line.live import MOST_ATTENDED, Tick, look
@@ -368,6 +369,11 @@ def test_an_old_held_day_that_is_healed_100_days_later_trains_by_itself(box: Box
     assert HELD in ticks[0].said
     assert HELD not in ticks[-1].said
     assert services.watch.attended("flights") == {}
+    # It is not looked at any more, and still said to be held: by the check, and by an alert.
+    assert HELD in json.loads(box.cursor or "{}")["held"]
+    update(services)
+    alert = f"flights/features {old}"
+    assert alert in {record.subject for record in services.alerts.all("flights", only_open=True)}
     position = sweep(services, 0, 10_000).position
     while position:
         position = sweep(services, position, 10_000).position
@@ -390,6 +396,8 @@ def test_an_old_held_day_that_is_healed_100_days_later_trains_by_itself(box: Box
     box.tick()
     assert services.watch.attended("flights") == {}
     assert box.tick().requested == []
+    assert HELD not in json.loads(box.cursor or "{}")["held"]
+    assert ("healed", alert) in [(record.kind, record.subject) for record in update(services)]
 
 
 def test_other_rules_have_all_days_looked_at_once(box: Box) -> None:
