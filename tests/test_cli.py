@@ -435,11 +435,11 @@ def large_day(line: Line, day: date, rows_an_hour: int) -> None:
         values: dict[str, Sequence[Any]] = {
             "time_hour": [hour] * n,
             "carrier": ["UA"] * n,
-            "flight": list(range(n)),
+            "flight": list(range(1, n + 1)),
             "tailnum": ["N1"] * n,
             "dest": ["BOS"] * n,
             **{
-                name: random.random(n)
+                name: 1 + random.random(n)
                 for name, column in source.columns.items()
                 if column.type == "float"
             },

@@ -19,11 +19,14 @@ import yaml
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 
 from platform_assets.cli.app import main
+from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.factory.instance import dagster_yaml
 from platform_assets.line.explain import explain
+from platform_assets.line.features import build_features
 from platform_assets.line.late import note_changes
 from platform_assets.line.restating import due
+from platform_assets.line.services import Outcome, Services
 from platform_assets.line.sweep import Swept
 from resources.landing.layout import hour_path
 from resources.ledger.records import RestatementRecord
@@ -678,16 +681,19 @@ def test_what_was_built_before_its_inputs_were_recorded_is_named(box: Box) -> No
 # --- runs that fail ---------------------------------------------------------------------------
 
 
-def twice(box: Box, partition: str) -> None:
-    """A correction that arrives in order, and whose rows the dataset refuses: a flight twice."""
-    path = box.file(partition=partition)
-    table = pq.read_table(path)
-    box.deliver(path, pa.concat_tables([table, table.slice(0, 1)]))
+def refuse(services: Services, partition: PartitionKey, *rest: Any) -> Outcome:
+    """Hours that arrive in order, and whose rows the dataset refuses."""
+    if str(partition) == PARTITION:
+        raise RefusedError("these rows cannot be joined")
+    return build_features(services, partition, *rest)
 
 
-def test_a_failed_run_is_not_lost_and_keeps_nobody_else(box: Box) -> None:
+def test_a_failed_run_is_not_lost_and_keeps_nobody_else(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = box.version()
-    twice(box, PARTITION)
+    monkeypatch.setattr("platform_assets.factory.assets.build_features", refuse)
+    box.correct(30)
     box.correct(40, partition="LGA|2013-01-08")
     assert box.tick().launched == [("features", PARTITION), ("features", "LGA|2013-01-08")]
     assert box.version() == before
@@ -709,8 +715,8 @@ def test_a_failed_run_is_not_lost_and_keeps_nobody_else(box: Box) -> None:
     assert box.until_quiet() == [[("features", PARTITION)]]
     assert [record.state for record in box.open] == ["open"]
     # Corrected, it goes by itself.
-    table = pq.read_table(box.file())
-    box.deliver(box.file(), table.slice(0, table.num_rows - 2))
+    monkeypatch.undo()
+    box.correct(50)
     assert box.until_quiet() == RESTATED
     assert box.open == []
 

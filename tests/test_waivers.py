@@ -231,6 +231,8 @@ def test_a_report_of_no_source_is_not_clear() -> None:
 def built(shared_folder: Path, home_template: Path, tmp_path: Path) -> Iterator[Line]:
     """All days until 2013-01-09 but LGA's 6th, whose weather lacks 06:00."""
     with copied(Templates(shared_folder, home_template).features, tmp_path) as found:
+        # Building them drew attention to their days; here it is the waiver that does.
+        found.services.watch.settle("flights", found.spec.dates())
         yield found
 
 
@@ -476,7 +478,7 @@ def test_a_waiver_that_is_revoked_after_the_training_names_the_models(built: Lin
     train_model(services, PartitionKey(SIXTH), "by hand", lane="adhoc")
     revoked = revoke_waiver(services, "W-0001", "bob", "it was not down at all")
     assert revoked.state(services.clock.as_of()) == "revoked"
-    assert services.watch.attended("flights") == {SIXTH: "waiver W-0001"}
+    assert services.watch.attended("flights")[SIXTH] == "waiver W-0001"
     verdict = services.ledger.verdict("flights", "flights/features", HELD)
     assert verdict is not None
     assert verdict.verdict == "late"

@@ -18,6 +18,8 @@ from urllib.request import url2pathname
 
 from resources.tracking import DAGSTER_RUN_TAG, Tracking
 
+# A shell starts what it puts into the background with Ctrl-C ignored, and so do its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 mode, root, *more = sys.argv[1:]
 folder = Path(root) / "mlflow"
 tracking = Tracking(f"sqlite:///{folder / 'mlflow.db'}", folder / "artifacts")
