@@ -5,6 +5,8 @@ import inspect
 import re
 from pathlib import Path
 
+import pytest
+
 from platform_assets.domain.spec import (
     DatasetSpec,
     EvaluationSpec,
@@ -56,6 +58,7 @@ def test_the_page_explains_every_field_that_must_be_given() -> None:
         assert required <= explained, f"{part.__name__}: {required - explained}"
 
 
+@pytest.mark.heavy
 def test_the_commands_of_the_page_do_what_it_says(home: Home, tmp_path: Path) -> None:
     page = Page.read()
     script = ["set -e"]

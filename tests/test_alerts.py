@@ -259,6 +259,7 @@ some_findings = st.builds(
 
 @unhurried
 @given(st.lists(some_findings, max_size=8))
+@pytest.mark.heavy
 def test_whatever_happens_what_is_wanted_is_open_once_and_said_once(
     looks: list[Findings],
 ) -> None:
@@ -816,6 +817,7 @@ def test_what_dies_after_the_receiver_took_it_is_sent_again_with_the_same_id(
     assert first == second, "at least once; the receiver can tell"
 
 
+@pytest.mark.heavy
 def test_a_process_that_is_killed_while_it_delivers_loses_nothing(home: Home) -> None:
     services = line(home)
     raised(services, "a 2013-01-05")

@@ -33,6 +33,8 @@ from tests.landing_zone import weather
 from tests.small import HELD, Templates, copied, small_spec
 from tests.test_sensor import Box
 
+pytestmark = pytest.mark.heavy
+
 FIRST = date(2013, 1, 10)
 YEAR = {"start": "2013-01-02", "end": "2013-12-31"}
 DAYS = st.dates(date(2013, 1, 1), date(2013, 12, 31))

@@ -125,6 +125,7 @@ def empty(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 # --- JSON, and nothing else -------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_every_command_prints_one_json_document(small: Line, signalbox: Shell) -> None:
     home = str(small.home.root)
     assert signalbox("init", "--json").document == {"home": home}
@@ -172,6 +173,7 @@ def test_without_json_they_speak_to_people(small: Line, signalbox: Shell) -> Non
     assert "OFF" not in said.out
 
 
+@pytest.mark.heavy
 def test_the_console_script(small: Line) -> None:
     """The real thing: nothing that a library prints on the way gets between."""
     said = script("status", "--json")

@@ -357,6 +357,7 @@ def test_a_refused_scaffold_leaves_nothing() -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.heavy
 def test_dg_scaffolds_a_pipeline_that_loads_and_that_the_commands_know(
     project: Path, home: Home
 ) -> None:

@@ -260,6 +260,7 @@ def test_partial_rows_are_the_whole_ones_before_the_hour() -> None:
     assert not rows.is_whole(date(2013, 1, 6)), "LGA's weather lacks an hour"
 
 
+@pytest.mark.heavy
 def test_a_whole_day_against_itself_differs_by_nothing() -> None:
     """What is held equal is equal: the partial day is the only cause of a difference."""
     rows = Rows(SPEC)
@@ -291,6 +292,7 @@ def played(template: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, hours:
     return Scene(home, days=2, say=lambda _: None)
 
 
+@pytest.mark.heavy
 def test_the_small_line_is_held_where_plain_dagster_trains(
     home_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +307,7 @@ def test_the_small_line_is_held_where_plain_dagster_trains(
     assert len(ledger.history("flights/model", "2013-01-09")) == 1
 
 
+@pytest.mark.heavy
 def test_the_drill_says_so_when_it_did_not_show_it(
     home_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

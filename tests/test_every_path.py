@@ -27,6 +27,8 @@ from resources.landing import LandingZone
 from tests.careless import FAILS_ONCE, careless, with_source
 from tests.small import HELD, Line, Templates, copied, failure_of, opened, small_spec
 
+pytestmark = pytest.mark.heavy
+
 PARTIAL = "JFK|2013-01-04"
 LACKING = "flights 18 of 24 hours, not due yet 18:00-23:00"
 CARELESS = dg.AssetKey("careless_model")

@@ -331,6 +331,7 @@ def reported(events: Sequence[object]) -> dict[str, bool]:
     return {e.asset_key.path[-1]: e.passed for e in found}
 
 
+@pytest.mark.heavy
 def test_a_backfill_of_an_old_date_makes_dagsters_freshness_pass_and_due_still_fails(
     home: Home,
 ) -> None:

@@ -81,6 +81,7 @@ def test_of_two_writers_on_one_partition_one_wins_whole(tmp_path: Path) -> None:
     assert DeltaTable(path).version() == written
 
 
+@pytest.mark.heavy
 def test_a_reader_sees_a_whole_partition_always(tmp_path: Path) -> None:
     path = tmp_path / "table"
     table = DatasetTable(path, "airport")
@@ -114,6 +115,7 @@ def test_a_file_overwritten_in_place_is_torn_for_a_reader(tmp_path: Path) -> Non
     assert torn > 0
 
 
+@pytest.mark.heavy
 def test_a_killed_writer_leaves_the_table_whole(tmp_path: Path) -> None:
     path = tmp_path / "table"
     table = DatasetTable(path, "airport")

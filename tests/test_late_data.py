@@ -32,6 +32,8 @@ from resources.landing.layout import hour_path
 from resources.ledger.records import RestatementRecord
 from tests.small import Line, Templates, built_once, copied
 
+pytestmark = pytest.mark.heavy
+
 PARTITION = "JFK|2013-01-08"
 DAY = date(2013, 1, 8)
 

@@ -98,6 +98,7 @@ def agree(services: Services, stage: str | None = None, *partitions: str) -> Non
 # --- the plan of a history --------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_the_plan_of_a_history_is_built_in_one_go_and_leaves_nothing(line: Line) -> None:
     services = line.services
     line.land("2013-01-02", "2013-01-08")
@@ -208,6 +209,7 @@ def test_a_plan_of_a_part_looks_back_over_the_window(trained: Line) -> None:
 # --- status -----------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_status_adds_up_at_every_stage(line: Line) -> None:
     services = line.services
     found = consistent(services)

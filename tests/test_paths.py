@@ -583,6 +583,7 @@ def test_no_model_without_a_snapshot(built: Line) -> None:
     assert not built.check("model").passed
 
 
+@pytest.mark.heavy
 def test_the_same_snapshot_gives_the_same_model_in_any_process(trained: Line) -> None:
     (first,) = trained.history("model", "2013-01-04")
     trained.must("model", partition="2013-01-04")
@@ -605,6 +606,7 @@ def test_the_same_snapshot_gives_the_same_model_in_any_process(trained: Line) ->
 # --- judgement --------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_a_model_is_not_judged_before_the_days_after_it_are_whole(trained: Line) -> None:
     """The 8th is judged on the 9th; here the 9th has not come, then not built, then half."""
     with opened(trained.home, small_spec(evaluation={"days": 2})) as line:
@@ -649,6 +651,7 @@ def test_no_champion_before_anything_is_judged(trained: Line) -> None:
 ORDERS = (("04", "07", "08"), ("08", "07", "04"))
 
 
+@pytest.mark.heavy
 def test_the_champion_does_not_depend_on_the_order_of_the_judgements(
     templates: Templates, tmp_path: Path
 ) -> None:
@@ -668,6 +671,7 @@ def test_the_champion_does_not_depend_on_the_order_of_the_judgements(
     assert len(set(crowned)) == 1
 
 
+@pytest.mark.heavy
 def test_a_model_that_was_trained_again_must_be_judged_again(trained: Line) -> None:
     trained.must(job="flights_judge", partition="2013-01-04")
     ledger = trained.services.ledger

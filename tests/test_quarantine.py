@@ -1017,6 +1017,7 @@ print("alive")
 """
 
 
+@pytest.mark.heavy
 def test_no_damaged_footer_ends_the_process(tmp_path: Path) -> None:
     """Whoever asks a damaged footer for its columns is ended by pyarrow, without an exception."""
 

@@ -28,6 +28,7 @@ def executable(path: Path) -> Path:
     return path
 
 
+@pytest.mark.heavy
 def test_a_part_counts_what_passed_failed_and_was_skipped(tmp_path: Path) -> None:
     file = tmp_path / "test_sample.py"
     file.write_text(SAMPLE)

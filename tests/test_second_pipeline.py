@@ -101,6 +101,7 @@ def test_the_producer_makes_the_same_data_again_and_the_zone_accepts_it(
 # --- the line, in process ------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_a_second_pipeline_runs_from_landing_to_champion(
     home: Home, grid_load: PipelineSpec, signalbox: Callable[..., Any]
 ) -> None:
@@ -229,6 +230,7 @@ def test_status_counts_a_judgement_whose_model_is_held(home: Home, grid_load: Pi
 # --- with a join ---------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_a_variation_with_a_join_needs_no_more_than_its_spec(
     home: Home, grid_load: PipelineSpec
 ) -> None:

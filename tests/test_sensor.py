@@ -210,6 +210,7 @@ def test_what_the_source_assets_show(box: Box) -> None:
 # --- what does not leave ----------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_days_before_the_live_ones_belong_to_backfills(home: Home) -> None:
     with fresh(home, live_from="2013-01-05") as box:
         box.line.land("2013-01-02", "2013-01-04")
@@ -244,6 +245,7 @@ def test_a_model_of_the_history_is_judged_when_a_live_day_completes_it(
         assert set(line.versions("evaluation")) == {"2013-01-08"}
 
 
+@pytest.mark.heavy
 def test_a_held_airport_keeps_the_others_going_but_not_the_training(
     templates: Templates, tmp_path: Path
 ) -> None:
@@ -328,6 +330,7 @@ def hour_file(line: Line, source: str, key: str, hour: datetime) -> Path:
     return line.home.landing / "flights" / hour_path(source, key, hour)
 
 
+@pytest.mark.heavy
 def test_a_file_of_the_wrong_schema_keeps_its_hour_missing_until_it_is_delivered_again(
     box: Box,
 ) -> None:
@@ -379,6 +382,7 @@ def test_a_held_day_asks_for_another_run_when_its_data_has_changed(box: Box) -> 
 # --- the truth about runs in MLflow -----------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_a_killed_training_gets_its_true_state(templates: Templates, tmp_path: Path) -> None:
     """The process is gone before it can say a last word; Dagster finds out, and MLflow follows."""
     with copied(templates.features, tmp_path) as line:

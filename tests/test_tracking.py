@@ -93,6 +93,7 @@ def client_of(tracking: Tracking) -> Any:
 # --- the state of a run
 
 
+@pytest.mark.heavy
 def test_state_tells_how_the_block_ended_also_after_the_process(root: Path) -> None:
     said = finish(start("states", root), code=1)
     arrived = ["ValueError", "KeyboardInterrupt", "SystemExit", "CancelledError"]
@@ -128,6 +129,7 @@ def interrupted(root: Path) -> Iterator[tuple[str, str]]:
             process.communicate()
 
 
+@pytest.mark.heavy
 def test_killed_process_is_reconciled_with_dagster(
     tracking: Tracking, interrupted: tuple[str, str]
 ) -> None:
@@ -184,6 +186,7 @@ def test_run_that_ends_while_reconcile_looks_keeps_its_state(tracking: Tracking)
     assert client.get_run(run.info.run_id).info.status == "FINISHED"
 
 
+@pytest.mark.heavy
 def test_dagster_mlflow_calls_a_failed_training_finished_and_we_do_not(root: Path) -> None:
     said = finish(start("dagster", root, PYTHONWARNINGS="ignore"))
     assert [line["success"] for line in said] == [False, False, False]
@@ -308,6 +311,7 @@ def test_each_experiment_has_a_folder_of_its_own(one: str, other: str) -> None:
 # --- models
 
 
+@pytest.mark.heavy
 def test_identical_trainings_in_different_processes_have_one_digest(root: Path) -> None:
     workers = [start("digests", root, PYTHONHASHSEED=seed) for seed in "12"]
     first, second = (finish(worker) for worker in workers)
@@ -376,6 +380,7 @@ def test_model_is_on_the_run_in_the_registry_and_behind_an_alias(tracking: Track
     assert tracking.alias("flight-delay", "champion") == 1
 
 
+@pytest.mark.heavy
 def test_two_processes_register_one_new_model_at_once(root: Path, tracking: Tracking) -> None:
     workers = [start("register", root, name) for name in "ab"]
     for worker in workers:
@@ -443,6 +448,7 @@ def booster() -> tuple[Any, Any, Any]:
 # --- the store
 
 
+@pytest.mark.heavy
 def test_whole_life_is_silent_and_reaches_for_nothing(tmp_path: Path) -> None:
     process = start("audited", tmp_path, str(tmp_path / "result.json"))
     out, err = process.communicate(timeout=120)
@@ -488,6 +494,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert heavy.isdisjoint(done.stdout.split())
 
 
+@pytest.mark.heavy
 def test_two_processes_and_a_killed_one_prepare_the_same_home(tmp_path: Path) -> None:
     doomed = start("prepare", tmp_path)
     folder = tmp_path / "mlflow"

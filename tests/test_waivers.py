@@ -51,6 +51,8 @@ from resources.landing.layout import hour_path
 from tests.small import HELD, Line, Templates, copied, failure_of, opened, small_spec
 from tests.test_cli import Shell, write_catalog
 
+pytestmark = pytest.mark.heavy
+
 ZONE = "America/New_York"
 KEY = PartitionKey.parse(HELD)
 SIXTH = KEY.date

@@ -124,6 +124,7 @@ class TestKilled:
 
 
 class TestNothingIsLeft:
+    @pytest.mark.heavy
     def test_two_inits_and_a_server_at_once_on_a_new_home_then_kill_9(
         self, command: Start, tmp_path: Path
     ) -> None:
@@ -140,6 +141,7 @@ class TestNothingIsLeft:
         server.kill()
         require_nothing_left(home, 60)
 
+    @pytest.mark.heavy
     def test_when_the_demo_gets_ctrl_c(
         self, command: Start, home_template: Path, tmp_path: Path
     ) -> None:

@@ -1,7 +1,8 @@
 """What `make test` runs: the suite in parts, one closing line, and what could not run.
 
 First everything that may run side by side, then, one test at a time, what drives a real daemon or
-a browser, and in CI (or with --heavy) what takes minutes. Other arguments go to pytest.
+a browser; and in CI (or with --heavy) both again for what takes longer. Other
+arguments go to pytest.
 """
 
 import json
@@ -41,7 +42,8 @@ def parts(*, browser: bool, heavy: bool) -> list[Part]:
         Part(f"({serial}) and not heavy"),
     ]
     if heavy:
-        found.append(Part("heavy" if browser else "heavy and not browser"))
+        found.append(Part("heavy and not e2e and not browser", ("-n", "2")))
+        found.append(Part(f"heavy and ({serial})"))
     return found
 
 
