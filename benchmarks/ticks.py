@@ -10,7 +10,8 @@ date of both sources, features, day, model), all of them materialized, evaluated
 partitions that were materialized again.
 
 State is written in bulk: rows straight into the ledger and into Dagster's event log, files as hard
-links to one empty Parquet file. Counted is the CPU of this process, the least of several ticks.
+links to one empty Parquet file; the new hours have rows. Counted is the CPU of this process, the
+least of several ticks.
 
     python -m benchmarks.ticks [--ticks 7] [--years 10] [--million] [--no-dagster] [--json]
 """
@@ -233,11 +234,27 @@ def _versions(spec: PipelineSpec) -> Iterator[tuple[Any, ...]]:
             yield (*row, "benchmark", now)
 
 
+def deliver_rows(services: Services, source: str, key: str, hour: datetime) -> None:
+    """Put a file with rows in the place of an hour's empty one: 13 flights, or one observation."""
+    import pyarrow as pa
+
+    declared = services.spec.sources[source]
+    count = 13 if source == "flights" else 1
+    values: dict[str, Any] = {
+        "string": ["UA"] * count,
+        "int": list(range(1, count + 1)),
+        "float": [50.0 + n for n in range(count)],
+        "timestamp": pa.array([hour] * count, pa.timestamp("us", "UTC")),
+    }
+    columns = {name: values[column.type] for name, column in declared.columns.items()}
+    services.zone.deliver(source, key, hour, pa.table(columns))
+
+
 def forget_hours(history: History, count: int) -> int:
-    """Let the newest hours be unknown, and nothing be built from them; returns how many."""
+    """Let the newest hours be unknown and have rows, and nothing be built from them; how many."""
     spec = history.services.spec
     with sqlite3.connect(history.services.home.ledger_url.removeprefix("sqlite:///")) as database:
-        newest = "SELECT rowid, hour FROM arrivals ORDER BY hour DESC LIMIT ?"
+        newest = "SELECT rowid, hour, source, key FROM arrivals ORDER BY hour DESC LIMIT ?"
         rows = database.execute(newest, (count,)).fetchall()
         first = local_date(datetime.fromisoformat(rows[-1][1]), spec.partitions.timezone)
         database.executemany("DELETE FROM arrivals WHERE rowid = ?", [row[:1] for row in rows])
@@ -246,6 +263,8 @@ def forget_hours(history: History, count: int) -> int:
                 "DELETE FROM partition_versions WHERE partition = ?",
                 [(name,) for name in (day.isoformat(), *spec.keys_of(day))],
             )
+    for _, hour, source, key in rows:
+        deliver_rows(history.services, source, key, datetime.fromisoformat(hour))
     return len(rows)
 
 

@@ -163,8 +163,7 @@ class Services:
         for partition, (verdict, report) in verdicts.items():
             known = before.get(partition)
             if known is None or known.verdict != verdict or known.report != dict(report):
-                changed.append(partition)
-                self.ledger.record_verdict(
+                changed.append(
                     VerdictRecord(
                         pipeline=self.spec.pipeline,
                         asset=asset,
@@ -175,7 +174,8 @@ class Services:
                         recorded_at=datetime.now(UTC),
                     )
                 )
-        return changed
+        self.ledger.record_verdicts(changed)
+        return [record.partition for record in changed]
 
     def attend(self, dates: Iterable[date], why: str) -> None:
         """Have the sensor look at live dates again; those of backfills are left out."""

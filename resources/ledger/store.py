@@ -71,7 +71,13 @@ class Ledger(Store):
 
     def record_verdict(self, report: VerdictRecord) -> None:
         """Keep the verdict on a partition in place of the one before."""
-        self._upsert(tables().verdicts, [fields_of(report)])
+        self.record_verdicts([report])
+
+    def record_verdicts(self, reports: Sequence[VerdictRecord]) -> None:
+        """Keep verdicts in place of those before, all of them in one transaction."""
+        # Postgres refuses one statement that touches a row twice: of equal keys the last wins.
+        latest = {(r.pipeline, r.asset, r.partition): r for r in reports}
+        self._upsert(tables().verdicts, [fields_of(report) for report in latest.values()])
 
     def verdict(self, pipeline: str, asset: str, partition: str) -> VerdictRecord | None:
         """The latest verdict on a partition."""
