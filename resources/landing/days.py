@@ -41,7 +41,8 @@ class SourceDays:
         self._spec, self._ledger = spec, ledger
         self._source, self._key = source, key
         self._contract = spec.sources[source].contract
-        self._first = min(hours, default=spec.partitions.start)
+        self._known_from = min(hours, default=spec.partitions.start)
+        self._before: dict[date, int | None] = {}
         self._hours = dict(hours)
         self._arrivals = self._read(hours)
 
@@ -68,22 +69,39 @@ class SourceDays:
             return ()
         wanted = [day - timedelta(days=7 * back) for back in range(1, rule.weeks + 1)]
         wanted = [before for before in wanted if before >= start]
-        if wanted and min(wanted) < self._first:
+        if wanted and min(wanted) < self._known_from:
             self._look_back(min(wanted))
-        return tuple(
-            sum(arrival.rows for arrival in self._arrivals[before])
-            for before in wanted
-            if self._is_complete(before)
-        )
+        found = (self._rows(before) for before in wanted)
+        return tuple(rows for rows in found if rows is not None)
+
+    def _rows(self, day: date) -> int | None:
+        """Rows of a day that is complete; None if it is not."""
+        if day in self._before:
+            return self._before[day]
+        if not self._is_complete(day):
+            return None
+        return sum(arrival.rows for arrival in self._arrivals[day])
 
     def _look_back(self, first: date) -> None:
-        """Read the days from one on that lie before what is known, in one query."""
+        """Count the days from one on that lie before what is known, in one query."""
         zone = self._spec.partitions.timezone
-        before = date_range(first, self._first - timedelta(days=1))
-        hours = {day: local_hours(day, zone) for day in before}
-        self._hours |= hours
-        self._arrivals |= self._read(hours)
-        self._first = first
+        days = date_range(first, self._known_from - timedelta(days=1))
+        hours = {day: local_hours(day, zone) for day in days}
+        day_of = {hour: day for day, own in hours.items() for hour in own}
+        accepted, refused = dict.fromkeys(days, 0), set[date]()
+        rows = dict.fromkeys(days, 0)
+        for hour, count, good in self._ledger.hour_rows(
+            self._spec.pipeline, self._source, self._key, min(day_of), max(day_of)
+        ):
+            day = day_of[hour]
+            accepted[day] += good
+            rows[day] += count
+            if not good:
+                refused.add(day)
+        for day in days:
+            whole = accepted[day] == len(hours[day]) and day not in refused
+            self._before[day] = rows[day] if whole else None
+        self._known_from = first
 
     def _read(self, hours: Mapping[date, Sequence[datetime]]) -> dict[date, list[Arrival]]:
         day_of = {hour: day for day, own in hours.items() for hour in own}

@@ -67,6 +67,22 @@ class Ledger(Store):
         query = query.order_by(t.c.hour, t.c.key, t.c.path)
         return [ArrivalRecord(*row) for row in self._rows(query)]
 
+    def hour_rows(
+        self, zone: str, source: str, key: str, first: datetime, last: datetime
+    ) -> list[tuple[datetime, int, bool]]:
+        """(hour, rows, whether it was accepted) of the known files: `arrivals`, of less weight."""
+        import sqlalchemy as sa
+
+        t = tables().arrivals
+        query = sa.select(t.c.hour, t.c.rows, t.c.rejected.is_(None)).where(
+            t.c.zone == zone,
+            t.c.source == source,
+            t.c.key == key,
+            t.c.hour >= utc(first),
+            t.c.hour <= utc(last),
+        )
+        return [(hour, rows, bool(accepted)) for hour, rows, accepted in self._rows(query)]
+
     # --- verdicts -------------------------------------------------------------------------------
 
     def record_verdict(self, report: VerdictRecord) -> None:
