@@ -96,7 +96,9 @@ def test_make_demo_is_interrupted_and_typed_again(
     second = command(typed, SIGNALBOX_HOME=str(root))
     printed, errors = second.communicate(timeout=1500)
     assert second.returncode == 0, printed + errors
-    assert "Going on with backfill" in printed
+    # The interrupted backfill may have ended before anybody asks: its last runs died with it. What
+    # it has left over is then built by another one.
+    assert "Going on with backfill" in printed or "Native backfill" in printed
     assert "champion: flight-delay version" in printed
     require_played(root)
     services = services_of(root)
