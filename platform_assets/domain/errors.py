@@ -4,9 +4,11 @@
     ├── UsageError            wrong use: an unknown name, a malformed spec           (exit code 2)
     │   └── SpecError         a catalog entry that cannot be read
     ├── RefusedError          the signal is at danger: something is missing or held  (exit code 1)
-    │   └── HeldError         partitions that may not be built, each with its reason
+    │   ├── HeldError         partitions that may not be built, each with its reason
+    │   └── LeaseLostError    a writer that slept through the loss of its lease (domain/lease.py)
     ├── HomeError             the home cannot be used as it is                       (exit code 1)
     └── TransientError        may succeed if tried again: a full disk, a conflict    (exit code 1)
+        └── LeaseTakenError   somebody else works on it for too long (domain/lease.py)
 
 Whether an error may be retried is a matter of its type, never of its text.
 """

@@ -222,3 +222,26 @@ class FolderRecord:
     path: str
     mtime_ns: int
     looked_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class BackfillRecord:
+    """A backfill that can be steered while it runs; Dagster has the rest under the same id.
+
+    Attributes:
+        id: Dagster's.
+        state: `running`, or `paused`: none of its queued runs starts.
+        max_runs: how many of its runs may be in progress at once; None leaves it to its lane.
+        selection: the partitions that were asked for, by asset.
+        changed_by: who paused, resumed or resized it last.
+    """
+
+    id: str
+    pipeline: str
+    state: str
+    max_runs: int | None
+    selection: Mapping[str, Any]
+    launched_by: str
+    launched_at: datetime
+    changed_at: datetime
+    changed_by: str

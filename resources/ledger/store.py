@@ -5,8 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
 from functools import cache
 
+from platform_assets.domain.lease import Lease
 from resources.ledger.base import Store, chunks, columns_of, fields_of, insert_into
 from resources.ledger.engine import reading, writing
+from resources.ledger.leases import require_held
 from resources.ledger.records import (
     ArrivalRecord,
     ChampionRecord,
@@ -130,9 +132,20 @@ class Ledger(Store):
 
     # --- versions -------------------------------------------------------------------------------
 
-    def record_version(self, record: VersionRecord) -> None:
-        """Append a version: it becomes the partition's current one."""
-        self._append(tables().partition_versions, record)
+    def record_version(self, record: VersionRecord, lease: Lease | None = None) -> None:
+        """Append a version: it becomes the partition's current one.
+
+        Args:
+            record: the version.
+            lease: under which it was written; checked by the transaction that appends.
+
+        Raises:
+            LeaseLostError: the lease was taken over meanwhile; nothing was appended.
+        """
+        with writing(self.url) as connection:
+            if lease is not None:
+                require_held(connection, lease)
+            connection.execute(tables().partition_versions.insert(), fields_of(record))
 
     def current_version(self, asset: str, partition: str) -> VersionRecord | None:
         """The version that was recorded last."""

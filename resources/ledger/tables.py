@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqlalchemy import MetaData, Table
 
-SCHEMA = "0002"
+SCHEMA = "0003"
 """The newest migration: what this version reads and writes."""
 
 
@@ -29,6 +29,8 @@ class Tables:
     alerts: "Table"
     folders: "Table"
     attention: "Table"
+    leases: "Table"
+    backfills: "Table"
 
 
 @cache
@@ -245,6 +247,35 @@ def tables() -> Tables:
         text("reason"),
         instant("since"),
     )
+    leases = sa.Table(
+        "leases",
+        metadata,
+        text("resource", primary_key=True),
+        number("token"),
+        text("run_id"),
+        text("machine"),
+        number("pid"),
+        text("started"),
+        number("renewals"),
+        instant("taken_at"),
+        instant("renewed_at"),
+        instant("released_at", nullable=True),
+        sa.Index("leases_by_release", "released_at"),
+    )
+    backfills = sa.Table(
+        "backfills",
+        metadata,
+        text("id", primary_key=True),
+        text("pipeline"),
+        text("state"),
+        number("max_runs", nullable=True),
+        sa.Column("selection", document, nullable=False),
+        text("launched_by"),
+        instant("launched_at"),
+        instant("changed_at"),
+        text("changed_by"),
+        sa.Index("backfills_by_pipeline", "pipeline", "launched_at"),
+    )
     return Tables(
         metadata,
         arrivals,
@@ -259,4 +290,6 @@ def tables() -> Tables:
         alerts,
         folders,
         attention,
+        leases,
+        backfills,
     )

@@ -1,0 +1,66 @@
+"""Backfills and how fast they may go: read by the queue each time it looks for runs to start."""
+
+from datetime import UTC, datetime
+
+from platform_assets.domain.errors import UsageError
+from resources.ledger.base import Store, fields_of, upsert_statement
+from resources.ledger.engine import writing
+from resources.ledger.records import BackfillRecord
+from resources.ledger.tables import tables
+
+RUNNING, PAUSED = "running", "paused"
+
+
+class Backfills(Store):
+    """The backfills that were launched or steered here, those of the Dagster UI included."""
+
+    def put(self, record: BackfillRecord) -> None:
+        """Record a backfill, in place of what was known of it."""
+        t = tables().backfills
+        with writing(self.url) as connection:
+            connection.execute(upsert_statement(t, connection.dialect.name), [fields_of(record)])
+
+    def find(self, backfill_id: str) -> BackfillRecord | None:
+        t = tables().backfills
+        query = t.select().where(t.c.id == backfill_id)
+        return next((BackfillRecord(*row) for row in self._rows(query)), None)
+
+    def all(self, pipeline: str | None = None) -> list[BackfillRecord]:
+        """All that are known, newest first."""
+        t = tables().backfills
+        query = t.select().order_by(t.c.launched_at.desc(), t.c.id)
+        if pipeline is not None:
+            query = query.where(t.c.pipeline == pipeline)
+        return [BackfillRecord(*row) for row in self._rows(query)]
+
+    def steered(self) -> list[BackfillRecord]:
+        """Those that are paused, or have a size of their own."""
+        t = tables().backfills
+        query = t.select().where((t.c.state == PAUSED) | t.c.max_runs.is_not(None))
+        return [BackfillRecord(*row) for row in self._rows(query.order_by(t.c.id))]
+
+    def set_state(self, backfill_id: str, state: str, by: str) -> None:
+        """Pause it or let it go on.
+
+        Raises:
+            UsageError: it is not known.
+        """
+        self._set(backfill_id, by, state=state)
+
+    def set_size(self, backfill_id: str, max_runs: int | None, by: str) -> None:
+        """Say how many of its runs may be in progress at once.
+
+        Raises:
+            UsageError: it is not known.
+        """
+        self._set(backfill_id, by, max_runs=max_runs)
+
+    def _set(self, backfill_id: str, by: str, **values: object) -> None:
+        t = tables().backfills
+        with writing(self.url) as connection:
+            row = {**values, "changed_at": datetime.now(UTC), "changed_by": by}
+            statement = t.update().where(t.c.id == backfill_id).values(**row)
+            if connection.execute(statement).rowcount != 1:
+                raise UsageError(
+                    f"no backfill {backfill_id!r} is known; see `signalbox backfill status`"
+                )
