@@ -19,6 +19,9 @@ from resources.ledger.engine import explain_sqlite, upgrade
 FORMAT = 1
 """Layout of the home. A home of another format is refused, never guessed at."""
 
+DAGSTER_URL = "SIGNALBOX_DAGSTER_URL"
+"""Variable: where Dagster keeps its storage, if not in the home; a database of its own."""
+
 MARKER = "home.json"
 LOCK = "init.lock"
 LOCK_SECONDS = 300.0
@@ -38,6 +41,8 @@ class Home:
     ledger_url: str
     mlflow_uri: str
     mlflow_artifacts: Path
+    dagster_url: str | None = None
+    """Of Dagster's storage, where it is not in the home."""
 
     @classmethod
     def locate(cls, root: Path | None = None) -> "Home":
@@ -65,6 +70,7 @@ class Home:
             ledger_url=os.environ.get("SIGNALBOX_LEDGER_URL") or _ledger_url(place),
             mlflow_uri=os.environ.get("SIGNALBOX_MLFLOW_URI") or _mlflow_uri(place),
             mlflow_artifacts=place / "mlflow" / "artifacts",
+            dagster_url=os.environ.get(DAGSTER_URL) or None,
         )
 
     def environment(self) -> dict[str, str]:
@@ -86,6 +92,8 @@ class Home:
             variables["SIGNALBOX_LEDGER_URL"] = self.ledger_url
         if self.mlflow_uri != _mlflow_uri(self.root):
             variables["SIGNALBOX_MLFLOW_URI"] = self.mlflow_uri
+        if self.dagster_url:
+            variables[DAGSTER_URL] = self.dagster_url
         return variables
 
     def require(self) -> None:

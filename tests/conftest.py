@@ -1,8 +1,9 @@
 """What the tests share: a home made once and copied, and landed days of real flights."""
 
+import fcntl
 import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -13,7 +14,12 @@ from platform_assets.factory.instance import make_home
 from platform_assets.line.landing import land_flights
 from platform_assets.line.services import Services
 from resources.catalog import load_catalog
-from resources.home import Home
+from resources.home import DAGSTER_URL, Home
+from tests import postgres as postgres_server
+from tests.homes import DATABASES, copy_home, drop_home, note_databases
+
+ON_POSTGRES = os.environ.get("SIGNALBOX_TEST_STORE") == "postgres"
+"""Whether the ledger and Dagster's storage of every home lie in Postgres."""
 
 
 @pytest.fixture(scope="session")
@@ -23,23 +29,56 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
 
 
+STORE_FIXTURES = {"home", "home_template", "services"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that work on a home: they run on Postgres as well."""
+    for item in items:
+        if STORE_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("store")
+
+
 @pytest.fixture(scope="session")
-def home_template(shared_folder: Path) -> Path:
+def postgres() -> Iterator[str]:
+    """A Postgres server; its URL without a database."""
+    # Workers share homes, so they must share the server: whoever starts them starts it.
+    assert not os.environ.get("PYTEST_XDIST_WORKER") or postgres_server.VARIABLE in os.environ
+    if not postgres_server.is_there():
+        pytest.skip(f"no Postgres server is installed; {postgres_server.ADVICE}")
+    with postgres_server.server() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def home_template(request: pytest.FixtureRequest, shared_folder: Path) -> Path:
     """A home that was made once: MLflow's migrations take seconds."""
     home = Home.locate(shared_folder / "home-template")
+    if ON_POSTGRES:
+        server = request.getfixturevalue("postgres")
+        with (shared_folder / "home-template.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (home.root / DATABASES).exists():
+                return home.root
+            ledger, dagster = (postgres_server.create_database(server) for _ in range(2))
+            home = replace(home, ledger_url=ledger, dagster_url=dagster)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv(DAGSTER_URL, dagster)
+                make_home(home)
+            note_databases(home.root, ledger, dagster)
+        return home.root
     make_home(home)
     return home.root
 
 
 @pytest.fixture
-def home(home_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+def home(home_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
     """A fresh home, and the environment that points at it."""
-    root = tmp_path / "home"
-    shutil.copytree(home_template, root)
-    found = Home.locate(root)
+    found = copy_home(home_template, tmp_path / "home")
     for name, value in found.environment().items():
         monkeypatch.setenv(name, value)
-    return found
+    yield found
+    drop_home(found.root)
 
 
 @pytest.fixture(scope="session")

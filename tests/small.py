@@ -35,6 +35,7 @@ from platform_assets.trainers.lightgbm_tabular import LightGBMTrainer
 from resources.home import Home
 from resources.ledger.records import VersionRecord
 from resources.training import OnRound
+from tests.homes import copy_home, drop_home
 from tests.nyc import changed, flights_spec
 
 HELD = "LGA|2013-01-06"
@@ -219,8 +220,7 @@ def built_once(shared: Path, name: str, source: Path, build: Callable[[Line], No
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not done.exists():
             shutil.rmtree(root, ignore_errors=True)
-            shutil.copytree(source, root)
-            with opened(Home.locate(root)) as line:
+            with opened(copy_home(source, root)) as line:
                 build(line)
             done.touch()
     return root
@@ -260,10 +260,12 @@ class Templates:
 @contextmanager
 def copied(template: Path, folder: Path, spec: PipelineSpec | None = None) -> Iterator[Line]:
     """A line on a fresh copy of a home."""
-    root = folder / "home"
-    shutil.copytree(template, root)
-    with opened(Home.locate(root), spec) as line:
-        yield line
+    home = copy_home(template, folder / "home")
+    try:
+        with opened(home, spec) as line:
+            yield line
+    finally:
+        drop_home(home.root)
 
 
 class FailingTrainer(LightGBMTrainer):

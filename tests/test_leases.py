@@ -29,17 +29,25 @@ from resources.leasing import Keeper, Waiter, acquire
 from resources.ledger import Ledger, upgrade
 from resources.ledger.leases import Leases
 from resources.ledger.records import VersionRecord
+from tests.postgres import create_database, drop_database
 
 RESOURCE = "flights/features JFK|2013-01-05"
 ME = processes.holder("me")
 OTHER = replace(ME, run_id="other", pid=os.getppid(), started="", machine="elsewhere")
 
 
-@pytest.fixture
-def leases(tmp_path: Path) -> Leases:
-    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+@pytest.fixture(params=["sqlite", "postgres"])
+def leases(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Leases]:
+    """The leases of an empty ledger, on each of the two databases."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'ledger.db'}"
+        upgrade(url)
+        yield Leases(url)
+        return
+    url = create_database(request.getfixturevalue("postgres"))
     upgrade(url)
-    return Leases(url)
+    yield Leases(url)
+    drop_database(url)
 
 
 def held(leases: Leases, holder: processes.Holder = ME) -> Lease:

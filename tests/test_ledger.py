@@ -38,6 +38,7 @@ from resources.ledger import (
 )
 from resources.ledger.base import upsert_statement
 from resources.ledger.tables import SCHEMA, tables
+from tests.postgres import create_database, drop_database
 
 unhurried = settings(deadline=None)  # a busy machine is no failure
 NEW_YORK = ZoneInfo("America/New_York")
@@ -48,10 +49,27 @@ fork = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
+def sqlite_url(tmp_path: Path) -> str:
     made = f"sqlite:///{tmp_path}/ledger.db"
     upgrade(made)
     return made
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """An empty ledger on each of the two databases."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("sqlite_url")
+        return
+    made = create_database(request.getfixturevalue("postgres"))
+    upgrade(made)
+    yield made
+    drop_database(made)
+
+
+@pytest.fixture
+def sqlite_ledger(sqlite_url: str) -> Ledger:
+    return open_ledger(sqlite_url)
 
 
 @pytest.fixture
@@ -413,23 +431,23 @@ def test_threads_share_a_ledger(ledger: Ledger) -> None:
 
 
 def test_a_forked_child_inherits_no_connection_and_writes_on_its_own(
-    url: str, ledger: Ledger
+    sqlite_url: str, sqlite_ledger: Ledger
 ) -> None:
-    ledger.upsert_arrivals([arrival(0)])
-    assert open_ledger_files(url) >= 1, "the parent keeps its connection"
+    sqlite_ledger.upsert_arrivals([arrival(0)])
+    assert open_ledger_files(sqlite_url) >= 1, "the parent keeps its connection"
     pid = os.fork()
     if pid == 0:
         code = 1
         with contextlib.suppress(BaseException):
-            inherited = open_ledger_files(url)
+            inherited = open_ledger_files(sqlite_url)
             for number in range(100, 130):
-                ledger.upsert_arrivals([arrival(number)])
+                sqlite_ledger.upsert_arrivals([arrival(number)])
             code = 0 if inherited == 0 else 2
         os._exit(code)
     for number in range(200, 230):
-        ledger.upsert_arrivals([arrival(number)])
+        sqlite_ledger.upsert_arrivals([arrival(number)])
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert len(ledger.arrivals("flights", "weather")) == 61
+    assert len(sqlite_ledger.arrivals("flights", "weather")) == 61
 
 
 def open_ledger_files(url: str) -> int:
@@ -461,8 +479,8 @@ def test_the_migrations_make_the_tables_that_the_code_uses(url: str) -> None:
             assert set(found) == {column.name for column in table.primary_key}
 
 
-def test_the_database_is_set_up_for_several_processes(url: str) -> None:
-    with engine.reading(url) as connection:
+def test_the_database_is_set_up_for_several_processes(sqlite_url: str) -> None:
+    with engine.reading(sqlite_url) as connection:
         pragmas = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
             for name in ("journal_mode", "busy_timeout", "foreign_keys")
@@ -470,30 +488,32 @@ def test_the_database_is_set_up_for_several_processes(url: str) -> None:
     assert pragmas == {"journal_mode": "wal", "busy_timeout": 30_000, "foreign_keys": 1}
 
 
-def test_what_is_searched_is_indexed(ledger: Ledger) -> None:
+def test_what_is_searched_is_indexed(sqlite_ledger: Ledger) -> None:
     seen: list[tuple[str, object]] = []
 
     def listen(_c: object, _k: object, statement: str, values: object, *_: object) -> None:
         seen.append((statement, values))
 
-    opened = engine._engine(ledger.url)
+    opened = engine._engine(sqlite_ledger.url)
     sa.event.listen(opened, "before_cursor_execute", listen)
     try:
-        ledger.arrivals("flights", "weather", "JFK", NOON, NOON + HOUR)
-        ledger.forget_arrivals("flights", "weather", ["a", "b"])
-        ledger.verdict("flights", "flights/features", "JFK|2013-01-05")
-        ledger.verdicts("flights", "flights/features")
-        ledger.current_versions("flights/features")
-        ledger.current_version("flights/features", "JFK|2013-01-05")
-        ledger.history("flights/features", "JFK|2013-01-05")
-        ledger.score("flights", 1, date(2013, 1, 1), "ab")
-        ledger.champion("flights")
-        ledger.clock("flights")
+        sqlite_ledger.arrivals("flights", "weather", "JFK", NOON, NOON + HOUR)
+        sqlite_ledger.forget_arrivals("flights", "weather", ["a", "b"])
+        sqlite_ledger.verdict("flights", "flights/features", "JFK|2013-01-05")
+        sqlite_ledger.verdicts("flights", "flights/features")
+        sqlite_ledger.current_versions("flights/features")
+        sqlite_ledger.current_version("flights/features", "JFK|2013-01-05")
+        sqlite_ledger.history("flights/features", "JFK|2013-01-05")
+        sqlite_ledger.score("flights", 1, date(2013, 1, 1), "ab")
+        sqlite_ledger.champion("flights")
+        sqlite_ledger.clock("flights")
     finally:
         sa.event.remove(opened, "before_cursor_execute", listen)
     queries = [(s, v) for s, v in seen if s.startswith(("SELECT", "DELETE"))]
     assert len(queries) == 10
-    with contextlib.closing(sqlite3.connect(ledger.url.removeprefix("sqlite:///"))) as database:
+    with contextlib.closing(
+        sqlite3.connect(sqlite_ledger.url.removeprefix("sqlite:///"))
+    ) as database:
         for statement, values in queries:
             plan = database.execute(f"EXPLAIN QUERY PLAN {statement}", values).fetchall()
             steps = [row[3] for row in plan]
@@ -505,12 +525,23 @@ def _upgrade(url: str, barrier: Barrier) -> None:
     upgrade(url)
 
 
-def test_processes_that_make_the_schema_at_once_make_one(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/new.db"
-    run_together(_upgrade, [(url,)] * 3)
-    with contextlib.closing(sqlite3.connect(tmp_path / "new.db")) as database:
-        assert database.execute("SELECT version_num FROM alembic_version").fetchall() == [(SCHEMA,)]
-    assert open_ledger(url).clock("flights") is None
+@pytest.fixture(params=["sqlite", "postgres"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database without a schema."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/new.db"
+        return
+    made = create_database(request.getfixturevalue("postgres"))
+    yield made
+    drop_database(made)
+
+
+def test_processes_that_make_the_schema_at_once_make_one(empty_url: str) -> None:
+    run_together(_upgrade, [(empty_url,)] * 3)
+    with engine.reading(empty_url) as connection:
+        found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").all()
+    assert [tuple(row) for row in found] == [(SCHEMA,)]
+    assert open_ledger(empty_url).clock("flights") is None
 
 
 def plain_upgrade(url: str, on_statement: Callable[[str], None]) -> None:
@@ -535,9 +566,9 @@ def _plain_upgrade(url: str, barrier: Barrier) -> None:
     plain_upgrade(url, meet)
 
 
-def test_without_the_transaction_making_the_schema_at_once_fails(tmp_path: Path) -> None:
+def test_without_the_lock_making_the_schema_at_once_fails(empty_url: str) -> None:
     with pytest.raises(AssertionError):
-        run_together(_plain_upgrade, [(f"sqlite:///{tmp_path}/new.db",)] * 3)
+        run_together(_plain_upgrade, [(empty_url,)] * 3)
 
 
 def _die_at_the_third_table(url: str, _: Barrier, guarded: bool) -> None:
@@ -598,26 +629,29 @@ def test_a_missing_ledger_is_refused_and_not_created(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_ledger_that_is_deleted_while_in_use_is_noticed(url: str, ledger: Ledger) -> None:
+def test_a_ledger_that_is_deleted_while_in_use_is_noticed(
+    sqlite_url: str, sqlite_ledger: Ledger
+) -> None:
     """SQLite itself would go on writing into the file that is gone."""
-    ledger.advance_clock("flights", NOON)
-    path = Path(url.removeprefix("sqlite:///"))
+    sqlite_ledger.advance_clock("flights", NOON)
+    path = Path(sqlite_url.removeprefix("sqlite:///"))
     for file in path.parent.glob("ledger.db*"):
         file.unlink()
     with pytest.raises(HomeError, match="there is no ledger"):
-        ledger.advance_clock("flights", NOON + HOUR)
-    upgrade(url)
-    assert ledger.clock("flights") is None, "a new ledger, used from now on"
-    ledger.advance_clock("flights", NOON)
+        sqlite_ledger.advance_clock("flights", NOON + HOUR)
+    upgrade(sqlite_url)
+    assert sqlite_ledger.clock("flights") is None, "a new ledger, used from now on"
+    sqlite_ledger.advance_clock("flights", NOON)
     with contextlib.closing(sqlite3.connect(path)) as database:
         assert database.execute("SELECT count(*) FROM clocks").fetchone() == (1,)
 
 
 @pytest.mark.parametrize("call", [upgrade, lambda url: Ledger(url).clock("flights")])
 def test_a_ledger_of_a_newer_version_is_refused(url: str, call: Callable[[str], object]) -> None:
-    path = url.removeprefix("sqlite:///")
-    with contextlib.closing(sqlite3.connect(path)) as database, database:
-        database.execute("UPDATE alembic_version SET version_num = '0099'")
+    later = sa.create_engine(url)
+    with later.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0099'")
+    later.dispose()
     with pytest.raises(HomeError, match="0099") as error:
         call(url)
     assert "version that wrote it" in one_sentence(error)
@@ -639,9 +673,9 @@ def test_a_place_where_nobody_may_write_is_refused() -> None:
     one_sentence(error)
 
 
-def test_a_database_that_is_read_only_is_explained(url: str) -> None:
+def test_a_database_that_is_read_only_is_explained(sqlite_url: str) -> None:
     """SQLite's own error, from a connection that it was told not to write on."""
-    path = url.removeprefix("sqlite:///")
+    path = sqlite_url.removeprefix("sqlite:///")
     database = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
     with contextlib.closing(database), pytest.raises(sqlite3.OperationalError) as raised:
         database.execute("INSERT INTO clocks VALUES ('x', 'y')")
@@ -650,8 +684,11 @@ def test_a_database_that_is_read_only_is_explained(url: str) -> None:
     assert "readonly" in str(mine)
 
 
-def test_an_error_of_ours_is_not_dressed_up_as_the_users(url: str) -> None:
-    with pytest.raises(sa.exc.OperationalError, match="no such table"), engine.reading(url) as c:
+def test_an_error_of_ours_is_not_dressed_up_as_the_users(sqlite_url: str) -> None:
+    with (
+        pytest.raises(sa.exc.OperationalError, match="no such table"),
+        engine.reading(sqlite_url) as c,
+    ):
         c.exec_driver_sql("SELECT * FROM nowhere")
 
 
@@ -666,11 +703,11 @@ def test_a_database_url_that_cannot_be_used_is_refused(bad: str) -> None:
 
 
 @pytest.fixture
-def locked(url: str) -> Iterator[str]:
+def locked(sqlite_url: str) -> Iterator[str]:
     """Another process is in the middle of writing, and stays there."""
-    database = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+    database = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
     database.execute("BEGIN IMMEDIATE")
-    yield url
+    yield sqlite_url
     database.execute("ROLLBACK")
     database.close()
 
@@ -703,14 +740,16 @@ def _write_on_a_full_disk(url: str, _: Barrier, report: Path) -> None:
     report.write_text(text)
 
 
-def test_a_full_disk_is_transient_and_leaves_nothing_half_written(url: str, tmp_path: Path) -> None:
+def test_a_full_disk_is_transient_and_leaves_nothing_half_written(
+    sqlite_url: str, tmp_path: Path
+) -> None:
     report = tmp_path / "report"
-    run_together(_write_on_a_full_disk, [(url, report)])
+    run_together(_write_on_a_full_disk, [(sqlite_url, report)])
     text = report.read_text()
     assert text.startswith("TransientError")
     assert "nothing was recorded; free some disk space and try again" in text
     assert text.endswith("; 1 known")
-    assert open_ledger(url).arrivals("flights", "weather") == [arrival(1), arrival(2)]
+    assert open_ledger(sqlite_url).arrivals("flights", "weather") == [arrival(1), arrival(2)]
 
 
 # --- Postgres ---------------------------------------------------------------------------------

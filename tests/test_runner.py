@@ -47,6 +47,14 @@ def test_every_test_is_in_one_part() -> None:
         assert len(inside) == 1, name
 
 
+def test_what_works_on_a_home_runs_on_postgres_too() -> None:
+    found = {"e2e": False, "browser": False, "heavy": False, "store": True}
+    inside = [
+        p for p in parts(browser=True, heavy=True, postgres=True) if eval(p.marker, {}, found)
+    ]
+    assert [dict(part.environment) for part in inside] == [{}, {"SIGNALBOX_TEST_STORE": "postgres"}]
+
+
 def test_without_a_browser_only_the_browser_tests_are_left_out() -> None:
     for part in parts(browser=False, heavy=True):
         assert not eval(part.marker, {}, {"e2e": False, "browser": True, "heavy": False})

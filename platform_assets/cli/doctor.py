@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 from platform_assets.domain.errors import SignalboxError
 from platform_assets.factory import check_spec
-from platform_assets.factory.instance import dagster_yaml
+from platform_assets.factory.instance import dagster_yaml, instance_config
 from resources.catalog import catalog_folder, load_catalog, load_entries
 from resources.home import FORMAT, Home
 
@@ -129,7 +129,7 @@ def _instance(home: Home) -> Iterator[Finding]:
             f"copy {dagster_yaml().name} over it and restart Dagster",
         )
         return
-    wanted = yaml.safe_load(dagster_yaml().read_text())
+    wanted = yaml.safe_load(instance_config(home))
     differing = sorted(key for key in {*live, *wanted} if live.get(key) != wanted.get(key))
     with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
         runs = instance.get_runs_count()

@@ -1,11 +1,20 @@
 """Dagster's own storage in the home: made once, in one process, before anything else starts."""
 
+import tempfile
 from pathlib import Path
 
 import dagster as dg
 
-from resources.home import Home, initialise
+from resources.home import DAGSTER_URL, Home, initialise
 from resources.tracking import Tracking
+
+POSTGRES_STORAGE = f"""
+# Runs, events and schedules are in Postgres.
+storage:
+  postgres:
+    postgres_url:
+      env: {DAGSTER_URL}
+"""
 
 
 def dagster_yaml() -> Path:
@@ -13,6 +22,12 @@ def dagster_yaml() -> Path:
     here = Path(__file__).resolve()
     beside = here.parents[2] / "dagster.yaml"
     return beside if beside.exists() else here.parents[2] / "resources" / "dagster.yaml"
+
+
+def instance_config(home: Home) -> str:
+    """The text of a home's dagster.yaml: with Postgres as storage where one is named."""
+    text = dagster_yaml().read_text(encoding="utf-8")
+    return text + POSTGRES_STORAGE if home.dagster_url else text
 
 
 def prepare(home: Home) -> None:
@@ -32,7 +47,10 @@ def make_home(home: Home) -> None:
     Raises:
         HomeError: it cannot be written, or another version made it.
     """
-    initialise(home, dagster_yaml=dagster_yaml(), prepare=prepare)
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "dagster.yaml"
+        config.write_text(instance_config(home), encoding="utf-8")
+        initialise(home, dagster_yaml=config, prepare=prepare)
 
 
 def end_orphaned_runs(home: Home) -> list[str]:

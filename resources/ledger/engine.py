@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 BUSY_SECONDS = 30
+UPGRADE_LOCK = 0x516E41
+"""Number of the advisory lock that whoever changes a Postgres schema holds: any that is ours."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -92,6 +94,9 @@ def upgrade(url: str) -> None:
                     assert raw is not None
                     raw.execute("PRAGMA journal_mode = WAL")
             with engine.execution_options(signalbox_writes=True).begin() as connection:
+                if engine.dialect.name == "postgresql":
+                    # SQLite has its write lock by now; here two upgrades at once would collide.
+                    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({UPGRADE_LOCK})")
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
         except CommandError as error:
