@@ -16,6 +16,7 @@ from platform_assets.line.services import Services
 from resources.catalog import load_catalog
 from resources.home import DAGSTER_URL, Home
 from tests import postgres as postgres_server
+from tests import s3
 from tests.homes import DATABASES, copy_home, drop_home, note_databases
 
 ON_POSTGRES = os.environ.get("SIGNALBOX_TEST_STORE") == "postgres"
@@ -48,6 +49,21 @@ def postgres() -> Iterator[str]:
         pytest.skip(f"no Postgres server is installed; {postgres_server.ADVICE}")
     with postgres_server.server() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def s3_variables() -> Iterator[dict[str, str]]:
+    """An S3-compatible server, by the variables of its clients."""
+    with s3.server() as variables:
+        yield variables
+
+
+@pytest.fixture
+def s3_bucket(s3_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a bucket, and the environment in which it is found."""
+    for name, value in s3_variables.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{s3.BUCKET}"
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The lake's table: commits of partitions, and reads that can be repeated."""
 
 import shutil
+import uuid
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -17,12 +18,27 @@ from tests.lake_workers import DAY, KEY, held, rows
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def disk_path(tmp_path: Path) -> Path:
     return tmp_path / "lake" / "flights" / "features"
 
 
 @pytest.fixture
-def table(path: Path) -> DatasetTable:
+def disk_table(disk_path: Path) -> DatasetTable:
+    return DatasetTable(disk_path, "airport")
+
+
+@pytest.fixture(params=["disk", "s3"])
+def path(request: pytest.FixtureRequest) -> Path | str:
+    """Where a table is to lie: in a folder, or on an S3-compatible server."""
+    if request.param == "disk":
+        found: Path = request.getfixturevalue("disk_path")
+        return found
+    bucket: str = request.getfixturevalue("s3_bucket")
+    return f"{bucket}/{uuid.uuid4().hex}/flights/features"
+
+
+@pytest.fixture
+def table(path: Path | str) -> DatasetTable:
     return DatasetTable(path, "airport")
 
 
@@ -75,15 +91,17 @@ def test_a_naive_append_doubles_the_rows_of_a_replay(tmp_path: Path, table: Data
     assert held(table.path).num_rows == 50
 
 
-def test_a_replay_is_written_where_the_table_is_gone(table: DatasetTable, path: Path) -> None:
-    first = table.commit(KEY, rows(), previous=None)
-    shutil.rmtree(path)
-    again = table.commit(KEY, rows(), previous=first.data_version)
+def test_a_replay_is_written_where_the_table_is_gone(
+    disk_table: DatasetTable, disk_path: Path
+) -> None:
+    first = disk_table.commit(KEY, rows(), previous=None)
+    shutil.rmtree(disk_path)
+    again = disk_table.commit(KEY, rows(), previous=first.data_version)
     assert again.changed
-    assert held(path).num_rows == 50
+    assert held(disk_path).num_rows == 50
 
 
-def test_a_partition_is_replaced_and_the_others_stay(table: DatasetTable, path: Path) -> None:
+def test_a_partition_is_replaced_and_the_others_stay(table: DatasetTable, path: Path | str) -> None:
     versions = {key: commit(table, key) for key in GRID}
     after = commit(table, GRID[0], mark=9.0)
     assert after.data_version != versions[GRID[0]].data_version
@@ -92,7 +110,7 @@ def test_a_partition_is_replaced_and_the_others_stay(table: DatasetTable, path: 
         assert content_digest(held(path, key)) == versions[key].data_version
 
 
-def test_no_rows_are_a_version_too(table: DatasetTable, path: Path) -> None:
+def test_no_rows_are_a_version_too(table: DatasetTable, path: Path | str) -> None:
     full = commit(table, KEY)
     done = table.commit(KEY, rows(n=0), previous=full.data_version)
     empty = pinned(KEY, done)
@@ -111,7 +129,7 @@ def test_the_first_commit_may_have_no_rows(table: DatasetTable) -> None:
     assert table.read([empty, full], full.table_version).num_rows == 50
 
 
-def test_a_commit_carries_its_partition_and_digest(table: DatasetTable, path: Path) -> None:
+def test_a_commit_carries_its_partition_and_digest(table: DatasetTable, path: Path | str) -> None:
     done = commit(table, KEY)
     entry = DeltaTable(path).history(1)[0]
     assert entry["signalbox.partition"] == "JFK|2013-01-05"
@@ -271,28 +289,30 @@ def test_nothing_asked_is_nothing_read(table: DatasetTable) -> None:
         table.read([version, version], version.table_version)
 
 
-def data_files(path: Path, key: PartitionKey = KEY) -> list[Path]:
+def data_files(path: Path | str, key: PartitionKey = KEY) -> list[Path]:
     return sorted(path.glob(f"airport={key.key}/date={key.date}/*.parquet"))
 
 
-def test_rows_that_were_tampered_with_are_refused(table: DatasetTable, path: Path) -> None:
-    version = commit(table, KEY)
-    (file,) = data_files(path)
+def test_rows_that_were_tampered_with_are_refused(
+    disk_table: DatasetTable, disk_path: Path
+) -> None:
+    version = commit(disk_table, KEY)
+    (file,) = data_files(disk_path)
     inside = pq.ParquetFile(file).read()
     pq.write_table(inside.set_column(1, "mark", pa.array([0.0] * 49 + [1.0])), file)
     with pytest.raises(RefusedError, match=r"holds other rows at version \d+ than the recorded"):
-        table.read([version], version.table_version)
+        disk_table.read([version], version.table_version)
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(RefusedError, match="cannot be read"):
-        table.read([version], version.table_version)
+        disk_table.read([version], version.table_version)
 
 
-def test_rows_that_are_gone_are_refused(table: DatasetTable, path: Path) -> None:
-    version = commit(table, KEY)
-    commit(table, KEY, mark=1.0)
-    DeltaTable(path).vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
+def test_rows_that_are_gone_are_refused(disk_table: DatasetTable, disk_path: Path) -> None:
+    version = commit(disk_table, KEY)
+    commit(disk_table, KEY, mark=1.0)
+    DeltaTable(disk_path).vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
     with pytest.raises(RefusedError, match="cannot be read, so what was trained on it cannot"):
-        table.read([version], version.table_version)
+        disk_table.read([version], version.table_version)
 
 
 def test_a_vacuum_by_the_table_s_own_rules_spares_what_models_pin(
