@@ -83,6 +83,12 @@ def print_drill(document: Mapping[str, Any]) -> None:
     for title, side in (("plain Dagster", "plain"), ("Signalbox", "signalbox")):
         rows = [("ok" if s["ok"] else "NOT", s["did"], s["found"]) for s in document[side]]
         print_table(title, ("", "what was done", "what happened"), rows)
+    if document["figures"]:
+        figures = [
+            (f["what"], *(_figure(f[side], f["unit"]) for side in ("ideal", "plain", "signalbox")))
+            for f in document["figures"]
+        ]
+        print_table("measured", ("what", "undisturbed", "plain Dagster", "Signalbox"), figures)
     columns = ("metric", "of the whole", "difference", "interval", "days", "the partial one is")
     compared: dict[str, list[tuple[object, ...]]] = {}
     for m in document["measurements"]:
@@ -104,3 +110,10 @@ def print_drill(document: Mapping[str, Any]) -> None:
     if document["home"]:
         print(f"home: {document['home']}")
     print(document["verdict"])
+
+
+def _figure(value: float | None, unit: str) -> str:
+    if value is None:
+        return ""
+    shown = f"{value:.0f}" if value == int(value) else f"{value:.4g}"
+    return f"{shown} {unit}".strip()

@@ -22,6 +22,9 @@ FORMAT = 1
 DAGSTER_URL = "SIGNALBOX_DAGSTER_URL"
 """Variable: where Dagster keeps its storage, if not in the home; a database of its own."""
 
+LAKE_URL = "SIGNALBOX_LAKE_URL"
+"""Variable: where the datasets' tables lie, if not in the home; the manifests stay in it."""
+
 MARKER = "home.json"
 LOCK = "init.lock"
 LOCK_SECONDS = 300.0
@@ -43,6 +46,8 @@ class Home:
     mlflow_artifacts: Path
     dagster_url: str | None = None
     """Of Dagster's storage, where it is not in the home."""
+    lake_url: str | None = None
+    """Of the datasets' tables, where they are not in the home: `s3://bucket/folder`."""
 
     @classmethod
     def locate(cls, root: Path | None = None) -> "Home":
@@ -52,7 +57,7 @@ class Home:
             root: the folder; without it SIGNALBOX_HOME, else `.signalbox` in the working folder.
 
         Raises:
-            HomeError: the folder's name cannot stand in a database URL.
+            HomeError: the folder's name cannot stand in a database URL, or a variable is wrong.
         """
         chosen = root or Path(os.environ.get("SIGNALBOX_HOME") or DEFAULT_ROOT)
         place = chosen.expanduser().resolve()
@@ -71,7 +76,13 @@ class Home:
             mlflow_uri=os.environ.get("SIGNALBOX_MLFLOW_URI") or _mlflow_uri(place),
             mlflow_artifacts=place / "mlflow" / "artifacts",
             dagster_url=os.environ.get(DAGSTER_URL) or None,
+            lake_url=_lake_url(),
         )
+
+    def table_path(self, pipeline: str) -> str:
+        """Where the table of a pipeline's features lies: a folder, or a URL."""
+        root = self.lake_url or str(self.lake)
+        return f"{root}/{pipeline}/features"
 
     def environment(self) -> dict[str, str]:
         """The variables by which a child process finds the same home, and keeps quiet."""
@@ -92,6 +103,8 @@ class Home:
             variables["SIGNALBOX_LEDGER_URL"] = self.ledger_url
         if self.mlflow_uri != _mlflow_uri(self.root):
             variables["SIGNALBOX_MLFLOW_URI"] = self.mlflow_uri
+        if self.lake_url:
+            variables[LAKE_URL] = self.lake_url
         if self.dagster_url:
             variables[DAGSTER_URL] = self.dagster_url
         return variables
@@ -150,6 +163,18 @@ def initialise(
             if prepare is not None:
                 prepare(home)
             _write_marker(home.root)
+
+
+def _lake_url() -> str | None:
+    url = os.environ.get(LAKE_URL, "").rstrip("/")
+    if not url:
+        return None
+    if not url.startswith("s3://") or not url.removeprefix("s3://"):
+        raise HomeError(
+            f"{LAKE_URL} is {url!r}; allowed is the URL of a bucket, or of a folder in one, such "
+            "as s3://lake/signalbox"
+        )
+    return url
 
 
 def _ledger_url(root: Path) -> str:

@@ -81,16 +81,33 @@ def test_a_child_process_finds_the_same_home(
     if overridden:
         monkeypatch.setenv("SIGNALBOX_LEDGER_URL", "postgresql://ledger.example/signalbox")
         monkeypatch.setenv("SIGNALBOX_MLFLOW_URI", "http://mlflow.example:5000")
+        monkeypatch.setenv("SIGNALBOX_DAGSTER_URL", "postgresql://dagster.example/dagster")
+        monkeypatch.setenv("SIGNALBOX_LAKE_URL", "s3://lake/signalbox/")
     home = Home.locate(tmp_path / "home")
     variables = home.environment()
-    for name in ("SIGNALBOX_LEDGER_URL", "SIGNALBOX_MLFLOW_URI"):
+    elsewhere = {
+        f"SIGNALBOX_{name}" for name in ("LEDGER_URL", "MLFLOW_URI", "DAGSTER_URL", "LAKE_URL")
+    }
+    for name in elsewhere:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir("/")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert Home.locate() == home
     assert variables["DAGSTER_HOME"] == str(home.dagster)
-    assert ("SIGNALBOX_LEDGER_URL" in variables) is overridden
+    assert elsewhere & set(variables) == (elsewhere if overridden else set())
+    table = (
+        "s3://lake/signalbox/flights/features" if overridden else f"{home.lake}/flights/features"
+    )
+    assert home.table_path("flights") == table
+
+
+@pytest.mark.parametrize("url", ["lake", "s3://", "https://lake.example/signalbox", "file:///lake"])
+def test_a_lake_that_cannot_be_used_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("SIGNALBOX_LAKE_URL", url)
+    with pytest.raises(HomeError, match="allowed is the URL of a bucket") as error:
+        Home.locate()
+    assert is_one_sentence(error)
 
 
 @pytest.mark.parametrize("name", ["what?", "a#b", "a%20b"])

@@ -8,14 +8,17 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from deltalake import DeltaTable
 
 from platform_assets.domain.partition import PartitionKey
+from resources.home import Home
 from tests import s3
 from tests.lake_workers import DAY, held
+from tests.small import opened
 
 WRITER = """
 import json, sys
@@ -71,6 +74,25 @@ def test_of_many_that_put_one_new_key_exactly_one_succeeds(s3_variables: dict[st
                 )
             )
         assert sum(won) == 1
+
+
+def test_a_line_whose_table_lies_on_s3(home: Home, s3_bucket: str) -> None:
+    """From landed hours to a judged model; only the table is elsewhere."""
+    there = replace(home, lake_url=f"{s3_bucket}/home")
+    with opened(there) as line:
+        line.land("2013-01-02", "2013-01-05")
+        line.must("features", span=("JFK|2013-01-02", "JFK|2013-01-05"))
+        line.must("features", span=("LGA|2013-01-02", "LGA|2013-01-05"))
+        line.must("day", span=("2013-01-02", "2013-01-05"))
+        line.must("snapshot", "model", partition="2013-01-04")
+        line.must("evaluation", partition="2013-01-04")
+        trained = line.versions("model")["2013-01-04"]
+        built = line.versions("features").values()
+        assert trained.rows == sum(v.rows for v in built if v.partition[4:] < "2013-01-05")
+    table = DeltaTable(there.table_path("flights"))
+    assert table.table_uri.startswith("s3://")
+    assert table.to_pyarrow_table().num_rows == sum(v.rows for v in built)
+    assert not (home.lake / "flights" / "features").exists()
 
 
 @pytest.mark.heavy

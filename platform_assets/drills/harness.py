@@ -19,7 +19,13 @@ from platform_assets.drills.report import DrillReport
 from resources.home import Home
 
 # A drill must not meet the stores or pipelines of whoever calls it.
-_FOREIGN = ("SIGNALBOX_LEDGER_URL", "SIGNALBOX_MLFLOW_URI", "SIGNALBOX_CATALOG")
+_FOREIGN = (
+    "SIGNALBOX_LEDGER_URL",
+    "SIGNALBOX_MLFLOW_URI",
+    "SIGNALBOX_CATALOG",
+    "SIGNALBOX_DAGSTER_URL",
+    "SIGNALBOX_LAKE_URL",
+)
 
 
 @dataclass

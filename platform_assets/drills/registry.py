@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
-from platform_assets.drills import partial_day
+from platform_assets.drills import duplicate_cities, partial_day
 from platform_assets.drills.harness import Drill
 
 DRILLS: Mapping[str, Drill] = {
-    drill.name: drill for drill in (Drill(partial_day.NAME, partial_day.TITLE, partial_day.play),)
+    drill.NAME: Drill(drill.NAME, drill.TITLE, drill.play)
+    for drill in (partial_day, duplicate_cities)
 }

@@ -55,12 +55,31 @@ class Measurement(BaseModel):
         return "worse" if worse else "better"
 
 
+class Figure(BaseModel):
+    """One quantity as it came out on either side.
+
+    Attributes:
+        what: what was counted or measured.
+        unit: of the values; empty for a plain number.
+        ideal: what it would be without the trouble; None where there is no such value.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    what: str
+    unit: str = ""
+    ideal: float | None = None
+    plain: float
+    signalbox: float
+
+
 class DrillReport(BaseModel):
     """A drill from its question to its verdict.
 
     Attributes:
         plain: what was done on plain Dagster, and what happened.
         signalbox: the same on Signalbox.
+        figures: what was counted or measured on both sides.
         notes: what has to be known to read the measurements.
         verdict: in a sentence.
         seconds: wall time by part.
@@ -74,6 +93,7 @@ class DrillReport(BaseModel):
     question: str
     plain: tuple[Step, ...]
     signalbox: tuple[Step, ...]
+    figures: tuple[Figure, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     notes: tuple[str, ...] = ()
     verdict: str

@@ -95,9 +95,7 @@ class Services:
 
     @cached_property
     def table(self) -> DatasetTable:
-        return DatasetTable(
-            self.home.lake / self.spec.pipeline / "features", self.spec.partitions.key
-        )
+        return DatasetTable(self.home.table_path(self.spec.pipeline), self.spec.partitions.key)
 
     @cached_property
     def tracking(self) -> Tracking:
