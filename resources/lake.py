@@ -4,7 +4,7 @@ A partition is a key (an airport) and a date. What it holds is named by `content
 where it lies: compaction, another file layout or another order of the rows keep the name.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ DATE = "date"
 
 _CONFLICT_ATTEMPTS = 5
 _CHECKPOINT_INTERVAL = 20
+_FENCE = "signalbox.fence"
 _CONFIGURATION: Mapping[str, str | None] = {
     # A registered model pins the versions that it was trained on: nothing may expire.
     "delta.enableExpiredLogCleanup": "false",
@@ -78,17 +79,35 @@ class DatasetTable:
         table = self._open()
         return None if table is None else table.version()
 
-    def commit(self, partition: PartitionKey, table: "pa.Table", *, previous: str | None) -> Commit:
+    def commit(
+        self,
+        partition: PartitionKey,
+        table: "pa.Table",
+        *,
+        previous: str | None,
+        guard: Callable[[], None] = lambda: None,
+        token: int | None = None,
+        fence: bool = False,
+    ) -> Commit:
         """Replace one partition by these rows, all or nothing.
 
         Zero rows are a version like any other: whoever reads it reads zero rows. Of two writers
         on one partition the later one wins, as a whole.
+
+        The commit is made against the version that the guard was asked for, or not at all: where
+        somebody has changed the partition since, Delta refuses it, and the guard is asked again.
+        So a writer that slept between its guard and its commit overwrites nothing that was
+        written meanwhile.
 
         Args:
             partition: a key and a date; each row must carry both.
             table: the rows, with the key column and `date`.
             previous: digest of the rows that the partition is known to hold; if these are they,
                 nothing is written.
+            guard: raises if this writer may not write any more.
+            token: of the lease that it writes under; stands in the commit.
+            fence: another writer may still be at it, though it may not write any more: write a
+                version that it conflicts with, even if the partition holds these rows already.
 
         Raises:
             UsageError: rows of another partition, or of a type that a dataset does not hold.
@@ -98,17 +117,27 @@ class DatasetTable:
         """
         rows = self._storable(partition, table)
         digest = content_digest(rows)
-        if digest == previous and self._stands(partition, rows.num_rows):
+        if digest == previous and not fence and self.stands(partition, rows.num_rows):
             return Commit(digest, None, rows.num_rows, changed=False)
         from deltalake.exceptions import CommitFailedError
 
         for _ in range(_CONFLICT_ATTEMPTS):
             try:
-                version = self._overwrite(partition, rows, digest)
+                opened = self._open() or self._create(rows.schema)
+                guard()
+                version = self._overwrite(opened, partition, rows, digest, token)
+                if fence and rows.num_rows == 0:
+                    # Nothing added and maybe nothing removed: Delta would see no conflict in that,
+                    # but does in a change of the table's properties.
+                    opened.alter.set_table_properties(
+                        {_FENCE: f"{partition} {token}"}, raise_if_not_exists=False
+                    )
             except CommitFailedError as error:
                 full = _translated(error, self.path)
                 if full is not None:
                     raise full from error
+            except SignalboxError:
+                raise
             except Exception as error:
                 known = _translated(error, self.path)
                 if known is None:
@@ -200,11 +229,17 @@ class DatasetTable:
                 raise UsageError(f"rows for {partition} hold another {name} than {value}")
         return rows
 
-    def _overwrite(self, partition: PartitionKey, rows: "pa.Table", digest: str) -> int:
+    def _overwrite(
+        self,
+        table: "DeltaTable",
+        partition: PartitionKey,
+        rows: "pa.Table",
+        digest: str,
+        token: int | None,
+    ) -> int:
         from deltalake import CommitProperties, PostCommitHookProperties, write_deltalake
         from deltalake.exceptions import DeltaError
 
-        table = self._open() or self._create(rows.schema)
         merge = self._schema_differs(table, rows)
         write_deltalake(
             table,
@@ -218,6 +253,7 @@ class DatasetTable:
                     "signalbox.partition": str(partition),
                     "signalbox.digest": digest,
                     "signalbox.columns": rows.column_names,
+                    **({} if token is None else {"signalbox.token": token}),
                 },
                 max_commit_retries=200,
             ),
@@ -264,7 +300,7 @@ class DatasetTable:
                 raise
             return table
 
-    def _stands(self, partition: PartitionKey, rows: int) -> bool:
+    def stands(self, partition: PartitionKey, rows: int) -> bool:
         """Whether the table still has a partition; a remote one is believed to."""
         if "://" in self.path:
             return True

@@ -28,6 +28,7 @@ from dagster._core.execution.execution_result import ExecutionResult
 from platform_assets.component import pipeline_definitions
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
+from platform_assets.factory.events import RESTATE_TAG
 from platform_assets.factory.grid import asset_key, dagster_key
 from platform_assets.line.landing import land_flights
 from platform_assets.line.services import Services
@@ -288,7 +289,8 @@ class KilledTrainer(LightGBMTrainer):
 def main(arguments: Sequence[str]) -> None:
     """`python -m tests.small STAGE… PARTITION`: materialize in a process of its own.
 
-    Prints the ledger's data version of the last stage. With `--killed-while-training` as the
+    Prints the ledger's data version of the last stage. `--restate` first makes it again though
+    nothing has changed. With `--killed-while-training` as the
     stage, the process does not come back from the model; with `--disk-full` no file may become
     larger than 0.9 MB, and it prints why the features failed.
     """
@@ -305,8 +307,11 @@ def main(arguments: Sequence[str]) -> None:
         ) as line:
             line.run("model", partition=partition)
         return
+    tags = {}
+    if stages[0] == "--restate":
+        tags, stages = {RESTATE_TAG: "true"}, stages[1:]
     with opened(Home.locate()) as line:
-        line.must(*stages, partition=partition)
+        line.must(*stages, partition=partition, tags=tags)
         print(line.versions(stages[-1])[partition].data_version)
 
 

@@ -17,15 +17,15 @@ from dagster._core.remote_representation.external_data import RepositorySnap
 from dagster._serdes import serialize_value
 from dagster.components.testing.utils import create_defs_folder_sandbox
 
-import platform_assets.factory.assets
+import platform_assets.line.inputs
 from platform_assets.component import SignalboxPipeline, _starter, pipeline_definitions
 from platform_assets.definitions import build_definitions
 from platform_assets.domain.errors import SpecError
 from platform_assets.domain.parse import parse_spec
 from platform_assets.domain.spec import PipelineSpec
-from platform_assets.factory.versions import module_file
 from resources.catalog import catalog_environment, load_catalog, load_entries, read_pipeline
 from resources.home import Home
+from resources.versions import module_file
 from tests.pipelines.cases import GRID_LOAD_YAML, copy_project, run_in
 from tests.pipelines.grid_load_in_python import GRID_LOAD
 from tests.pipelines.page import Page
@@ -207,7 +207,7 @@ def test_the_code_version_of_features_follows_the_code_that_builds_rows(
         return changed
 
     before = version()
-    monkeypatch.setattr(platform_assets.factory.assets, "module_file", with_another_line)
+    monkeypatch.setattr(platform_assets.line.inputs, "module_file", with_another_line)
     assert version() != before
 
 

@@ -23,7 +23,7 @@ import platform_assets.factory.events
 from platform_assets.domain.errors import TransientError
 from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.factory import grid
-from platform_assets.factory.events import NO_AUTOMATIC_EVENT
+from platform_assets.factory.events import NO_AUTOMATIC_EVENT, RESTATE_TAG
 from platform_assets.line.features import build_features
 from platform_assets.line.judging import CHAMPION_ALIAS
 from platform_assets.line.services import Outcome, Services
@@ -586,9 +586,9 @@ def test_no_model_without_a_snapshot(built: Line) -> None:
 @pytest.mark.heavy
 def test_the_same_snapshot_gives_the_same_model_in_any_process(trained: Line) -> None:
     (first,) = trained.history("model", "2013-01-04")
-    trained.must("model", partition="2013-01-04")
+    trained.must("model", partition="2013-01-04", tags={RESTATE_TAG: "true"})
     there = subprocess.run(
-        [sys.executable, "-m", "tests.small", "model", "2013-01-04"],
+        [sys.executable, "-m", "tests.small", "--restate", "model", "2013-01-04"],
         env={**os.environ, **trained.home.environment(), "PYTHONHASHSEED": "7"},
         cwd=Path(__file__).parents[1],
         capture_output=True,
@@ -676,7 +676,7 @@ def test_a_model_that_was_trained_again_must_be_judged_again(trained: Line) -> N
     trained.must(job="flights_judge", partition="2013-01-04")
     ledger = trained.services.ledger
     first = ledger.champion("flights")
-    trained.must("model", partition="2013-01-04")
+    trained.must("model", partition="2013-01-04", tags={RESTATE_TAG: "true"})
     ran = trained.run("champion")
     assert not ran.success
     assert "no model has been judged yet" in failure_of(ran)

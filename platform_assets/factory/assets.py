@@ -5,7 +5,6 @@ from datetime import timedelta
 from typing import Any
 
 import dagster as dg
-from pydantic import BaseModel
 
 import resources.dataset
 from platform_assets.domain.errors import HeldError
@@ -16,21 +15,19 @@ from platform_assets.factory.events import (
     HELD_CHECK,
     NO_AUTOMATIC_EVENT,
     materialization,
+    opened,
     run_partitions,
     source_event,
 )
 from platform_assets.factory.grid import asset_key
 from platform_assets.factory.lanes import PIPELINE_TAG
-from platform_assets.factory.versions import code_version, module_file, trainer_file
 from platform_assets.instance.claiming import in_lane, lane_of_run
 from platform_assets.line.days import build_day, build_snapshot
 from platform_assets.line.features import SourceChange, build_features
+from platform_assets.line.inputs import stage_version
 from platform_assets.line.judging import decide_champion, evaluate_model
 from platform_assets.line.models import train_model
 from platform_assets.line.services import Outcome, Services
-
-BUILDS_ROWS = ("resources.dataset", "resources.expressions", "resources.columns")
-"""The modules that make a dataset's rows of landed ones."""
 
 Work = Callable[[dg.AssetExecutionContext, Services, PartitionKey], Outcome]
 
@@ -45,15 +42,6 @@ def build_assets(spec: PipelineSpec, origin: str) -> list[dg.AssetsDefinition]:
         _evaluation(spec),
         _champion(spec),
     ]
-
-
-def _line_version(modules: Sequence[str], *parts: BaseModel) -> str:
-    files = []
-    for module in modules:
-        file = module_file(module)
-        assert file is not None, module
-        files.append(file)
-    return code_version(*parts, *files)
 
 
 def _freshness(spec: PipelineSpec) -> dg.FreshnessPolicy:
@@ -117,7 +105,7 @@ def _partitioned(
     def compute(
         context: dg.AssetExecutionContext,
     ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[Any]]:
-        services = Services.open(spec)
+        services = opened(context, spec)
         yield from run_partitions(
             context, spec, stage, version, lambda key: work(context, services, key), follower
         )
@@ -146,7 +134,7 @@ def _features(spec: PipelineSpec) -> dg.AssetsDefinition:
         "built only when every hour of its sources has landed. The freshness policy runs on the "
         "wall clock, whatever is replayed.",
         [dg.AssetDep(asset_key(spec.landed(source))) for source in spec.read_sources],
-        _line_version(BUILDS_ROWS, spec.dataset, *spec.sources.values()),
+        stage_version(spec, "features"),
         {"deltalake", "pandas"},
         metadata={"dagster/column_schema": schema, "dagster/column_lineage": lineage},
         freshness=_freshness(spec),
@@ -173,7 +161,7 @@ def _day(spec: PipelineSpec) -> dg.AssetsDefinition:
                 partition_mapping=dg.MultiToSingleDimensionPartitionMapping(grid.DATE_DIMENSION),
             )
         ],
-        _line_version(["platform_assets.domain.manifest"]),
+        stage_version(spec, "day"),
         {"json"},
     )
     partitions = grid.daily(spec, spec.partitions.start, spec.partitions.end)
@@ -201,7 +189,7 @@ def _snapshot(spec: PipelineSpec) -> dg.AssetsDefinition:
                 ),
             )
         ],
-        _line_version(["platform_assets.domain.manifest"], spec.model),
+        stage_version(spec, "snapshot"),
         {"json"},
     )
     return _partitioned(
@@ -222,7 +210,7 @@ def _model(spec: PipelineSpec, origin: str) -> dg.AssetsDefinition:
         "candidate until it is judged. The freshness policy runs on the wall clock, whatever is "
         "replayed.",
         [dg.AssetDep(asset_key(spec.asset("snapshot")))],
-        code_version(spec.model, trainer_file(spec.model.trainer, origin)),
+        stage_version(spec, "model", origin),
         {"mlflow", "python"},
         metadata={"registered_model": spec.model.name},
         freshness=_freshness(spec),
@@ -259,7 +247,7 @@ def _evaluation(spec: PipelineSpec) -> dg.AssetsDefinition:
                 partition_mapping=dg.TimeWindowPartitionMapping(start_offset=1, end_offset=days),
             ),
         ],
-        _line_version(["resources.scoring"], spec.evaluation),
+        stage_version(spec, "evaluation"),
         {"mlflow", "scikitlearn"},
     )
     return _partitioned(
@@ -278,14 +266,14 @@ def _champion(spec: PipelineSpec) -> dg.AssetsDefinition:
         "The best judged model: each candidate is compared with the champion so far on the same "
         "later days. Its alias in MLflow's registry follows.",
         [dg.AssetDep(asset_key(spec.asset("evaluation")))],
-        _line_version(["platform_assets.domain.promotion"]),
+        stage_version(spec, "champion"),
         {"mlflow"},
         metadata={"registered_model": spec.model.name},
     )
 
     @dg.multi_asset(name=f"{spec.pipeline}__champion", specs=[asset])
     def compute(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
-        services = Services.open(spec)
+        services = opened(context, spec)
         try:
             with in_lane(context):
                 outcome = decide_champion(services, context.run.run_id)

@@ -13,7 +13,7 @@ from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory.grid import asset_key, partition_tags
 from platform_assets.instance.claiming import in_lane
 from platform_assets.line.features import SourceChange
-from platform_assets.line.services import Outcome
+from platform_assets.line.services import Outcome, Services
 
 NO_AUTOMATIC_EVENT = "__source_asset_observation__"
 """With this metadata on an output, Dagster logs no materialization of its own for it.
@@ -25,8 +25,20 @@ data version, and hide ours. Dagster uses the key for the same purpose; a test g
 HELD_CHECK = "clear"
 """The asset check that shows whether the last run's partitions were clear or held."""
 
+RESTATE_TAG = "signalbox/restate"
+"""A run with this tag set to "true" makes its partitions again, though nothing has changed."""
+
 RETRIES, RETRY_SECONDS = 2, 5.0
 """How often a step is tried again after transient errors alone, and how long it waits."""
+
+
+def opened(context: dg.AssetExecutionContext, spec: PipelineSpec) -> Services:
+    """The services of a pipeline for a run: its log, and whether it restates."""
+    tags = context.run.tags
+    # A retry belongs to the same restatement: what the first try has made again stands.
+    asked_by = tags.get("dagster/backfill") or context.run.root_run_id or context.run.run_id
+    restate = asked_by if tags.get(RESTATE_TAG) == "true" else ""
+    return Services.open(spec, restate=restate, tell=context.log.info)
 
 
 def as_metadata(values: Mapping[str, Any], figures: Mapping[str, bytes]) -> dict[str, Any]:

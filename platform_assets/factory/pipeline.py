@@ -14,9 +14,9 @@ from platform_assets.factory.due import due_selection
 from platform_assets.factory.grid import asset_key
 from platform_assets.factory.lanes import PIPELINE_TAG
 from platform_assets.factory.sources import build_source
-from platform_assets.factory.versions import trainer_file
 from platform_assets.factory.waiving import build_waive_job
 from resources.columns import output_columns
+from resources.versions import trainer_file
 
 STAGES_OF_JOB = {
     "features": ("features",),

@@ -8,6 +8,7 @@ from pathlib import Path
 from platform_assets.domain.digests import canonical_json
 from platform_assets.domain.errors import HeldError, HomeError, RefusedError, TransientError
 from platform_assets.domain.heat_map import HeatMap, heat_map
+from platform_assets.domain.lease import Lease
 from platform_assets.domain.manifest import (
     Day,
     DayState,
@@ -117,13 +118,24 @@ def build_day(
 
     Raises:
         HeldError: a key of the date is whole but was not built yet.
+        LeaseTakenError: another run is at work on it for too long.
     """
+    asset = services.spec.asset("day")
+    with services.claim(asset, str(partition), run_id) as lease:
+        return _build_day(services, partition, run_id, lease, with_map=with_map)
+
+
+def _build_day(
+    services: Services, partition: PartitionKey, run_id: str, lease: Lease, *, with_map: bool
+) -> Outcome:
     asset, name = services.spec.asset("day"), str(partition)
     day = days_of(services, [partition.date])[partition.date]
     if day.state is DayState.UNBUILT:
         raise HeldError(asset, {name: day.reason()})
     version = day.data_version()
+    before = services.ledger.current_version(asset, name)
     changed = services.record(
+        lease=lease,
         asset=asset,
         partition=name,
         data_version=version,
@@ -138,6 +150,7 @@ def build_day(
         "held": dict(day.reasons),
         "short": day.short or None,
         "waivers": described(services, day.waivers) or None,
+        "already_done_by": before.run_id if before and not changed else None,
     }
     figures = {}
     if with_map:
@@ -193,7 +206,16 @@ def build_snapshot(services: Services, partition: PartitionKey, run_id: str) -> 
     Raises:
         HeldError: the window is clipped, its own day is held, too few days are whole, or one of
             them has not been built yet.
+        LeaseTakenError: another run is at work on it for too long.
     """
+    asset = services.spec.asset("snapshot")
+    with services.claim(asset, str(partition), run_id) as lease:
+        return _build_snapshot(services, partition, run_id, lease)
+
+
+def _build_snapshot(
+    services: Services, partition: PartitionKey, run_id: str, lease: Lease
+) -> Outcome:
     spec, name = services.spec, str(partition)
     asset = spec.asset("snapshot")
     taken = decide_snapshot(services, partition.date)
@@ -213,6 +235,7 @@ def build_snapshot(services: Services, partition: PartitionKey, run_id: str) -> 
     }
     before = services.ledger.current_version(asset, name)
     changed = services.record(
+        lease=lease,
         asset=asset,
         partition=name,
         data_version=version,
@@ -237,6 +260,7 @@ def build_snapshot(services: Services, partition: PartitionKey, run_id: str) -> 
         "waivers": described(services, taken.waivers) or None,
         "delta_version": taken.read_version,
         "manifest": str(path.relative_to(services.home.root)),
+        "already_done_by": before.run_id if before and not changed else None,
     }
     return Outcome(asset, name, version, changed, metadata)
 

@@ -7,8 +7,17 @@ from typing import Any
 from platform_assets.domain.completeness import CompletenessReport, SourceReport
 from platform_assets.domain.errors import HeldError
 from platform_assets.domain.late import PREFIX, hour_name, versions_of
+from platform_assets.domain.lease import Lease
 from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.line.clearance import assess, described
+from platform_assets.line.inputs import (
+    INPUTS,
+    RESTATED_BY,
+    already_done,
+    done_before,
+    inputs_of,
+    made_of,
+)
 from platform_assets.line.services import Outcome, Services
 from resources.dataset import build_rows
 
@@ -116,8 +125,14 @@ def note_verdict(services: Services, partition: PartitionKey, report: Completene
 
 
 def _let_go(detail: Mapping[str, Any]) -> tuple[Any, ...]:
-    """On what terms rows left: of which files, what they were short of, under which waivers."""
-    return detail.get("arrivals"), detail.get("short", ""), list(detail.get("waivers", ()))
+    """On what terms rows left: of which files, short of what, under which waivers, for whom."""
+    return (
+        detail.get("arrivals"),
+        detail.get("short", ""),
+        list(detail.get("waivers", ())),
+        detail.get(INPUTS),
+        detail.get(RESTATED_BY),
+    )
 
 
 def build_features(
@@ -136,9 +151,22 @@ def build_features(
 
     Raises:
         HeldError: an hour of a source is missing, or was rejected.
-        RefusedError: the rows break the dataset's schema.
-        TransientError: the commit failed, nothing is half-written.
+        RefusedError: the rows break the dataset's schema, or the lease was lost meanwhile.
+        TransientError: the commit failed, nothing is half-written; or another run is at work on
+            the partition for too long.
     """
+    asset = services.spec.asset("features")
+    with services.claim(asset, str(partition), run_id) as lease:
+        return _build(services, partition, run_id, tell, lease)
+
+
+def _build(
+    services: Services,
+    partition: PartitionKey,
+    run_id: str,
+    tell: Callable[[SourceChange], None],
+    lease: Lease,
+) -> Outcome:
     spec, name = services.spec, str(partition)
     asset = spec.asset("features")
     assert partition.key is not None
@@ -149,6 +177,28 @@ def build_features(
     record_completeness(services, {partition: report})
     if not report.is_clear:
         raise HeldError(asset, {name: report.reason()})
+    names = sorted({s.waiver for s in report.sources if s.waiver})
+    terms = {
+        "verdict": report.verdict.value,
+        "short": report.shortage(),
+        "waivers": names,
+    }
+    upstream = {spec.landed(s.source): s.data_version() for s in report.sources}
+    inputs = inputs_of(services, "features", arrivals=versions_of(report), terms=terms)
+    done = done_before(services, asset, name, inputs)
+    # After a crash the rows are committed anew, whatever they are: the one before, should it still
+    # be at it, then meets a conflict.
+    told = {
+        "completeness": report.reason(),
+        "verdict": report.verdict.value,
+        "short": report.shortage() or None,
+        "waivers": described(services, names) or None,
+        "as_of": report.as_of.isoformat(),
+        "lease_token": lease.token,
+    }
+    if done is not None and not lease.after_crash and services.table.stands(partition, done.rows):
+        told |= {"delta_version": done.table_version, "committed": False}
+        return already_done(services, done, told, upstream)
     hours = hours_digest(services, partition)
     tables = {
         source: services.zone.read(source, partition.key, partition.date)
@@ -156,20 +206,24 @@ def build_features(
     }
     built = build_rows(spec, partition.key, partition.date, tables)
     before = services.ledger.current_version(asset, name)
-    names = sorted({s.waiver for s in report.sources if s.waiver})
     detail = {
         "excluded": built.excluded,
         "hours": {s.source: s.observed for s in report.sources},
         "arrivals": versions_of(report),
         "hours_digest": hours,
-        "verdict": report.verdict.value,
-        "short": report.shortage(),
-        "waivers": names,
+        **terms,
+        **made_of(services, inputs),
     }
     commit = services.table.commit(
-        partition, built.table, previous=before.data_version if before else None
+        partition,
+        built.table,
+        previous=before.data_version if before else None,
+        guard=lambda: services.leases.require(lease),
+        token=lease.token,
+        fence=lease.after_crash,
     )
     services.record(
+        lease=lease,
         asset=asset,
         partition=name,
         data_version=commit.data_version,
@@ -189,13 +243,8 @@ def build_features(
         "rows_landed": built.rows_in,
         **{f"excluded_{reason}": count for reason, count in built.excluded.items()},
         "rows_without_joined_row": built.unmatched,
-        "completeness": report.reason(),
-        "verdict": report.verdict.value,
-        "short": report.shortage() or None,
-        "waivers": described(services, names) or None,
-        "as_of": report.as_of.isoformat(),
+        **told,
         "delta_version": commit.table_version,
         "committed": commit.changed,
     }
-    inputs = {spec.landed(s.source): s.data_version() for s in report.sources}
-    return Outcome(asset, name, commit.data_version, commit.changed, metadata, {}, inputs)
+    return Outcome(asset, name, commit.data_version, commit.changed, metadata, {}, upstream)

@@ -1,16 +1,19 @@
 """Evaluation on the following days, and the champion among the judged models."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
 
 from platform_assets.domain.digests import combine
 from platform_assets.domain.errors import HeldError
+from platform_assets.domain.lease import Lease
 from platform_assets.domain.manifest import Day, DayState, PartitionVersion
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.promotion import PRIMARY_METRIC, Contender, Decision, compare
 from platform_assets.line.clearance import described
 from platform_assets.line.days import days_of
+from platform_assets.line.inputs import already_done, done_before, inputs_of, made_of
 from platform_assets.line.models import require_version
 from platform_assets.line.services import Outcome, Services
 from resources import plots
@@ -78,14 +81,41 @@ def evaluate_model(services: Services, partition: PartitionKey, run_id: str) -> 
 
     Raises:
         HeldError: there is no model, or a following day is not whole.
+        LeaseTakenError: another run judges this date for too long.
+        LeaseLostError: this one was taken for dead meanwhile.
     """
+    asset = services.spec.asset("evaluation")
+    with services.claim(asset, str(partition), run_id) as lease:
+        return _evaluate(services, partition, run_id, lease)
+
+
+def _evaluate(services: Services, partition: PartitionKey, run_id: str, lease: Lease) -> Outcome:
     spec, day = services.spec, partition.date
     asset, name = spec.asset("evaluation"), str(partition)
     model = require_version(services, "model", day)
     rows = judged_rows(services, day)
+    upstream = {spec.asset("model"): model.data_version}
+    inputs = inputs_of(
+        services,
+        "evaluation",
+        # The registered version too: it is what the scores are recorded of.
+        model=[model.data_version, model.detail["model_version"]],
+        rows=rows.digest,
+        terms=[rows.short, list(rows.waivers)],
+        dataset=spec.dataset.model_dump(mode="json"),
+    )
+    done = done_before(services, asset, name, inputs)
+    if done is not None:
+        told = _described(services, rows, done.detail["model_version"], done.detail["metrics"])
+        return already_done(services, done, told, upstream)
     found, figures = _scored(services, model, rows, with_figures=True)
+    # Before it is recorded: what is recorded is not done again.
+    services.tracking.log_judgement(
+        model.detail["mlflow_run_id"], {f"judged_{k}": v for k, v in found.metrics.items()}
+    )
     version = combine({"model": model.data_version, "rows": rows.digest})
     changed = services.record(
+        lease=lease,
         asset=asset,
         partition=name,
         data_version=version,
@@ -99,21 +129,29 @@ def evaluate_model(services: Services, partition: PartitionKey, run_id: str) -> 
             "partitions": [p.model_dump() for p in rows.partitions],
             "short": rows.short,
             "waivers": list(rows.waivers),
+            **made_of(services, inputs),
         },
     )
-    services.tracking.log_judgement(
-        model.detail["mlflow_run_id"], {f"judged_{k}": v for k, v in found.metrics.items()}
-    )
     metadata = {
-        "registered_version": found.model_version,
-        "judged_on": f"{spec.judged_on(day)[0]} to {spec.judged_on(day)[-1]}",
-        **found.metrics,
         "rows": found.rows,
+        **_described(services, rows, found.model_version, found.metrics),
+        "lease_token": lease.token,
+    }
+    return Outcome(asset, name, version, changed, metadata, figures, upstream)
+
+
+def _described(
+    services: Services, rows: JudgedRows, version: int, metrics: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A judgement for people, whoever made it."""
+    following = services.spec.judged_on(rows.date)
+    return {
+        "registered_version": version,
+        "judged_on": f"{following[0]} to {following[-1]}",
+        **metrics,
         "short": rows.short or None,
         "waivers": described(services, rows.waivers) or None,
     }
-    inputs = {spec.asset("model"): model.data_version}
-    return Outcome(asset, name, version, changed, metadata, figures, inputs)
 
 
 def _scored(
@@ -156,7 +194,14 @@ def decide_champion(services: Services, run_id: str) -> Outcome:
 
     Raises:
         HeldError: no model has been judged yet.
+        LeaseTakenError: another run decides for too long.
+        LeaseLostError: this one was taken for dead meanwhile.
     """
+    with services.claim(services.spec.asset("champion"), None, run_id) as lease:
+        return _decide(services, run_id, lease)
+
+
+def _decide(services: Services, run_id: str, lease: Lease) -> Outcome:
     spec, ledger = services.spec, services.ledger
     asset = spec.asset("champion")
     evaluations = ledger.current_versions(spec.asset("evaluation"))
@@ -191,7 +236,7 @@ def decide_champion(services: Services, run_id: str) -> Outcome:
             },
         )
     figure = plots.metric_over_time(PRIMARY_METRIC[spec.model.kind], curve, crowned)
-    return _crown(services, champion, decisions, figure, run_id)
+    return _crown(services, champion, decisions, figure, run_id, lease)
 
 
 def _contender(services: Services, model: VersionRecord, rows: JudgedRows) -> Contender:
@@ -205,6 +250,7 @@ def _crown(
     decisions: list[Decision],
     figure: bytes,
     run_id: str,
+    lease: Lease,
 ) -> Outcome:
     spec, ledger = services.spec, services.ledger
     asset, version = spec.asset("champion"), int(champion.detail["model_version"])
@@ -221,10 +267,10 @@ def _crown(
                 reason=won.reason,
                 decided_at=datetime.now(UTC),
                 run_id=run_id,
-            )
+            ),
+            lease,
         )
-    # The alias follows the ledger even where nothing changed: somebody may have moved it.
-    services.tracking.set_alias(spec.model.name, CHAMPION_ALIAS, version)
+    _set_alias(services, version)
     metadata: dict[str, Any] = {
         "registered_model": spec.model.name,
         "registered_version": version,
@@ -237,3 +283,18 @@ def _crown(
     }
     figures = {f"{PRIMARY_METRIC[spec.model.kind]} over time": figure}
     return Outcome(asset, None, champion.data_version, changed, metadata, figures)
+
+
+def _set_alias(services: Services, version: int) -> None:
+    """Have the alias follow the ledger, even where nothing changed: somebody may have moved it.
+
+    MLflow compares nothing when an alias is set. Who comes late, since it slept, would move it
+    back: so each looks at the ledger again after it has set it, and the last one is right.
+    """
+    spec, wanted = services.spec, version
+    while True:
+        services.tracking.set_alias(spec.model.name, CHAMPION_ALIAS, wanted)
+        now = services.ledger.champion(spec.pipeline)
+        if now is None or now.version == wanted:
+            return
+        wanted = now.version

@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from datetime import date
+from typing import Any
 
 from platform_assets.domain.digests import digest_of
 from platform_assets.domain.errors import HeldError
+from platform_assets.domain.lease import Lease
+from platform_assets.domain.manifest import Snapshot
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.line.clearance import described, lapsed
 from platform_assets.line.days import load_snapshot
+from platform_assets.line.inputs import already_done, done_before, inputs_of, made_of
 from platform_assets.line.services import Outcome, Services
 from resources import plots
 from resources.ledger.records import VersionRecord
@@ -69,12 +73,41 @@ def train_model(
 
     Raises:
         HeldError: the date has no snapshot, or it was refused.
-        RefusedError: a partition of it can no longer be read as it was.
+        RefusedError: a partition of it can no longer be read as it was, or the lease was lost.
+        LeaseTakenError: another run trains this date for too long.
     """
+    asset = services.spec.asset("model")
+    with services.claim(asset, str(partition), run_id) as lease:
+        return _train(services, partition, run_id, lease, lane=lane, log=log)
+
+
+def _train(
+    services: Services,
+    partition: PartitionKey,
+    run_id: str,
+    lease: Lease,
+    *,
+    lane: str,
+    log: Callable[[str], None],
+) -> Outcome:
     spec, day = services.spec, partition.date
     asset, name = spec.asset("model"), str(partition)
     snapshot_record = require_snapshot(services, day)
     snapshot = load_snapshot(services, day, snapshot_record.data_version)
+    upstream = {spec.asset("snapshot"): snapshot_record.data_version}
+    inputs = inputs_of(
+        services,
+        "model",
+        snapshot=snapshot_record.data_version,
+        terms=[snapshot.short, list(snapshot.waivers)],
+        dataset=spec.dataset.model_dump(mode="json"),
+    )
+    done = done_before(services, asset, name, inputs)
+    if done is not None:
+        if lease.after_crash:  # it was recorded, and killed before it could tell MLflow
+            services.tracking.finish(done.detail["mlflow_run_id"])
+        services.attend([day], "its model was trained")
+        return already_done(services, done, _described(services, snapshot, done.detail), upstream)
     table = services.table.read(snapshot.partitions, snapshot.read_version)
     frame, target = training_frame(table, spec)
     trainer = load_trainer(spec.model.trainer)
@@ -131,6 +164,8 @@ def train_model(
             seed=spec.model.seed,
             on_round=on_round,
         )
+        # What is registered stays: a run that was taken for dead shall add nothing any more.
+        services.leases.require(lease)
         example = frame.head(EXAMPLE_ROWS)
         logged = run.log_model(
             model,
@@ -143,39 +178,49 @@ def train_model(
         figures = _figures(rounds, dict(trainer.importance(model)))
         for title, png in figures.items():
             run.log_figure(title, png)
-        mlflow_run = run.run_id
-    services.record(
-        asset=asset,
-        partition=name,
-        data_version=logged.digest,
-        rows=table.num_rows,
-        run_id=run_id,
-        always=True,
-        detail={
+        detail = {
             "model_version": logged.version,
-            "mlflow_run_id": mlflow_run,
+            "mlflow_run_id": run.run_id,
             "snapshot": snapshot_record.data_version,
             "fingerprint": fingerprint,
             "held": dict(snapshot.held),
             "short": snapshot.short,
             "waivers": list(snapshot.waivers),
-        },
-    )
+            **made_of(services, inputs),
+        }
+        # Within the run: where this is refused, the training has failed in MLflow too.
+        services.record(
+            lease=lease,
+            asset=asset,
+            partition=name,
+            data_version=logged.digest,
+            rows=table.num_rows,
+            run_id=run_id,
+            always=True,
+            detail=detail,
+        )
     services.attend([day], "its model was trained")
     metadata = {
-        "registered_model": spec.model.name,
-        "registered_version": logged.version,
-        "mlflow_run_id": mlflow_run,
         "rows": table.num_rows,
+        **_described(services, snapshot, detail),
+        **(rounds[-1] if rounds else {}),
+        "lease_token": lease.token,
+    }
+    return Outcome(asset, name, logged.digest, True, metadata, figures, upstream)
+
+
+def _described(services: Services, snapshot: Snapshot, detail: Mapping[str, Any]) -> dict[str, Any]:
+    """A model for people, whoever trained it."""
+    return {
+        "registered_model": services.spec.model.name,
+        "registered_version": detail["model_version"],
+        "mlflow_run_id": detail["mlflow_run_id"],
         "days": len(snapshot.days),
         "held": dict(snapshot.held),
         "short": snapshot.short or None,
-        "waivers": waivers or None,
-        "snapshot": snapshot_record.data_version,
-        **(rounds[-1] if rounds else {}),
+        "waivers": described(services, snapshot.waivers) or None,
+        "snapshot": detail["snapshot"],
     }
-    inputs = {spec.asset("snapshot"): snapshot_record.data_version}
-    return Outcome(asset, name, logged.digest, True, metadata, figures, inputs)
 
 
 def _figures(rounds: list[dict[str, float]], importance: dict[str, float]) -> dict[str, bytes]:

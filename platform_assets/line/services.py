@@ -1,25 +1,36 @@
 """What the stages of one pipeline work with, opened on first use."""
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from functools import cached_property
 from typing import Any
 
 from platform_assets.domain.clock import Clock, FixedClock, WallClock
+from platform_assets.domain.lease import Lease
 from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.domain.spec import PipelineSpec
+from resources import processes
 from resources.home import Home
 from resources.lake import DatasetTable
 from resources.landing import LandingZone
 from resources.landing.setaside import SetAside
+from resources.leasing import acquire, keeper
 from resources.ledger import Ledger, open_ledger
 from resources.ledger.alerts import Alerts
+from resources.ledger.leases import Leases
 from resources.ledger.quarantine import Quarantine
 from resources.ledger.records import VerdictRecord, VersionRecord
 from resources.ledger.restatements import Restatements, Watch
 from resources.ledger.waivers import Waivers
 from resources.tracking import Tracking
+
+CLAIM_SECONDS = 600.0
+"""How long a run waits for a partition that another one is at work on, before it gives up."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,14 +58,30 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Services:
-    """The adapters of one pipeline in one home."""
+    """The adapters of one pipeline in one home.
+
+    Attributes:
+        fixed_clock: in place of the catalog's.
+        restate: who asked that what is there be made again: a backfill or a run. Whatever carries
+            this name already was made again, and is not a second time. Empty: nobody.
+        tell: is told what a person at the log should know.
+    """
 
     home: Home
     spec: PipelineSpec
     fixed_clock: Clock | None = None
+    restate: str = ""
+    tell: Callable[[str], None] = _log.info
 
     @classmethod
-    def open(cls, spec: PipelineSpec, home: Home | None = None) -> "Services":
+    def open(
+        cls,
+        spec: PipelineSpec,
+        home: Home | None = None,
+        *,
+        restate: str = "",
+        tell: Callable[[str], None] = _log.info,
+    ) -> "Services":
         """Open the services of a pipeline.
 
         Raises:
@@ -62,7 +89,7 @@ class Services:
         """
         located = home or Home.locate()
         located.require()
-        return cls(located, spec)
+        return cls(located, spec, restate=restate, tell=tell)
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -83,6 +110,10 @@ class Services:
     @cached_property
     def watch(self) -> Watch:
         return Watch(self.home.ledger_url)
+
+    @cached_property
+    def leases(self) -> Leases:
+        return Leases(self.home.ledger_url)
 
     @cached_property
     def alerts(self) -> Alerts:
@@ -112,9 +143,35 @@ class Services:
         first = local_hours(self.spec.partitions.start, self.spec.partitions.timezone)[0]
         return FixedClock(reached or first)
 
+    @contextmanager
+    def claim(self, asset: str, partition: str | None, run_id: str) -> Iterator[Lease]:
+        """Be the only one at work on a partition, until the block is left.
+
+        What a partition is made of is to be read within the block: before, another run may still
+        be about to change what is there.
+
+        Args:
+            asset: asset key, `flights/features`.
+            partition: partition key; none for an asset without partitions.
+            run_id: who works.
+
+        Raises:
+            LeaseTakenError: another run was at work on it for all of CLAIM_SECONDS.
+        """
+        lease = acquire(
+            self.leases,
+            f"{asset} {partition}" if partition else asset,
+            processes.holder(run_id),
+            limit=CLAIM_SECONDS,
+            tell=self.tell,
+        )
+        with keeper(self.home.ledger_url).keep(lease):
+            yield lease
+
     def record(
         self,
         *,
+        lease: Lease,
         asset: str,
         partition: str,
         data_version: str,
@@ -128,6 +185,9 @@ class Services:
 
         `always` appends even then: a retrained model has a registered version of its own, rows
         that were committed again lie at another table version.
+
+        Raises:
+            LeaseLostError: somebody else has taken the lease over; nothing was recorded.
         """
         current = self.ledger.current_version(asset, partition)
         if current is not None and current.data_version == data_version and not always:
@@ -142,7 +202,8 @@ class Services:
                 detail=dict(detail or {}),
                 run_id=run_id,
                 committed_at=datetime.now(UTC),
-            )
+            ),
+            lease,
         )
         return True
 

@@ -219,9 +219,16 @@ class Ledger(Store):
 
     # --- champions ------------------------------------------------------------------------------
 
-    def record_champion(self, record: ChampionRecord) -> None:
-        """Append a champion: it is the one in force."""
-        self._append(tables().champions, record)
+    def record_champion(self, record: ChampionRecord, lease: Lease | None = None) -> None:
+        """Append a champion: it is the one in force.
+
+        Raises:
+            LeaseLostError: the lease was taken over meanwhile; nothing was appended.
+        """
+        with writing(self.url) as connection:
+            if lease is not None:
+                require_held(connection, lease)
+            connection.execute(tables().champions.insert(), fields_of(record))
 
     def champion(self, pipeline: str) -> ChampionRecord | None:
         """The champion in force."""

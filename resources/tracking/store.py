@@ -113,6 +113,10 @@ class Tracking:
             raise
         self._end(tracked.run_id, "FINISHED")
 
+    def finish(self, run_id: str) -> None:
+        """Ends a run whose model was recorded, but whose process was killed before it said so."""
+        self._end(run_id, "FINISHED")
+
     def log_judgement(self, run_id: str, metrics: Mapping[str, float]) -> None:
         """Adds metrics to a run that has ended: what was found out about its model later."""
         client, now = self._client(), int(time.time() * 1000)
