@@ -10,10 +10,10 @@ import psutil
 from platform_assets.domain.lease import Holder
 
 
-def holder(run_id: str) -> Holder:
-    """This process, at work for a run."""
-    pid = os.getpid()
-    return Holder(run_id, machine(), pid, _started(pid) or "")
+def holder(run_id: str, pid: int | None = None) -> Holder:
+    """A process of this machine at work for a run: this one, unless another is named."""
+    found = os.getpid() if pid is None else pid
+    return Holder(run_id, machine(), found, _started(found) or "")
 
 
 def is_dead(other: Holder) -> bool:

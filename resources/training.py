@@ -24,6 +24,9 @@ class Trainer(Protocol):
     Attributes:
         flavor: the MLflow flavor that stores its models: lightgbm, sklearn.
         requirements: distributions whose installed versions are written into the model.
+
+    It may have `imports`, names of modules that `fit` and `predict` import: they are imported
+    once, in the process that runs are forked from, and must start no thread when they are.
     """
 
     flavor: str

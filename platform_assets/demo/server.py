@@ -1,4 +1,4 @@
-"""`dagster dev` as a child process that leaves nothing behind."""
+"""Dagster (webserver, daemon, code location) as children that leave nothing behind."""
 
 import os
 import signal
@@ -13,12 +13,15 @@ from types import TracebackType
 
 import psutil
 
-from platform_assets.demo import guard
+from platform_assets.demo import conductor, guard
 from platform_assets.domain.errors import RefusedError, TransientError
 from platform_assets.factory.instance import end_orphaned_runs
 from resources.catalog import catalog_environment
 from resources.dagster_api import DagsterApi
 from resources.home import Home
+
+DAEMONS = ("dagster._daemon", "dagster-daemon", conductor.DAEMON)
+"""By one of these words on its command line a daemon is known, Dagster's or Signalbox's."""
 
 READY_SECONDS = 120.0
 END_SECONDS = guard.INTERRUPT_SECONDS + 3 * guard.TERMINATE_SECONDS
@@ -50,7 +53,9 @@ def require_no_daemon(home: Home) -> None:
     for process in psutil.process_iter():
         try:
             place = process.environ().get("DAGSTER_HOME")
-            if place == str(home.dagster) and "dagster._daemon" in process.cmdline():
+            if place == str(home.dagster) and any(
+                Path(word).name in DAEMONS for word in process.cmdline()
+            ):
                 raise RefusedError(
                     f"a Dagster daemon (process {process.pid}) works on {home.root} already; use "
                     "its UI, or end it first"
@@ -93,8 +98,7 @@ class DagsterDev:
         require_no_daemon(self.home)
         end_orphaned_runs(self.home)
         workspace = workspace_file()
-        dagster = str(Path(sys.executable).with_name("dagster"))
-        command = [dagster, "dev", "-w", str(workspace), "-h", "127.0.0.1", "-p", str(self.port)]
+        command = [sys.executable, "-m", conductor.__name__, str(workspace), str(self.port)]
         with self.log.open("ab") as log:
             self._guard = subprocess.Popen(
                 [sys.executable, "-m", guard.__name__, self._mark, *command],

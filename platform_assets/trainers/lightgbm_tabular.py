@@ -41,6 +41,7 @@ class LightGBMTrainer:
 
     flavor = "lightgbm"
     requirements = ("lightgbm", "pandas", "numpy", "scikit-learn")
+    imports = ("lightgbm",)
 
     def fit(
         self,

@@ -26,6 +26,13 @@ class LinearTrainer:
 
     flavor = "sklearn"
     requirements = ("scikit-learn", "pandas", "numpy")
+    imports = (
+        "sklearn.compose",
+        "sklearn.impute",
+        "sklearn.linear_model",
+        "sklearn.pipeline",
+        "sklearn.preprocessing",
+    )
 
     def fit(
         self,

@@ -1,0 +1,312 @@
+"""What a backfill costs: through Dagster, against a loop over the same code, and a bare one.
+
+Four arms do the same days of flights, each in a home of its own, one after the other:
+
+    bare     pandas, Parquet and LightGBM in one process: no checks, no ledger, no Delta, no MLflow
+    loop     features, day, snapshot, model, evaluation and champion in one process, the same
+             functions that a run calls, without Dagster
+    batched  a native backfill through webserver, queue and daemon, with the batches of the catalog
+    single   the same with one run a partition
+
+Counted is the CPU (user and system) of the whole process tree from the launch to the end; not
+counted are imports and the start of Dagster's services, in any arm. The wall time from the launch
+of the backfill to the start of its first run stands beside.
+
+    python -m benchmarks.backfill_cost [--days 90] [--arms bare,loop,batched,single] [--json]
+"""
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from benchmarks.features import bare, cpu_seconds
+from platform_assets.domain.partition import PartitionKey
+from platform_assets.domain.spec import PipelineSpec
+from platform_assets.line.services import Services
+from resources.catalog import catalog_folder, load_catalog
+from resources.home import Home
+
+FIRST = date(2013, 1, 1)
+ARMS = ("bare", "loop", "batched", "single")
+GOALS = {"batched": 1.5, "single": 4.0}
+FIRST_RUN_GOAL = 5.0
+ENDED = {"COMPLETED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED"}
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def write_catalog(folder: Path, days: int, per_run: int | None) -> None:
+    """The flights of the catalog up to the last day; live from then on, so that sensors rest."""
+    document = yaml.safe_load((catalog_folder() / "flights.yaml").read_text())
+    last = FIRST + timedelta(days=days - 1)
+    document["partitions"] |= {"start": FIRST, "end": last}
+    document["schedule"] |= {"live_from": last}
+    if per_run is not None:
+        document["limits"] = {"partitions_per_run": per_run, "models_per_run": per_run}
+    folder.mkdir()
+    (folder / "flights.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+
+
+def plan_of(services: Services) -> Any:
+    from platform_assets.line.history import plan_history
+
+    spec = services.spec
+    return plan_history(services, spec.partitions.start, spec.partitions.end)
+
+
+def run_loop(services: Services) -> int:
+    """All stages of all days, in their order; the number of partitions built."""
+    from platform_assets.line.days import build_day, build_snapshot
+    from platform_assets.line.features import build_features
+    from platform_assets.line.judging import decide_champion, evaluate_model
+    from platform_assets.line.models import train_model
+
+    spec, plan = services.spec, plan_of(services)
+    works = {
+        "features": build_features,
+        "day": lambda s, key, run: build_day(s, key, run, with_map=False),
+        "snapshot": build_snapshot,
+        "model": lambda s, key, run: train_model(s, key, run, lane="backfill"),
+        "evaluation": evaluate_model,
+    }
+    built = 0
+    for stage, work in works.items():
+        for name in sorted(plan.build.get(stage, ())):
+            work(services, PartitionKey.parse(name), "loop")
+            built += 1
+    decide_champion(services, "loop")
+    assert spec.pipeline
+    return built + 1
+
+
+def run_bare(services: Services) -> int:
+    """The same rows and models without any platform."""
+    import lightgbm as lgb
+    import pandas as pd
+
+    spec, plan = services.spec, plan_of(services)
+    out = services.home.root / "bare"
+    for name in plan.build["features"]:
+        key = PartitionKey.parse(name)
+        bare(spec, services.home.landing, key.key or "", key.date, out, one_call=False)
+    days = {PartitionKey.parse(name).date for name in plan.build["features"]}
+
+    def read(wanted: list[date]) -> pd.DataFrame:
+        paths = [
+            path
+            for day in wanted
+            if day in days
+            for path in sorted(out.glob(f"*/{day.isoformat()}/part.parquet"))
+        ]
+        frame = pd.concat([pd.read_parquet(path) for path in paths])
+        for name in spec.dataset.categories:
+            frame[name] = frame[name].astype("category")
+        return frame
+
+    features = list(spec.dataset.features)
+    settings = {
+        **{k: v for k, v in spec.model.parameters.items() if k != "num_boost_round"},
+        "objective": "binary", "verbosity": -1, "deterministic": True, "force_row_wise": True,
+    }  # fmt: skip
+    rounds = int(spec.model.parameters.get("num_boost_round", 100))
+    judged = set(plan.build.get("evaluation", ()))
+    for name in plan.build["model"]:
+        day = date.fromisoformat(name)
+        rows = read([day - timedelta(days=n) for n in range(spec.model.window_days)])
+        target = rows[spec.dataset.target.name]
+        model = lgb.train(settings, lgb.Dataset(rows[features], label=target), rounds)
+        model.save_model(str(out / f"{name}.txt"))
+        if name in judged:
+            later = read(list(spec.judged_on(day)))
+            model.predict(later[features])
+    return len(plan.build["features"]) + len(plan.build["model"])
+
+
+def warm_imports(spec: PipelineSpec) -> None:
+    """Import what the work will import, so that it is not counted."""
+    from platform_assets.instance.preload import preload
+
+    preload()
+    assert spec
+
+
+def in_process(arm: str, home: Home) -> dict[str, Any]:
+    """Run an arm of one process in this one."""
+    services = Services.open(load_catalog()["flights"], home)
+    warm_imports(services.spec)
+    used, started = cpu_seconds(), time.perf_counter()
+    built = (run_loop if arm == "loop" else run_bare)(services)
+    return {
+        "cpu": cpu_seconds() - used,
+        "wall": time.perf_counter() - started,
+        "partitions": built,
+    }
+
+
+def tree_cpu(home: Home) -> float:
+    """CPU of the living processes on a home, and of all their ended children."""
+    total = 0.0
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("DAGSTER_HOME") == str(home.dagster):
+                total += sum(process.cpu_times()[:4])
+        except (psutil.Error, OSError):
+            continue
+    return total
+
+
+def by_process(home: Home) -> dict[str, float]:
+    """The same by kind of process: where the rest goes."""
+    found: dict[str, float] = {}
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("DAGSTER_HOME") == str(home.dagster):
+                words = [Path(word).name for word in process.cmdline()]
+                name = next((w for w in words if w.startswith(("platform_", "dagster"))), words[0])
+                times = process.cpu_times()
+                found[name] = found.get(name, 0.0) + times.user + times.system
+                children = times.children_user + times.children_system
+                found[f"{name}, ended children"] = (
+                    found.get(f"{name}, ended children", 0.0) + children
+                )
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def through_dagster(home: Home, catalog: Path) -> dict[str, Any]:
+    """A native backfill of everything, as the UI launches it."""
+    from platform_assets.demo.play import backfill_ranges
+    from platform_assets.demo.server import DagsterDev
+
+    spec = load_catalog(catalog)["flights"]
+    services = Services.open(spec, home)
+    plan = plan_of(services)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    variables = {"SIGNALBOX_CATALOG": str(catalog), "PYTHONPATH": str(ROOT)}
+    with DagsterDev(home, port, variables) as server:
+        server.wait_until_ready()
+        _settle(home)
+        before, kinds, used = time.time(), by_process(home), tree_cpu(home)
+        started = time.perf_counter()
+        backfill = server.api.launch_backfill(
+            backfill_ranges(spec, plan), title="cost", tags={"signalbox/lane": "backfill"}
+        )
+        while server.api.backfill(backfill)["status"] not in ENDED:
+            time.sleep(1)
+        wall, cpu = time.perf_counter() - started, tree_cpu(home) - used
+        found = server.api.backfill(backfill)
+        runs = server.api.runs({"dagster/backfill": backfill})
+        after = by_process(home)
+    return {
+        "cpu": cpu,
+        "wall": wall,
+        "status": found["status"],
+        "failed": {asset: counts[1] for asset, counts in found["assets"].items() if counts[1]},
+        "runs": len(runs),
+        "not_ok": [run["runId"] for run in runs if run["status"] != "SUCCESS"],
+        "first_run_seconds": min(run["startTime"] for run in runs if run["startTime"]) - before,
+        "cpu_by_process": {
+            name: round(value - kinds.get(name, 0.0), 2)
+            for name, value in sorted(after.items())
+            if value - kinds.get(name, 0.0) > 0.05
+        },
+    }
+
+
+def _settle(home: Home) -> None:
+    """Wait until the services use little CPU: their start is over, the zygote's imports too."""
+    quiet = 0
+    while quiet < 3:
+        before = tree_cpu(home)
+        time.sleep(1)
+        quiet = quiet + 1 if tree_cpu(home) - before < 0.4 else 0
+
+
+def measure(days: int, arms: list[str], folder: Path) -> dict[str, Any]:
+    """Run the arms one after the other; figures by arm, and their ratios."""
+    from platform_assets.factory.instance import make_home
+    from platform_assets.line.landing import land_flights
+
+    template = Home.locate(folder / "template")
+    make_home(template)
+    write_catalog(folder / "catalog", days, None)
+    write_catalog(folder / "catalog-single", days, 1)
+    spec = load_catalog(folder / "catalog")["flights"]
+    services = Services.open(spec, template)
+    land_flights(services, FIRST, spec.partitions.end, quiet=True)
+    found: dict[str, Any] = {}
+    for arm in arms:
+        home = Home.locate(folder / arm)
+        shutil.copytree(template.root, home.root)
+        catalog = folder / ("catalog-single" if arm == "single" else "catalog")
+        if arm in ("bare", "loop"):
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.backfill_cost", "--inside", arm],
+                env={
+                    **os.environ,
+                    **home.environment(),
+                    "SIGNALBOX_CATALOG": str(catalog),
+                    "PYTHONPATH": str(ROOT),
+                },
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                check=True,
+            )
+            found[arm] = json.loads(done.stdout.splitlines()[-1])
+        else:
+            found[arm] = through_dagster(home, catalog)
+        print(f"{arm}: {json.dumps(found[arm])}", file=sys.stderr)
+    ratios = {
+        f"{arm}_to_{base}": round(found[arm]["cpu"] / found[base]["cpu"], 2)
+        for base in ("loop", "bare")
+        for arm in arms
+        if base in found and arm != base
+    }
+    return {"days": days, "arms": found, "ratios": ratios, "goals": GOALS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--days", type=int, default=90)
+    parser.add_argument("--arms", default=",".join(ARMS), help="which, separated by commas")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--keep", help="a folder to work in that is kept, with the homes")
+    parser.add_argument("--inside", choices=("bare", "loop"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.inside:
+        print(json.dumps(in_process(arguments.inside, Home.locate())))
+        return
+    arms = [arm for arm in arguments.arms.split(",") if arm in ARMS]
+    with tempfile.TemporaryDirectory(prefix="signalbox-") as temporary:
+        folder = Path(arguments.keep or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        found = measure(arguments.days, arms, folder)
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return
+    for arm, figures in found["arms"].items():
+        first = figures.get("first_run_seconds")
+        print(
+            f"{arm:8s} {figures['cpu']:7.1f} CPU-s {figures['wall']:7.1f} s"
+            + (f", first run after {first:.1f} s" if first is not None else "")
+        )
+    for name, ratio in found["ratios"].items():
+        print(f"{name}: {ratio}")
+
+
+if __name__ == "__main__":
+    main()

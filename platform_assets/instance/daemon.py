@@ -1,0 +1,156 @@
+"""Dagster's daemon, which looks at backfills every two seconds: `signalbox daemon`.
+
+Dagster looks at them every 30 s, a constant in its source. Everything here goes through the
+arguments of its own functions, nothing is patched; tests/test_own_daemon.py fails where a release
+of Dagster changes what this leans on. Dagster's own daemon does the same work, later.
+"""
+
+import logging
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
+from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
+from dagster._core.workspace.context import IWorkspaceProcessContext
+from dagster._core.workspace.load_target import WorkspaceFileTarget
+from dagster._daemon.backfill import execute_backfill_iteration
+from dagster._daemon.controller import create_daemon_of_type, daemon_controller_from_instance
+from dagster._daemon.daemon import BackfillDaemon, DagsterDaemon, SpanMarker
+from dagster._daemon.utils import DaemonErrorCapture
+
+from platform_assets.domain.ticks import FEW_QUEUED, Progress, is_due
+from platform_assets.instance.forked import launcher_of
+from platform_assets.instance.nursery import CannotForkError
+
+if TYPE_CHECKING:
+    from dagster._daemon.daemon import DaemonIterator
+
+TICK_SECONDS = 2.0
+"""How often backfills are looked at."""
+
+WARM_SECONDS = 1.0
+"""How long to wait for a code location that is not loaded yet, before looking again."""
+
+ACTIVE = [BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING, BulkActionStatus.FAILING]
+GOING_ON = [
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
+]
+
+logger = logging.getLogger("signalbox.daemon")
+
+
+def look(instance: DagsterInstance) -> dict[str, Progress]:
+    """The backfills that are under way: a query, and two more for each of them."""
+    found = {}
+    for backfill in instance.get_backfills(filters=BulkActionsFilter(statuses=ACTIVE)):
+        own = {"dagster/backfill": backfill.backfill_id}
+        queued = instance.get_run_ids(
+            RunsFilter(tags=own, statuses=[DagsterRunStatus.QUEUED]), limit=FEW_QUEUED + 1
+        )
+        going_on = instance.get_run_ids(RunsFilter(tags=own, statuses=GOING_ON))
+        found[backfill.backfill_id] = Progress(
+            status=backfill.status.value,
+            queued=len(queued),
+            unfinished=frozenset([*queued, *going_on]),
+        )
+    return found
+
+
+class QuickBackfillDaemon(BackfillDaemon):
+    """Dagster's, which evaluates as soon as there is news: see `domain.ticks.is_due`."""
+
+    def core_loop(
+        self,
+        workspace_process_context: IWorkspaceProcessContext[Any],
+        shutdown_event: threading.Event,
+    ) -> "DaemonIterator":
+        futures: dict[str, Future[Any]] = {}
+        before: Mapping[str, Progress] = {}
+        evaluated = monotonic()
+        while not shutdown_event.is_set():
+            try:
+                if all(future.done() for future in futures.values()):
+                    # Looked at first: what changes during the evaluation is news to the next.
+                    now = look(workspace_process_context.instance)
+                    if is_due(before, now, monotonic() - evaluated):
+                        before, evaluated = now, monotonic()
+                        yield SpanMarker.START_SPAN
+                        yield from execute_backfill_iteration(
+                            workspace_process_context,
+                            self._logger,
+                            threadpool_executor=self._threadpool_executor,
+                            backfill_futures=futures,
+                            submit_threadpool_executor=self._submit_threadpool_executor,
+                        )
+                        yield SpanMarker.END_SPAN
+            except Exception:  # noqa: BLE001 - as in Dagster's own loop: told, and tried again
+                yield DaemonErrorCapture.process_exception(
+                    exc_info=sys.exc_info(),
+                    logger=self._logger,
+                    log_message="The backfill daemon caught an error",
+                )
+            shutdown_event.wait(TICK_SECONDS)
+            yield None
+
+
+def own_daemons(instance: DagsterInstance) -> Sequence["DagsterDaemon[Any]"]:
+    """The daemons that the instance asks for, with the quick one among them."""
+    return [
+        QuickBackfillDaemon(settings=instance.get_backfill_settings())
+        if kind == BackfillDaemon.daemon_type()
+        else create_daemon_of_type(kind, instance)
+        for kind in instance.get_required_daemon_types()
+    ]
+
+
+def warm(
+    instance: DagsterInstance, context: IWorkspaceProcessContext[Any], ended: threading.Event
+) -> None:
+    """Have everything imported before the first run is launched; a failure is only logged."""
+    launcher = launcher_of(instance)
+    if launcher is None:
+        return
+    locations = context.create_request_context().code_locations
+    while not locations and not ended.wait(WARM_SECONDS):
+        locations = context.create_request_context().code_locations
+    for location in locations:
+        for name in location.get_repositories():
+            origin = location.get_repository_python_origin(name)
+            try:
+                if origin is not None:
+                    launcher.warm(origin)
+            except CannotForkError as error:
+                logger.warning("runs of %s will not be forked: %s", location.name, error)
+
+
+def run_daemon(instance: DagsterInstance, workspace: str, log_level: str = "info") -> None:
+    """Run until interrupted.
+
+    Args:
+        instance: whose runs, sensors, schedules and backfills are looked after.
+        workspace: a workspace.yaml with the code locations.
+        log_level: of Dagster's loggers.
+    """
+    ended = threading.Event()
+    with daemon_controller_from_instance(
+        instance,
+        WorkspaceFileTarget([workspace]),
+        gen_daemons=own_daemons,
+        log_level=log_level,
+        code_server_log_level="warning",
+    ) as controller:
+        context = controller._workspace_process_context
+        threading.Thread(
+            target=warm, args=(instance, context, ended), name="warm", daemon=True
+        ).start()
+        try:
+            controller.check_daemon_loop()
+        finally:
+            ended.set()

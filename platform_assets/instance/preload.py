@@ -1,0 +1,82 @@
+"""What a zygote imports before it forks: all that a run of the line would import, used nowhere.
+
+Importing is allowed, using is not: delta-rs, pyarrow, OpenMP and MLflow's stores start threads or
+open files when they are used for the first time, and neither survives a fork.
+"""
+
+import importlib
+from collections.abc import Iterable
+
+from platform_assets.domain.errors import SignalboxError
+from resources.catalog import load_catalog
+from resources.tracking.client import quiet_environment
+from resources.training import load_trainer
+
+OF_DAGSTER = (
+    "dagster._cli.api",
+    "dagster._core.storage.event_log.sqlite",
+    "dagster._core.storage.local_compute_log_manager",
+    "dagster._core.storage.root",
+    "dagster._core.storage.runs.sqlite",
+    "dagster._core.storage.schedules.sqlite",
+    "dagster._core.storage.sqlite_storage",
+    "dagster._grpc.impl",
+    "alembic.command",
+    "alembic.runtime.migration",
+    "sqlalchemy.dialects.sqlite.pysqlite",
+)
+OF_THE_LINE = (
+    "deltalake",
+    "deltalake.writer",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "mlflow",
+    "mlflow.artifacts",
+    "mlflow.models",
+    "mlflow.store.artifact.local_artifact_repo",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.tracking",
+    "pandas",
+    "pandera.pandas",
+    "pyarrow.compute",
+    "pyarrow.dataset",
+    "pyarrow.fs",
+    "pyarrow.parquet",
+    "sklearn.metrics",
+)
+OF_A_FLAVOR = {"sklearn": ("skops.io",)}
+
+
+def preload() -> list[str]:
+    """Import what the catalog's pipelines will need; the names of what could not be imported.
+
+    What is missing is not an error here: the run that needs it says so better.
+    """
+    quiet_environment()
+    missing = _import([*OF_DAGSTER, *OF_THE_LINE])
+    try:
+        specs = load_catalog().values()
+    except SignalboxError:
+        return missing  # the definitions say what is wrong with it
+    for entry_point in sorted({spec.model.trainer for spec in specs}):
+        try:
+            trainer = load_trainer(entry_point)
+        except SignalboxError:
+            missing.append(entry_point)
+            continue
+        wanted = getattr(trainer, "imports", ())
+        missing += _import(
+            [f"mlflow.{trainer.flavor}", *OF_A_FLAVOR.get(trainer.flavor, ()), *wanted]
+        )
+    return missing
+
+
+def _import(names: Iterable[str]) -> list[str]:
+    missing = []
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            missing.append(name)
+    return missing

@@ -1,0 +1,176 @@
+"""The daemon with quick backfills, and the parts of Dagster that it leans on."""
+
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster._cli.proxy_server_manager import ProxyServerManager
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.test_utils import create_run_for_test
+from dagster._daemon import backfill, controller
+from dagster._daemon.daemon import BackfillDaemon
+
+from platform_assets.domain.ticks import IDLE_SECONDS
+from platform_assets.instance import daemon
+from platform_assets.instance.daemon import QuickBackfillDaemon, look, own_daemons
+from resources.home import Home
+
+ORIGIN = RemoteJobOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("l"), "r"), "j")
+
+
+@pytest.fixture
+def instance(home: Home) -> Any:
+    with dg.DagsterInstance.from_config(str(home.dagster)) as found:
+        yield found
+
+
+def test_dagsters_own_tick_is_what_ours_replaces() -> None:
+    """If this fails, see whether the tick can be set by now, and whether ours is still needed."""
+    assert controller.DEFAULT_DAEMON_INTERVAL_SECONDS == IDLE_SECONDS == 30
+    assert "DEFAULT_DAEMON_INTERVAL_SECONDS" in inspect.getsource(
+        backfill.execute_backfill_iteration_loop
+    )
+
+
+def test_what_is_used_of_dagsters_internals_is_there() -> None:
+    def names(function: Any) -> list[str]:
+        return list(inspect.signature(function).parameters)
+
+    assert names(backfill.execute_backfill_iteration) == [
+        "workspace_process_context",
+        "logger",
+        "threadpool_executor",
+        "submit_threadpool_executor",
+        "backfill_futures",
+        "debug_crash_flags",
+    ]
+    assert {"instance", "workspace_load_target", "gen_daemons"} <= {
+        *names(controller.daemon_controller_from_instance)
+    }
+    assert names(BackfillDaemon.core_loop) == [
+        "self",
+        "workspace_process_context",
+        "shutdown_event",
+    ]
+    assert names(ProxyServerManager.__init__)[:4] == [
+        "self",
+        "instance",
+        "workspace_load_target",
+        "code_server_log_level",
+    ]
+    made = BackfillDaemon(settings={"use_threads": True})
+    assert made._threadpool_executor is not None
+    assert made._submit_threadpool_executor is None
+    own = inspect.getsource(BackfillDaemon.core_loop)
+    assert "execute_backfill_iteration_loop(" in own
+
+
+def test_all_of_dagsters_daemons_run_and_only_the_one_differs(instance: dg.DagsterInstance) -> None:
+    ours = {type(made).daemon_type(): type(made) for made in own_daemons(instance)}
+    theirs = {
+        type(made).daemon_type(): type(made)
+        for made in controller.create_daemons_from_instance(instance)
+    }
+    assert theirs.pop("BACKFILL") is BackfillDaemon
+    assert ours.pop("BACKFILL") is QuickBackfillDaemon
+    assert ours == theirs
+
+
+def add(instance: dg.DagsterInstance, name: str) -> None:
+    instance.add_backfill(
+        PartitionBackfill(
+            backfill_id=name,
+            status=BulkActionStatus.REQUESTED,
+            from_failure=False,
+            tags={},
+            backfill_timestamp=1.0,
+            partition_names=[],
+        )
+    )
+
+
+def test_a_look_sees_what_goes_on(instance: dg.DagsterInstance) -> None:
+    assert look(instance) == {}
+    add(instance, "b")
+    own = {"dagster/backfill": "b"}
+    queued = create_run_for_test(
+        instance, status=dg.DagsterRunStatus.QUEUED, tags=own, remote_job_origin=ORIGIN
+    )
+    started = create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED, tags=own)
+    create_run_for_test(instance, status=dg.DagsterRunStatus.SUCCESS, tags=own)
+    create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED)
+    found = look(instance)["b"]
+    assert (found.status, found.queued) == ("REQUESTED", 1)
+    assert found.unfinished == {queued.run_id, started.run_id}
+
+
+class Context:
+    """What the loop asks of a workspace."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self.instance = instance
+
+
+def test_the_loop_evaluates_at_news_and_survives_errors(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated: list[int] = []
+
+    def iteration(context: Any, *_: Any, **__: Any) -> Any:
+        evaluated.append(len(evaluated))
+        if len(evaluated) == 1:
+            raise RuntimeError("the code server is away")
+        yield None
+
+    monkeypatch.setattr(daemon, "execute_backfill_iteration", iteration)
+    monkeypatch.setattr(daemon, "TICK_SECONDS", 0.0)
+    add(instance, "b")
+    create_run_for_test(
+        instance, status=dg.DagsterRunStatus.STARTED, tags={"dagster/backfill": "b"}
+    )
+    ended = threading.Event()
+    with QuickBackfillDaemon(settings={}) as made:
+        loop = made.core_loop(Context(instance), ended)  # type: ignore[arg-type]
+        said = [next(loop) for _ in range(8)]
+        assert evaluated == [0], "the run goes on, nothing has changed"
+        assert any("the code server is away" in str(one) for one in said)
+        add(instance, "c")
+        for _ in range(4):
+            next(loop)
+        assert len(evaluated) >= 2
+        ended.set()
+        loop.close()
+
+
+@pytest.mark.heavy
+def test_the_daemon_runs_as_a_command_and_ends_with_ctrl_c(home: Home) -> None:
+    log = home.root / "log"
+    with log.open("wb") as out:
+        command = [sys.executable, "-c", "from platform_assets.cli import main; main(['daemon'])"]
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            cwd=Path(__file__).parents[1],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+        deadline = threading.Event()
+        for _ in range(600):
+            if b"QuickBackfillDaemon" in log.read_bytes() or process.poll() is not None:
+                break
+            deadline.wait(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0, log.read_text()
+    assert "QuickBackfillDaemon" in log.read_text()
