@@ -21,7 +21,6 @@ from dagster._core.definitions.sensor_definition import SensorExecutionData
 from platform_assets.cli.app import main
 from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.partition import PartitionKey, local_hours
-from platform_assets.factory.instance import dagster_yaml
 from platform_assets.line.explain import explain
 from platform_assets.line.features import build_features
 from platform_assets.line.late import note_changes
@@ -794,16 +793,3 @@ def test_one_look_hands_over_a_bounded_number(box: Box, monkeypatch: pytest.Monk
     assert all(len(tick) == 1 for tick in launched)
     assert ("features", PARTITION) in launched[0]
     assert box.open == []
-
-
-# --- the instance -----------------------------------------------------------------------------
-
-
-def test_the_other_lanes_together_leave_a_slot_to_the_daily_one() -> None:
-    runs = yaml.safe_load(dagster_yaml().read_text())["concurrency"]["runs"]
-    limits = {
-        rule.get("value", rule["key"]): rule["limit"] for rule in runs["tag_concurrency_limits"]
-    }
-    backfill = max(limits["backfill"], limits["dagster/backfill"])
-    assert limits["late"] == 1
-    assert backfill + limits["late"] < runs["max_concurrent_runs"]

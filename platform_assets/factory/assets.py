@@ -20,8 +20,9 @@ from platform_assets.factory.events import (
     source_event,
 )
 from platform_assets.factory.grid import asset_key
-from platform_assets.factory.lanes import PIPELINE_TAG, lane_of
+from platform_assets.factory.lanes import PIPELINE_TAG
 from platform_assets.factory.versions import code_version, module_file, trainer_file
+from platform_assets.instance.claiming import in_lane, lane_of_run
 from platform_assets.line.days import build_day, build_snapshot
 from platform_assets.line.features import SourceChange, build_features
 from platform_assets.line.judging import decide_champion, evaluate_model
@@ -232,7 +233,7 @@ def _model(spec: PipelineSpec, origin: str) -> dg.AssetsDefinition:
             services,
             key,
             context.run.run_id,
-            lane=lane_of(context.run.tags),
+            lane=lane_of_run(context),
             log=context.log.info,
         )
 
@@ -282,14 +283,12 @@ def _champion(spec: PipelineSpec) -> dg.AssetsDefinition:
         metadata={"registered_model": spec.model.name},
     )
 
-    @dg.multi_asset(
-        name=f"{spec.pipeline}__champion",
-        specs=[asset],
-        pool=f"{spec.pipeline}_champion",
-    )
+    @dg.multi_asset(name=f"{spec.pipeline}__champion", specs=[asset])
     def compute(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
+        services = Services.open(spec)
         try:
-            outcome = decide_champion(Services.open(spec), context.run.run_id)
+            with in_lane(context):
+                outcome = decide_champion(services, context.run.run_id)
         except HeldError as error:
             raise dg.Failure(description=str(error), allow_retries=False) from error
         backfill = context.run.tags.get("dagster/backfill")

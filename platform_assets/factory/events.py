@@ -11,6 +11,7 @@ from platform_assets.domain.errors import HeldError, RefusedError, TransientErro
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory.grid import asset_key, partition_tags
+from platform_assets.instance.claiming import in_lane
 from platform_assets.line.features import SourceChange
 from platform_assets.line.services import Outcome
 
@@ -106,6 +107,23 @@ def source_event(
 
 
 def run_partitions(
+    context: dg.AssetExecutionContext,
+    spec: PipelineSpec,
+    stage: str,
+    code_version: str,
+    work: Callable[[PartitionKey], Outcome],
+    follower: str | None = None,
+) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[Any]]:
+    """Do the work of a run's partitions, in a slot of its lane; see `work_in_turn`.
+
+    Raises:
+        dagster.Failure: no slot came free in time; nothing was done.
+    """
+    with in_lane(context):
+        yield from work_in_turn(context, spec, stage, code_version, work, follower)
+
+
+def work_in_turn(
     context: dg.AssetExecutionContext,
     spec: PipelineSpec,
     stage: str,

@@ -1,10 +1,8 @@
-"""Which lane a run is in, by where it came from."""
+"""Tags of the runs that sensors launch; which lane a run is in is decided in `domain.lanes`."""
 
-from collections.abc import Mapping
+from platform_assets.domain.lanes import BACKFILL_TAG, LANE_TAG, PIPELINE_TAG
 
-LANE_TAG = "signalbox/lane"
-PIPELINE_TAG = "signalbox/pipeline"
-BACKFILL_TAG = "dagster/backfill"
+__all__ = ["BACKFILL_TAG", "LANE_TAG", "PIPELINE_TAG", "RETRIED_IF_KILLED"]
 
 RETRIED_IF_KILLED = {
     "dagster/max_retries": "2",
@@ -14,8 +12,3 @@ RETRIED_IF_KILLED = {
 
 A step that fails is not tried again by this: the same refusal would come back.
 """
-
-
-def lane_of(tags: Mapping[str, str]) -> str:
-    """The lane of a run: its own tag, else backfill for a native backfill, else adhoc."""
-    return tags.get(LANE_TAG) or ("backfill" if BACKFILL_TAG in tags else "adhoc")

@@ -1,0 +1,49 @@
+"""The execution of a run claims a slot of its lane itself, wherever the run came from.
+
+The queue keeps to the lanes for what is submitted. `dg launch`, a script, a notebook execute past
+it; they meet here.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import dagster as dg
+
+from platform_assets.domain.errors import SignalboxError
+from platform_assets.domain.lanes import Lane, lane_of
+from platform_assets.instance.coordinator import parent_lane, wanted_tags
+from resources.home import Home
+from resources.lanes import load_lanes
+from resources.slots import slot
+
+
+def lane_of_run(context: dg.OpExecutionContext | dg.AssetExecutionContext) -> Lane:
+    """The lane of the run that is executing."""
+    return lane_of(context.run.tags, parent_lane(context.instance, context.run))
+
+
+@contextmanager
+def in_lane(
+    context: dg.OpExecutionContext | dg.AssetExecutionContext,
+    tell: Callable[[str], Any] | None = None,
+) -> Iterator[Lane]:
+    """Hold a slot of the run's lane while the block works; waits for one.
+
+    A run that the queue has not seen gets the tags of its lane here.
+
+    Raises:
+        dagster.Failure: no slot came free in time, or the lanes cannot be read; nothing was done.
+    """
+    run, lane = context.run, lane_of_run(context)
+    with ExitStack() as held:
+        try:
+            lanes = load_lanes()
+            missing = wanted_tags(context.instance, lanes, run)
+            if missing:
+                context.instance.add_run_tags(run.run_id, missing)
+            url = Home.locate().ledger_url
+            held.enter_context(slot(url, lanes, lane, run.run_id, tell=tell or context.log.info))
+        except SignalboxError as error:
+            raise dg.Failure(description=str(error), allow_retries=False) from error
+        yield lane

@@ -1,0 +1,53 @@
+"""The queue's door: each run is given its lane before it is enqueued, whoever launched it."""
+
+from functools import cached_property
+from typing import Any
+
+import dagster as dg
+from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
+from dagster._core.storage.dagster_run import DagsterRun
+
+from platform_assets.domain.lanes import LANE_TAG, PARENT_TAG, Lane, Lanes, lane_of, tags_of_lane
+from resources.lanes import load_lanes
+
+
+class LaneRunCoordinator(QueuedRunCoordinator[Any]):
+    """Dagster's queue, whose runs cannot be in no lane, or in one that is not theirs.
+
+    `dagster.yaml` names it as run_coordinator. Sensors, schedules, native backfills, retries and
+    a person's click all submit here; what executes without being submitted (`dg launch`) is given
+    its lane when it executes.
+    """
+
+    @cached_property
+    def lanes(self) -> Lanes:
+        """As declared when this process first asked: like dagster.yaml, read anew on a restart."""
+        return load_lanes()
+
+    def submit_run(self, context: SubmitRunContext) -> DagsterRun:
+        """Put the tags of its lane onto a run, then enqueue it."""
+        run = context.dagster_run
+        wanted = wanted_tags(self._instance, self.lanes, run)
+        if wanted and run.status is dg.DagsterRunStatus.NOT_STARTED:
+            self._instance.add_run_tags(run.run_id, wanted)
+            tagged = self._instance.get_run_by_id(run.run_id)
+            assert tagged is not None, run.run_id
+            run = tagged
+        return super().submit_run(SubmitRunContext(run, context.workspace))
+
+
+def wanted_tags(instance: dg.DagsterInstance, lanes: Lanes, run: DagsterRun) -> dict[str, str]:
+    """The tags by which a run's differ from what its lane asks for."""
+    assets = [key.to_user_string() for key in run.asset_selection or ()]
+    return tags_of_lane(lanes, run.tags, assets, parent_lane(instance, run))
+
+
+def parent_lane(instance: dg.DagsterInstance, run: DagsterRun) -> Lane | None:
+    """The lane of the run that this one is a retry of; None if it is none."""
+    parent_id = run.tags.get(PARENT_TAG) or run.parent_run_id
+    parent = instance.get_run_by_id(parent_id) if parent_id else None
+    if parent is None:
+        return None
+    # Its own tag was given by the queue, which knew its parent.
+    given = parent.tags.get(LANE_TAG)
+    return Lane(given) if given in list(Lane) else lane_of(parent.tags)

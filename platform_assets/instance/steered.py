@@ -1,0 +1,77 @@
+"""The instance, whose queue asks the ledger how fast each backfill may go."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+from dagster._core.instance.config import ConcurrencyConfig
+from dagster._core.instance.ref import InstanceRef
+
+from platform_assets.domain.lane_limits import Steering, with_steering, without_backfills
+from resources.home import Home
+from resources.ledger.backfills import PAUSED, Backfills
+
+log = logging.getLogger(__name__)
+
+
+class SignalboxInstance(dg.DagsterInstance):
+    """Dagster's instance; `dagster.yaml` names it as instance_class.
+
+    The queue asks for its limits each time it looks for runs to start, so that a backfill that is
+    paused, resumed or resized is so at once, in every process, without a restart. The limits of
+    `concurrency` stand in the way of any other place: Dagster prefers them to the coordinator's.
+    """
+
+    _steering: list[Steering] | None = None
+    _unknown: str | None = None
+
+    @classmethod
+    def config_schema(cls) -> Mapping[str, Any]:
+        """No configuration of its own."""
+        return {}
+
+    @classmethod
+    def config_defaults(cls, base_dir: str) -> Mapping[str, Any]:
+        return InstanceRef.config_defaults(base_dir)
+
+    def get_concurrency_config(self) -> ConcurrencyConfig:
+        """The limits of dagster.yaml, and those of the backfills that are steered."""
+        config = super().get_concurrency_config()
+        queue = config.run_queue_config
+        if queue is None:
+            return config
+        steering = self._read_steering()
+        declared = queue.tag_concurrency_limits
+        limits = (
+            without_backfills(declared) if steering is None else with_steering(declared, steering)
+        )
+        return ConcurrencyConfig(
+            pool_config=config.pool_config,
+            run_queue_config=queue._replace(tag_concurrency_limits=limits),
+        )
+
+    def _read_steering(self) -> list[Steering] | None:
+        """How fast backfills may go; the last that was known while the ledger does not answer."""
+        try:
+            records = Backfills(Home.locate().ledger_url).steered()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the queue has to go on
+            self._complain(str(error))
+            return self._steering
+        self._unknown = None
+        self._steering = [
+            Steering(r.id, 0 if r.state == PAUSED else int(r.max_runs or 0)) for r in records
+        ]
+        return self._steering
+
+    def _complain(self, why: str) -> None:
+        """Say it once, not at every look of the queue."""
+        if why == self._unknown:
+            return
+        self._unknown = why
+        state = (
+            "backfills wait until it does"
+            if self._steering is None
+            else f"{len(self._steering)} steered backfill(s) go on as last known"
+        )
+        log.warning("how fast backfills may go cannot be read (%s): %s", why, state)

@@ -1,0 +1,237 @@
+"""Slots of a lane: whoever works holds one, also what executes past every queue."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from click.testing import CliRunner
+from dagster_dg_cli.cli.launch import launch_command
+
+from platform_assets.domain.lanes import Lane, LaneFullError, Lanes
+from platform_assets.domain.lease import Lease
+from resources import processes
+from resources.lanes import load_lanes
+from resources.ledger import upgrade
+from resources.ledger.leases import Leases
+from resources.slots import holders, slot
+from tests.small import Line, Templates, copied, failure_of
+
+LANES = load_lanes()
+DONE = "JFK|2013-01-03"
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    found = f"sqlite:///{tmp_path / 'ledger.db'}"
+    upgrade(found)
+    return found
+
+
+@pytest.fixture
+def line(shared_folder: Path, home_template: Path, tmp_path: Path) -> Iterator[Line]:
+    with copied(Templates(shared_folder, home_template).empty, tmp_path) as line:
+        line.land("2013-01-03", airports=["JFK"])
+        yield line
+
+
+def fill(url: str, lane: Lane, stack: ExitStack, lanes: Lanes = LANES) -> None:
+    """Take every slot of a lane."""
+    for n in range(lanes.limit(lane)):
+        stack.enter_context(slot(url, lanes, lane, f"run-{n}", limit=0))
+
+
+# --- the slots --------------------------------------------------------------------------------
+
+
+def test_a_lane_has_as_many_slots_as_declared(url: str) -> None:
+    with ExitStack() as stack:
+        fill(url, Lane.ADHOC, stack)
+        assert [h.run_id for h in holders(url)[Lane.ADHOC]] == ["run-0", "run-1"]
+        with pytest.raises(LaneFullError) as refused, slot(url, LANES, Lane.ADHOC, "x", limit=0):
+            pytest.fail("it has a third slot")
+        said = str(refused.value)
+        assert f"lane adhoc has 2 slot(s), held by run run-0 (process {os.getpid()})" in said
+        with slot(url, LANES, Lane.LATE, "y", limit=0), slot(url, LANES, Lane.DAILY, "z", limit=0):
+            assert len(holders(url)[Lane.DAILY]) == 1
+    assert holders(url) == {lane: [] for lane in Lane}
+
+
+def test_whoever_waits_gets_the_slot_that_comes_free(url: str) -> None:
+    told: list[str] = []
+    entered, waits = threading.Event(), threading.Event()
+
+    def tell(text: str) -> None:
+        told.append(text)
+        waits.set()
+
+    def work() -> None:
+        with slot(url, LANES, Lane.LATE, "second", limit=60, tell=tell):
+            entered.set()
+
+    with slot(url, LANES, Lane.LATE, "first", limit=0):
+        second = threading.Thread(target=work)
+        second.start()
+        assert waits.wait(30)
+        assert not entered.is_set()
+    second.join(30)
+    assert entered.is_set()
+    assert told == [
+        f"waiting for one of 1 slot(s) of lane late, held by run first (process {os.getpid()})"
+    ]
+
+
+KILLED = """
+import os, signal, sys
+from platform_assets.domain.lanes import Lane
+from resources.lanes import load_lanes
+from resources.slots import slot
+with slot(sys.argv[1], load_lanes(), Lane.LATE, "killed", limit=0):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_slot_of_a_killed_process_is_free_at_once(url: str) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, url], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [h.run_id for h in holders(url)[Lane.LATE]] == ["killed"]
+    with slot(url, LANES, Lane.LATE, "next", limit=0):
+        assert [h.run_id for h in holders(url)[Lane.LATE]] == ["next"]
+
+
+# --- the execution of a run -------------------------------------------------------------------
+
+
+def dg_launch(*arguments: str) -> int:
+    """`dg launch`, which executes in its own process, past every queue."""
+    pointed = ["--module-name", "tests.small", "--attribute", "repository"]
+    return CliRunner().invoke(launch_command, [*arguments, *pointed]).exit_code
+
+
+def features(line: Line) -> int:
+    return dg_launch("--assets", "flights/features", "--partition", line.dagster_key(DONE))
+
+
+def newest(line: Line) -> dg.DagsterRun:
+    (run,) = line.instance.get_runs(limit=1)
+    return run
+
+
+def test_dg_launch_is_refused_while_its_lane_is_full(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resources.slots.WAIT_SECONDS", 0.0)
+    with ExitStack() as stack:
+        fill(line.home.ledger_url, Lane.ADHOC, stack)
+        assert features(line) != 0
+        assert newest(line).status is dg.DagsterRunStatus.FAILURE
+        entries = line.instance.all_logs(
+            newest(line).run_id, of_type=dg.DagsterEventType.STEP_FAILURE
+        )
+        assert "held by run run-0" in str(entries[0].dagster_event)
+        assert line.versions("features") == {}
+    assert features(line) == 0
+    assert list(line.versions("features")) == [DONE]
+    assert holders(line.home.ledger_url) == {lane: [] for lane in Lane}
+
+
+def test_dg_launch_waits_for_its_lane_and_then_works(line: Line) -> None:
+    """It waits while others work, and does nothing before it has a slot."""
+    url = line.home.ledger_url
+    leases = Leases(url)
+    with ExitStack() as stack:
+        fill(url, Lane.ADHOC, stack)
+        seen: list[int] = []
+        real = Leases.held
+
+        def give_back(self: Leases, prefix: str = "") -> object:
+            found = real(self, prefix)
+            if len(seen) == 0:
+                seen.append(len(line.versions("features")))
+                stack.close()  # whoever was at work has ended
+            return found
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Leases, "held", give_back)
+            assert features(line) == 0
+    assert seen == [0]
+    assert list(line.versions("features")) == [DONE]
+    assert leases.held("lane/") == []
+
+
+def test_without_the_claim_it_would_slip_past(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resources.slots.WAIT_SECONDS", 0.0)
+    claim = Leases.claim
+
+    def generous(self: Leases, resource: str, *how: object) -> object:
+        name = resource + os.urandom(4).hex() if resource.startswith("lane/") else resource
+        return claim(self, name, *how)  # type: ignore[arg-type]
+
+    with ExitStack() as stack:
+        fill(line.home.ledger_url, Lane.ADHOC, stack)
+        monkeypatch.setattr(Leases, "claim", generous)
+        assert features(line) == 0
+
+
+def test_a_run_that_no_queue_has_seen_is_given_its_lane(line: Line) -> None:
+    assert features(line) == 0
+    tags = newest(line).tags
+    assert tags["signalbox/lane"] == "adhoc"
+    assert tags["signalbox/pipeline"] == "flights"
+
+
+def test_a_run_works_in_the_lane_that_it_came_in(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resources.slots.WAIT_SECONDS", 0.0)
+    claimed: list[str] = []
+    claim = Leases.claim
+
+    def spy(self: Leases, resource: str, *how: object) -> object:
+        claimed.append(resource)
+        return claim(self, resource, *how)  # type: ignore[arg-type]
+
+    with ExitStack() as stack:
+        fill(line.home.ledger_url, Lane.ADHOC, stack)
+        fill(line.home.ledger_url, Lane.BACKFILL, stack)
+        monkeypatch.setattr(Leases, "claim", spy)
+        daily = {"dagster/sensor_name": "flights_readiness"}
+        line.must("features", partition=DONE, tags=daily)
+        assert claimed[0] == "lane/daily/0"
+        refused = line.run("features", partition=DONE, tags={"dagster/backfill": "abc", **daily})
+        assert not refused.success
+        assert "lane backfill has 2 slot(s)" in failure_of(refused)
+
+
+@pytest.mark.parametrize("stage", ["day", "champion", "landed_flights"])
+def test_each_stage_claims_its_slot(
+    line: Line, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    monkeypatch.setattr("resources.slots.WAIT_SECONDS", 0.0)
+    partition = "2013-01-03" if stage == "day" else None
+    with ExitStack() as stack:
+        fill(line.home.ledger_url, Lane.ADHOC, stack)
+        assert "lane adhoc has 2 slot(s)" in failure_of(line.run(stage, partition=partition))
+
+
+def test_a_declaration_that_cannot_be_read_stops_the_run(
+    line: Line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "lanes.yaml"
+    file.write_text("slots: many\n")
+    monkeypatch.setenv("SIGNALBOX_LANES", str(file))
+    assert "is refused" in failure_of(line.run("features", partition=DONE))
+    assert line.versions("features") == {}
+
+
+def test_the_slot_of_a_process_that_lives_is_not_taken_over(url: str) -> None:
+    me = processes.holder("me")
+    assert isinstance(Leases(url).claim("lane/late/0", me), Lease)
+    with pytest.raises(LaneFullError), slot(url, LANES, Lane.LATE, "other", limit=0):
+        pytest.fail("it was taken over")
