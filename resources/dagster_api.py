@@ -24,6 +24,16 @@ mutation Launch($params: LaunchBackfillParams!) {
 }
 """
 
+CANCEL_BACKFILL = """
+mutation Cancel($id: String!) {
+  cancelPartitionBackfill(backfillId: $id) {
+    __typename
+    ... on UnauthorizedError { message }
+    ... on PythonError { message }
+  }
+}
+"""
+
 BACKFILL = """
 query Backfill($id: String!) {
   partitionBackfillOrError(backfillId: $id) {
@@ -174,6 +184,18 @@ class DagsterApi:
         if result["__typename"] != "LaunchBackfillSuccess":
             raise RefusedError(f"Dagster refused the backfill: {result.get('message', result)}")
         return str(result["backfillId"])
+
+    def cancel_backfill(self, backfill_id: str) -> None:
+        """Ask for the end of a backfill: the daemon ends its runs, and requests no more.
+
+        Raises:
+            RefusedError: there is none, or it may not be cancelled.
+        """
+        result = self.query(CANCEL_BACKFILL, {"id": backfill_id})["cancelPartitionBackfill"]
+        if result["__typename"] != "CancelBackfillSuccess":
+            raise RefusedError(
+                f"Dagster refused to cancel backfill {backfill_id}: {result.get('message', result)}"
+            )
 
     def backfill(self, backfill_id: str) -> dict[str, Any]:
         """Status and counts by asset: `{"status": …, "assets": {key: (done, failed, of)}}`."""

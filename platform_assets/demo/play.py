@@ -12,9 +12,8 @@ from typing import Any
 from platform_assets.demo.screen import Screen
 from platform_assets.demo.server import DagsterDev, require_free_port
 from platform_assets.domain.errors import RefusedError, SignalboxError
-from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
-from platform_assets.factory import grid
+from platform_assets.factory.backfills import ranges_of
 from platform_assets.factory.instance import make_home
 from platform_assets.line.history import HistoryPlan, plan_history
 from platform_assets.line.landing import land_flights
@@ -121,18 +120,7 @@ def backfill_ranges(
     spec: PipelineSpec, plan: HistoryPlan
 ) -> dict[str, Sequence[tuple[str, str]] | None]:
     """What a plan builds, as `DagsterApi.launch_backfill` takes it."""
-    grids = {
-        "features": grid.keyed(spec),
-        "day": grid.daily(spec, spec.partitions.start, spec.partitions.end),
-        "snapshot": grid.daily(spec, spec.first_model_date, spec.partitions.end),
-        "model": grid.daily(spec, spec.first_model_date, spec.partitions.end),
-        "evaluation": grid.daily(spec, spec.first_model_date, spec.last_judged_date),
-    }
-    found: dict[str, Sequence[tuple[str, str]] | None] = {}
-    for stage, names in plan.build.items():
-        keys = [grid.dagster_key(spec, PartitionKey.parse(name)) for name in names]
-        if keys:
-            found[spec.asset(stage)] = grid.ranges(grids[stage], keys)
+    found: dict[str, Sequence[tuple[str, str]] | None] = dict(ranges_of(spec, plan.build))
     if plan.judges:
         found[spec.asset("champion")] = None
     return found

@@ -12,6 +12,7 @@ from platform_assets.domain.clock import Clock, FixedClock, WallClock
 from platform_assets.domain.lease import Lease
 from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.domain.spec import PipelineSpec
+from platform_assets.line.stopwatch import Stopwatch
 from resources import processes
 from resources.home import Home
 from resources.lake import DatasetTable
@@ -89,7 +90,13 @@ class Services:
         """
         located = home or Home.locate()
         located.require()
-        return cls(located, spec, restate=restate, tell=tell)
+        services = cls(located, spec, restate=restate, tell=tell)
+        _ = services.stopwatch  # it starts with its first use
+        return services
+
+    @cached_property
+    def stopwatch(self) -> Stopwatch:
+        return Stopwatch.of_process()
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -199,7 +206,7 @@ class Services:
                 data_version=data_version,
                 table_version=table_version,
                 rows=rows,
-                detail=dict(detail or {}),
+                detail={**(detail or {}), "cost": self.stopwatch.lap()},
                 run_id=run_id,
                 committed_at=datetime.now(UTC),
             ),

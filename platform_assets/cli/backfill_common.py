@@ -1,0 +1,135 @@
+"""What `signalbox backfill` commands share: the home's Dagster, and a backfill to its end."""
+
+import getpass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from platform_assets.cli.backfill_screen import follow
+from platform_assets.domain.errors import RefusedError
+from platform_assets.line.services import Services
+from resources.home import Home
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from platform_assets.factory.backfill_view import BackfillView
+
+DEFAULT_URL = "http://127.0.0.1:3000"
+"""Where `signalbox dev` serves Dagster."""
+
+Runs = Annotated[
+    int | None, typer.Option("--runs", min=1, help="Runs of it in progress at once, at the most.")
+]
+Url = Annotated[str, typer.Option("--url", help="Of Dagster's webserver on this home.")]
+By = Annotated[str | None, typer.Option("--by", help="Who asks; default: your login name.")]
+
+
+def login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return "somebody"
+
+
+@contextmanager
+def dagster_of(home: Home | None = None) -> Iterator["dg.DagsterInstance"]:
+    """The home's Dagster instance: its storage, whether or not a webserver runs."""
+    import dagster as dg
+
+    found = home or Home.locate()
+    found.require()
+    with dg.DagsterInstance.from_config(str(found.dagster)) as instance:
+        yield instance
+
+
+def watch_to_its_end(instance: "dg.DagsterInstance", home: Home, backfill_id: str) -> None:
+    """Follow a backfill to its end.
+
+    Raises:
+        RefusedError: it did not build everything.
+    """
+    from platform_assets.factory.backfill_view import Watcher
+
+    watcher = Watcher(instance, backfill_id)
+
+    def look() -> dict[str, Any]:
+        return described(instance, home, watcher.look())
+
+    try:
+        last = follow(look)
+    except KeyboardInterrupt:
+        print(
+            f"\nbackfill {backfill_id} goes on; watch it with `signalbox backfill watch "
+            f"{backfill_id}`, end it with `signalbox backfill cancel {backfill_id}`"
+        )
+        raise
+    left = {asset: s for asset, s in last["assets"].items() if s["done"] < s["wanted"]}
+    if last["status"] not in ("completed", "completed_success") or left:
+        counts = "; ".join(
+            f"{asset} {s['failed']} failed, {s['held']} held, {s['behind'] + s['left']} not tried"
+            for asset, s in left.items()
+        )
+        raise RefusedError(
+            f"backfill {backfill_id} ended as {last['status']}"
+            + (f" ({counts})" if counts else "")
+            + "; what was built stays, the same launch goes on with what is missing, why stands in "
+            f"`signalbox backfill status {backfill_id}`"
+        )
+
+
+def document_of(instance: "dg.DagsterInstance", home: Home, backfill_id: str) -> dict[str, Any]:
+    from platform_assets.factory.backfill_view import Watcher
+
+    return described(instance, home, Watcher(instance, backfill_id).look())
+
+
+def described(instance: "dg.DagsterInstance", home: Home, view: "BackfillView") -> dict[str, Any]:
+    """A backfill as a document: Dagster's state of it, and the ledger's."""
+    from platform_assets.domain.backfill_cost import daily_effect
+    from platform_assets.domain.backfill_progress import seconds_left
+    from platform_assets.factory.backfills import read_queue
+    from platform_assets.line.backfill import read_measured
+    from resources.catalog import load_catalog
+    from resources.ledger.backfills import PAUSED, Backfills
+
+    record = Backfills(home.ledger_url).find(view.id)
+    paused = record is not None and record.state == PAUSED
+    max_runs = record.max_runs if record else None
+    left = None
+    spec = load_catalog().get(view.pipeline or "")
+    if spec is not None and not view.ended and not paused:
+        parallel = daily_effect(read_queue(instance), max_runs)["backfill"]
+        stages = {asset.split("/")[-1]: found for asset, found in view.stages.items()}
+        left = seconds_left(stages, read_measured(Services.open(spec, home)), parallel)
+    return {
+        "backfill": view.id,
+        "pipeline": view.pipeline,
+        "title": view.title,
+        "status": view.status,
+        "ended": view.ended,
+        "paused": paused,
+        "max_runs": max_runs,
+        "launched_at": view.launched_at.isoformat(),
+        "launched_by": record.launched_by if record else None,
+        "changed_by": record.changed_by if record else None,
+        "error": view.error,
+        "runs": dict(view.runs),
+        "seconds_left": left,
+        "assets": {
+            asset: {
+                "wanted": found.wanted,
+                "done": found.done,
+                "failed": found.failed,
+                "held": found.held,
+                "behind": found.behind,
+                "in_progress": found.in_progress,
+                "waiting": found.waiting,
+                "left": found.left,
+                "reasons": dict(found.reasons),
+            }
+            for asset, found in view.stages.items()
+        },
+    }

@@ -1,0 +1,201 @@
+"""A backfill as it stands, read from Dagster's storage: any, also one of the Dagster UI.
+
+Dagster itself only counts at the ticks of its daemon; here each partition counts as soon as its
+event is there. Why one is held or failed stands in the asset check `clear` of its run.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+from dagster._core.execution.asset_backfill import AssetBackfillData
+from dagster._core.execution.backfill import BULK_ACTION_TERMINAL_STATUSES, PartitionBackfill
+from dagster._core.storage.dagster_run import DagsterRun, DagsterRunStatus
+
+from platform_assets.domain.backfill_progress import StageFacts, StageProgress, stage_progress
+from platform_assets.domain.errors import UsageError
+from platform_assets.factory.backfills import names_of, pipeline_of_backfill
+from platform_assets.factory.events import HELD_CHECK
+from platform_assets.factory.lanes import BACKFILL_TAG
+
+ALL = "all"
+"""The one partition of an asset without any."""
+
+QUEUED = {DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED, DagsterRunStatus.MANAGED}
+IN_PROGRESS = {
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
+}
+CHECKS = 500
+"""Results of an asset check that are looked through for those of a backfill's runs."""
+
+EVENTS = 500
+
+
+@dataclass(frozen=True)
+class BackfillView:
+    """What is known of a backfill now.
+
+    Attributes:
+        status: Dagster's, lower case: requested, canceling, completed_success, and so on.
+        stages: progress by asset key; empty for a backfill of a job, which has runs only.
+        runs: how many are queued, in_progress, succeeded, failed, canceled.
+        error: why Dagster gave it up.
+    """
+
+    id: str
+    pipeline: str | None
+    title: str
+    status: str
+    ended: bool
+    launched_at: datetime
+    stages: Mapping[str, StageProgress] = field(default_factory=dict)
+    runs: Mapping[str, int] = field(default_factory=dict)
+    error: str | None = None
+
+
+@dataclass
+class Watcher:
+    """Looks at one backfill again and again; each look reads only the events that are new."""
+
+    instance: dg.DagsterInstance
+    backfill_id: str
+    _done: dict[str, set[str]] = field(default_factory=dict)
+    _cursor: dict[str, int] = field(default_factory=dict)
+
+    def look(self) -> BackfillView:
+        """How the backfill stands.
+
+        Raises:
+            UsageError: the instance has no such backfill.
+        """
+        backfill = require_backfill(self.instance, self.backfill_id)
+        tagged = dg.RunsFilter(tags={BACKFILL_TAG: self.backfill_id})
+        runs = self.instance.get_runs(tagged)
+        data = backfill.asset_backfill_data
+        stages = {} if data is None else self._stages(backfill, data, runs)
+        return BackfillView(
+            id=backfill.backfill_id,
+            pipeline=pipeline_of_backfill(backfill),
+            title=backfill.title or "",
+            status=backfill.status.value.lower(),
+            ended=backfill.status in BULK_ACTION_TERMINAL_STATUSES,
+            launched_at=datetime.fromtimestamp(backfill.backfill_timestamp, UTC),
+            stages=stages,
+            runs=count_runs(runs),
+            error=backfill.error.message if backfill.error else None,
+        )
+
+    def _stages(
+        self, backfill: PartitionBackfill, data: AssetBackfillData, runs: Sequence[DagsterRun]
+    ) -> dict[str, StageProgress]:
+        failed_runs = {r.run_id for r in runs if r.status is DagsterRunStatus.FAILURE}
+        found = {}
+        for key in backfill.asset_selection or ():
+            if key not in data.target_subset.asset_keys:
+                continue
+            self._read_events(key, backfill)
+            refused, errors = self._reasons(key, failed_runs)
+            name = "/".join(key.path)
+            found[name] = stage_progress(
+                StageFacts(
+                    wanted=_keys(data.target_subset, key),
+                    done=_keys(data.materialized_subset, key) | self._done.get(name, set()),
+                    refused=refused,
+                    errors=errors,
+                    lost=_keys(data.failed_and_downstream_subset, key),
+                    started=_keys(data.requested_subset, key),
+                )
+            )
+        return found
+
+    def _read_events(self, key: dg.AssetKey, backfill: PartitionBackfill) -> None:
+        """Note the partitions of the events that were written since the last look."""
+        name = "/".join(key.path)
+        done = self._done.setdefault(name, set())
+        while True:
+            found = self.instance.fetch_materializations(
+                dg.AssetRecordsFilter(
+                    key,
+                    after_timestamp=backfill.backfill_timestamp,
+                    after_storage_id=self._cursor.get(name),
+                ),
+                limit=EVENTS,
+                ascending=True,
+            )
+            for record in found.records:
+                self._cursor[name] = record.storage_id
+                event = record.asset_materialization
+                if event is None or (event.tags or {}).get(BACKFILL_TAG) != backfill.backfill_id:
+                    continue
+                done |= names_of([event.partition]) if event.partition else {ALL}
+            if not found.has_more:
+                return
+
+    def _reasons(
+        self, key: dg.AssetKey, failed_runs: set[str]
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """What the failed runs said of their partitions: held and why, failed and why."""
+        held: dict[str, str] = {}
+        failed: dict[str, str] = {}
+        if not failed_runs:
+            return held, failed
+        records = self.instance.event_log_storage.get_asset_check_execution_history(
+            dg.AssetCheckKey(key, HELD_CHECK), limit=CHECKS
+        )
+        for record in reversed(records):
+            event = record.event.dagster_event if record.event else None
+            if record.run_id not in failed_runs or event is None:
+                continue
+            metadata = event.asset_check_evaluation_data.metadata
+            held |= _reasons_in(metadata, "held")
+            failed |= _reasons_in(metadata, "failed")
+        return held, failed
+
+
+def _reasons_in(metadata: Mapping[str, Any], name: str) -> dict[str, str]:
+    value = getattr(metadata.get(name), "value", None)
+    if not isinstance(value, Mapping):
+        return {}
+    return {next(iter(names_of([key]))): str(why) for key, why in value.items()}
+
+
+def _keys(subset: Any, key: dg.AssetKey) -> set[str]:
+    if key in subset.non_partitioned_asset_keys:
+        return {ALL}
+    found = subset.partitions_subsets_by_asset_key.get(key)
+    return names_of(found.get_partition_keys()) if found is not None else set()
+
+
+def require_backfill(instance: dg.DagsterInstance, backfill_id: str) -> PartitionBackfill:
+    """A backfill of this home.
+
+    Raises:
+        UsageError: there is none of that id.
+    """
+    found = instance.get_backfill(backfill_id)
+    if found is None:
+        known = [backfill.backfill_id for backfill in instance.get_backfills(limit=5)]
+        raise UsageError(
+            f"no backfill {backfill_id!r} is known; the newest are {', '.join(known) or 'none'}, "
+            "see `signalbox backfill status`"
+        )
+    return found
+
+
+def count_runs(runs: Sequence[DagsterRun]) -> dict[str, int]:
+    """Runs by what they are at, in few words."""
+    found = Counter(
+        "queued"
+        if run.status in QUEUED
+        else "in_progress"
+        if run.status in IN_PROGRESS
+        else {"SUCCESS": "succeeded", "FAILURE": "failed"}.get(run.status.value, "canceled")
+        for run in runs
+    )
+    states = ("queued", "in_progress", "succeeded", "failed", "canceled")
+    return {state: found[state] for state in states}

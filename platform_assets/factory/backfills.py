@@ -1,0 +1,152 @@
+"""Backfills between plan and Dagster: ranges to launch, work elsewhere, the queue's limits."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import dagster as dg
+from dagster._core.execution.asset_backfill import AssetBackfillData
+from dagster._core.execution.backfill import (
+    BULK_ACTION_TERMINAL_STATUSES,
+    BulkActionsFilter,
+    BulkActionStatus,
+    PartitionBackfill,
+)
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES, DagsterRun
+
+from platform_assets.domain.backfill import STAGES
+from platform_assets.domain.backfill_cost import Queue
+from platform_assets.domain.errors import UsageError
+from platform_assets.domain.partition import PartitionKey
+from platform_assets.domain.spec import PipelineSpec
+from platform_assets.factory import grid
+from platform_assets.factory.lanes import BACKFILL_TAG, LANE_TAG, PIPELINE_TAG
+from platform_assets.factory.pipeline import STAGES_OF_JOB, job_name
+from platform_assets.line.backfill import span_of
+
+RESTATE_TAG = "signalbox/restate"
+"""With `true`, a run computes anew what it has computed from the same inputs before."""
+
+PARTITION_TAG = "dagster/partition"
+RANGE_TAGS = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+
+OPEN_STATUSES = [
+    status for status in BulkActionStatus if status not in BULK_ACTION_TERMINAL_STATUSES
+]
+"""A backfill of these may still request runs, or end some."""
+
+
+def ranges_of(
+    spec: PipelineSpec, build: Mapping[str, Sequence[str]]
+) -> dict[str, Sequence[tuple[str, str]]]:
+    """Partitions by stage as ranges by asset key, as `DagsterApi.launch_backfill` takes them."""
+    models = grid.daily(spec, spec.first_model_date, spec.partitions.end)
+    grids: dict[str, dg.PartitionsDefinition] = {
+        "features": grid.keyed(spec),
+        "day": grid.daily(spec, spec.partitions.start, spec.partitions.end),
+        "snapshot": models,
+        "model": models,
+        "evaluation": grid.daily(spec, spec.first_model_date, spec.last_judged_date),
+    }
+    found = {}
+    for stage, names in build.items():
+        keys = [grid.dagster_key(spec, PartitionKey.parse(name)) for name in names]
+        if keys:
+            found[spec.asset(stage)] = grid.ranges(grids[stage], keys)
+    return found
+
+
+def in_work(instance: dg.DagsterInstance, spec: PipelineSpec) -> dict[tuple[str, str], str]:
+    """By stage and partition, the run or backfill that is not finished and works on it."""
+    found: dict[tuple[str, str], str] = {}
+    open_ = instance.get_backfills(filters=BulkActionsFilter(statuses=OPEN_STATUSES))
+    for backfill in open_:
+        if backfill.asset_backfill_data is None:
+            continue
+        for asset, names in left_of(backfill.asset_backfill_data).items():
+            stage = _stage(spec, asset)
+            if stage is not None:
+                found |= {(stage, name): f"backfill {backfill.backfill_id}" for name in names}
+    for run in instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
+        backfill_id = run.tags.get(BACKFILL_TAG)
+        who = f"run {run.run_id}" + (f" of backfill {backfill_id}" if backfill_id else "")
+        partitions = _partitions_of(spec, run)
+        for stage in _stages_of(spec, run):
+            found |= {(stage, name): who for name in partitions}
+    return found
+
+
+def names_of(keys: Iterable[str]) -> set[str]:
+    """Dagster's partition keys as the domain writes them."""
+    return {str(PartitionKey.parse(key)) for key in keys}
+
+
+def left_of(data: AssetBackfillData) -> dict[str, set[str]]:
+    """What a backfill has yet to build, by asset key; only assets with partitions."""
+    left = data.get_targeted_partitions_without_materialization_status()
+    return {
+        "/".join(key.path): names_of(subset.get_partition_keys())
+        for key, subset in left.partitions_subsets_by_asset_key.items()
+    }
+
+
+def _stage(spec: PipelineSpec, asset: str) -> str | None:
+    pipeline, _, stage = asset.partition("/")
+    return stage if pipeline == spec.pipeline and stage in STAGES else None
+
+
+def _stages_of(spec: PipelineSpec, run: DagsterRun) -> list[str]:
+    if run.asset_selection:
+        named = [_stage(spec, "/".join(key.path)) for key in run.asset_selection]
+        return [stage for stage in named if stage is not None]
+    for job, stages in STAGES_OF_JOB.items():
+        if run.job_name == job_name(spec, job):
+            return [stage for stage in stages if stage in STAGES]
+    return []
+
+
+def _partitions_of(spec: PipelineSpec, run: DagsterRun) -> list[str]:
+    first, last = (run.tags.get(tag) for tag in RANGE_TAGS)
+    try:
+        if first and last:
+            return span_of(spec, first, last)
+        one = run.tags.get(PARTITION_TAG)
+        return [str(PartitionKey.parse(one))] if one else []
+    except UsageError:
+        return []  # of another pipeline, whose keys are written otherwise
+
+
+def read_queue(instance: dg.DagsterInstance) -> Queue:
+    """The limits that are in force on the instance, whatever is declared."""
+    config = instance.get_concurrency_config().run_queue_config
+    if config is None:
+        return Queue(0, {})
+    lanes: dict[str, int] = {}
+    for rule in config.tag_concurrency_limits:
+        value = rule.get("value")
+        if rule["key"] == LANE_TAG and isinstance(value, str):
+            lane = value
+        elif rule["key"] == BACKFILL_TAG and value is None:
+            lane = "backfill"
+        else:
+            continue
+        lanes[lane] = min(lanes.get(lane, rule["limit"]), rule["limit"])
+    return Queue(config.max_concurrent_runs, lanes)
+
+
+def pipeline_of_backfill(backfill: PartitionBackfill) -> str | None:
+    """The pipeline of a backfill, also of one that was started in the Dagster UI."""
+    named = backfill.tags.get(PIPELINE_TAG)
+    if named:
+        return str(named)
+    assets = backfill.asset_selection or ()
+    return next((key.path[0] for key in assets if len(key.path) > 1), None)
+
+
+def targets_of(backfill: PartitionBackfill) -> dict[str, list[str]]:
+    """What a backfill was launched for, by asset key; of a job's, its partitions."""
+    data = backfill.asset_backfill_data
+    if data is None:
+        return {backfill.job_name or "job": list(backfill.partition_names or ())}
+    return {
+        "/".join(key.path): sorted(names_of(subset.get_partition_keys()))
+        for key, subset in data.target_subset.partitions_subsets_by_asset_key.items()
+    }

@@ -1,0 +1,410 @@
+"""`signalbox backfill` on a home, without webserver and daemon: planned, seen and steered."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
+from dagster._core.definitions.automation_tick_evaluation_context import (
+    _build_run_requests_with_backfill_policy,
+)
+from dagster._core.execution.asset_backfill import AssetBackfillData
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
+from dagster._core.storage.dagster_run import DagsterRun, DagsterRunStatus
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from platform_assets.cli.app import main
+from platform_assets.domain.backfill_cost import batches
+from platform_assets.domain.partition import PartitionKey
+from platform_assets.factory import grid
+from platform_assets.factory.backfill_view import Watcher
+from platform_assets.factory.backfills import in_work, ranges_of, read_queue
+from platform_assets.factory.instance import dagster_yaml
+from platform_assets.line import stopwatch
+from platform_assets.line.backfill import make_plan, read_measured, select, span_of
+from resources.ledger.backfills import Backfills
+from tests.small import HELD, Line, Templates, copied, small_spec
+
+RANGE = ("--from", "2013-01-02", "--to", "2013-01-09")
+SPEC = small_spec()
+CELLS = [key for day in SPEC.dates() for key in SPEC.keys_of(day)]
+unhurried = settings(deadline=None)  # a busy machine is no failure
+
+
+@pytest.fixture
+def line(
+    shared_folder: Path, home_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Line]:
+    """Eight landed days with their features, and models of four; nothing is judged."""
+    (tmp_path / "catalog").mkdir()
+    document = small_spec().model_dump(mode="json")
+    (tmp_path / "catalog" / "flights.yaml").write_text(yaml.safe_dump(document))
+    monkeypatch.setenv("SIGNALBOX_CATALOG", str(tmp_path / "catalog"))
+    with copied(Templates(shared_folder, home_template).models, tmp_path) as found:
+        yield found
+
+
+class Shell:
+    """Calls `signalbox backfill …` in this process."""
+
+    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
+        self.capture = capture
+        self.code = 0
+        self.err = ""
+
+    def __call__(self, *arguments: str) -> str:
+        self.capture.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(["backfill", *arguments])
+        out, self.err = self.capture.readouterr()
+        assert isinstance(ended.value.code, int)
+        self.code = ended.value.code
+        return out
+
+    def json(self, *arguments: str) -> Any:
+        out = self(*arguments, "--json")
+        assert (self.code, self.err) == (0, "")
+        return json.loads(out)
+
+    def refused(self, code: int, *arguments: str) -> str:
+        assert self(*arguments) == ""
+        assert self.code == code, self.err
+        assert self.err.count("\n") == 1
+        return self.err
+
+
+@pytest.fixture
+def backfill(capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(capsys)
+
+
+def pretend(
+    line: Line,
+    build: Mapping[str, Sequence[str]],
+    backfill_id: str = "fromthui",
+    status: BulkActionStatus = BulkActionStatus.REQUESTED,
+) -> PartitionBackfill:
+    """Write a backfill into Dagster's storage as its UI does; no daemon takes it up."""
+    assets = {node.key: node for node in line.defs.get_repository_def().asset_graph.asset_nodes}
+    subsets = {}
+    for stage, names in build.items():
+        definition = assets[line.key(stage)].partitions_def
+        assert definition is not None
+        keys = [line.dagster_key(name) for name in names]
+        subsets[line.key(stage)] = definition.subset_with_partition_keys(keys)
+    target = AssetGraphSubset(partitions_subsets_by_asset_key=subsets)
+    found = PartitionBackfill(
+        backfill_id=backfill_id,
+        status=status,
+        from_failure=False,
+        tags={},
+        backfill_timestamp=1.0,
+        asset_selection=list(subsets),
+        asset_backfill_data=AssetBackfillData.empty(target, 1.0, line.instance),
+    )
+    line.instance.add_backfill(found)
+    return found
+
+
+def running(line: Line, tags: Mapping[str, str], *stages: str, job: str = "__ASSET_JOB") -> str:
+    run = DagsterRun(
+        job_name=job,
+        run_id=f"run-{len(tags)}-{'-'.join(stages) or job}",
+        status=DagsterRunStatus.STARTED,
+        tags=dict(tags),
+        asset_selection=frozenset(line.key(stage) for stage in stages) or None,
+    )
+    line.instance.add_run(run)
+    return str(run.run_id)
+
+
+# --- plan ---------------------------------------------------------------------------------------
+
+
+def test_a_plan_says_what_is_missing_complete_and_held(line: Line, backfill: Shell) -> None:
+    runs_before = line.instance.get_runs_count()
+    found = backfill.json("plan", "flights", *RANGE)
+    assert found["assets"]["flights/features"] == {
+        "missing": 0,
+        "again": 0,
+        "complete": 15,
+        "held": 1,
+        "elsewhere": 0,
+    }
+    assert "weather" in found["partitions"]["flights/features"]["held"][HELD]
+    # Of the 4th to the 9th, the 6th is held; models of four dates are there, none is judged.
+    assert found["partitions"]["flights/model"]["missing"] == ["2013-01-09"]
+    assert "its own day is held" in found["partitions"]["flights/model"]["held"]["2013-01-06"]
+    judged = found["partitions"]["flights/evaluation"]
+    assert judged["missing"] == ["2013-01-04", "2013-01-07", "2013-01-08"]
+    assert set(judged["held"]) == {"2013-01-05", "2013-01-06", "2013-01-09"}
+    assert found["champion"] is True
+    assert [b["assets"] for b in found["batches"]] == [
+        ["flights/snapshot", "flights/model"],
+        ["flights/evaluation"],
+        ["flights/champion"],
+    ]
+    assert line.instance.get_runs_count() == runs_before
+    assert line.instance.get_backfills() == []
+
+
+def test_a_plan_is_a_table_for_people(line: Line, backfill: Shell) -> None:
+    said = backfill("plan", "flights", *RANGE)
+    assert backfill.code == 0
+    assert "fill what is missing, 2013-01-02 to 2013-01-09, JFK LGA" in said
+    assert f"held: flights/features {HELD}" in said
+    assert "slots stay free for the daily lane" in said
+    assert "flights/evaluation was never measured" in said
+
+
+def test_restate_takes_what_is_there_but_not_what_is_held(line: Line, backfill: Shell) -> None:
+    found = backfill.json("plan", "flights", *RANGE, "--restate", "--airport", "LGA")
+    features = found["partitions"]["flights/features"]
+    assert len(features["again"]) == 7
+    assert list(features["held"]) == [HELD]
+    assert not any("JFK" in name for names in features.values() for name in names)
+
+
+def test_single_dates_are_ranges_with_gaps(line: Line, backfill: Shell) -> None:
+    line.land("2013-01-10", "2013-01-16")
+    found = backfill.json("plan", "flights", "--dates", "2013-01-16,2013-01-10,2013-01-12")
+    assert found["dates"] == [
+        ["2013-01-10", "2013-01-10"],
+        ["2013-01-12", "2013-01-12"],
+        ["2013-01-16", "2013-01-16"],
+    ]
+    build = {"features": found["partitions"]["flights/features"]["missing"]}
+    assert len(build["features"]) == 6
+    # Its window has a gap that nobody asked to fill: it would be refused when it runs.
+    assert "2013-01-12" in found["partitions"]["flights/model"]["held"]
+    ranges = ranges_of(line.spec, build)["flights/features"]
+    assert ("JFK|2013-01-12", "JFK|2013-01-12") in ranges
+    assert len(ranges) == 6
+
+
+def test_a_gap_is_not_filled_by_the_ranges_that_are_launched() -> None:
+    names = [name for name in CELLS if name not in (HELD, "JFK|2013-01-09")]
+    definition = grid.keyed(SPEC)
+    launched = [
+        key
+        for a, b in ranges_of(SPEC, {"features": names})["flights/features"]
+        for key in definition.get_partition_keys_in_range(dg.PartitionKeyRange(a, b))
+    ]
+    assert sorted(str(PartitionKey.parse(key)) for key in launched) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (("--from", "2013-01-02"), "needs --to"),
+        (("--from", "2013-01-05", "--to", "2013-01-02"), "exchange them"),
+        ((), "no date was given"),
+        (("--dates", "2014-01-01"), "allowed are dates from 2013-01-02 to 2013-01-20"),
+        (("--dates", "tomorrow"), "is no date"),
+        ((*RANGE, "--airport", "SFO"), "allowed are JFK, LGA"),
+    ],
+)
+def test_wrong_use_is_refused(
+    line: Line, backfill: Shell, asked: tuple[str, ...], words: str
+) -> None:
+    assert words in backfill.refused(2, "plan", "flights", *asked)
+
+
+def test_a_pipeline_that_is_not_there_is_refused(line: Line, backfill: Shell) -> None:
+    assert "allowed are flights" in backfill.refused(2, "plan", "trains", *RANGE)
+
+
+# --- in work elsewhere --------------------------------------------------------------------------
+
+
+def test_what_a_run_or_a_backfill_works_on_is_left_out(line: Line) -> None:
+    line.land("2013-01-10", "2013-01-13")
+    start, end = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+    ranged = running(line, {start: "JFK|2013-01-10", end: "LGA|2013-01-11"}, "features")
+    single = running(line, {"dagster/partition": "2013-01-09"}, job="flights_train")
+    pretend(line, {"features": ["LGA|2013-01-12"]})
+    selection = select(line.spec, first=date(2013, 1, 9), last=date(2013, 1, 13))
+
+    busy = in_work(line.instance, line.spec)
+    assert busy["features", "JFK|2013-01-11"] == f"run {ranged}"
+    assert busy["features", "LGA|2013-01-10"] == f"run {ranged}"
+    assert busy["snapshot", "2013-01-09"] == busy["model", "2013-01-09"] == f"run {single}"
+    assert busy["features", "LGA|2013-01-12"] == "backfill fromthui"
+
+    build = make_plan(line.services, selection, busy).build
+    assert set(build["features"]) == {"JFK|2013-01-12", "JFK|2013-01-13", "LGA|2013-01-13"}
+    assert "model" not in build
+    # Without looking elsewhere all of it would be launched a second time.
+    alone = make_plan(line.services, selection, {}).build
+    assert len(alone["features"]) == 8
+    assert "2013-01-09" in alone["model"]
+
+
+@unhurried
+@given(st.sampled_from(CELLS), st.sampled_from(CELLS))
+def test_a_range_means_what_dagster_means_by_it(one: str, other: str) -> None:
+    a, b = PartitionKey.parse(one), PartitionKey.parse(other)
+    keys = sorted((a.key or "", b.key or ""))
+    dates = sorted((a.date, b.date))
+    first, last = PartitionKey(dates[0], keys[0]), PartitionKey(dates[1], keys[1])
+    found = grid.keyed(SPEC).get_partition_keys_in_range(
+        dg.PartitionKeyRange(grid.dagster_key(SPEC, first), grid.dagster_key(SPEC, last))
+    )
+    assert {str(PartitionKey.parse(key)) for key in found} == set(
+        span_of(SPEC, str(first), str(last))
+    )
+
+
+@unhurried
+@given(st.sets(st.sampled_from(CELLS), min_size=1), st.integers(1, 9))
+def test_runs_are_counted_as_dagster_makes_them(names: set[str], per_run: int) -> None:
+    spec = small_spec(limits={"partitions_per_run": per_run})
+    requests = _build_run_requests_with_backfill_policy(
+        [grid.asset_key(spec.asset("features"))],
+        [],
+        dg.BackfillPolicy.multi_run(per_run),
+        frozenset(grid.dagster_key(spec, PartitionKey.parse(name)) for name in names),
+        grid.keyed(spec),
+        tags={},
+        dynamic_partitions_store=None,  # type: ignore[arg-type]
+    )
+    (batch,) = batches(spec, {"features": tuple(names)})
+    assert batch.runs == len(requests)
+
+
+def test_the_queue_is_read_from_the_instance(line: Line) -> None:
+    declared = yaml.safe_load(dagster_yaml().read_text())["concurrency"]["runs"]
+    found = read_queue(line.instance)
+    assert found.slots == declared["max_concurrent_runs"]
+    for rule in declared["tag_concurrency_limits"]:
+        if rule["key"] == "signalbox/lane":
+            assert found.lanes[rule["value"]] <= rule["limit"]
+
+
+# --- costs --------------------------------------------------------------------------------------
+
+
+def test_each_version_says_what_it_cost(line: Line) -> None:
+    line.land("2013-01-10")
+    line.must("features", span=("JFK|2013-01-10", "LGA|2013-01-10"))
+    for name in line.spec.keys_of(date(2013, 1, 10)):
+        cost = line.versions("features")[name].detail["cost"]
+        assert 0 < cost["seconds"] < 600
+        assert 0 < cost["cpu_seconds"] < 600
+    measured = read_measured(line.services)
+    assert set(measured.stages) == {"features", "day", "snapshot", "model"}
+    assert measured.stages["model"].samples == 4
+
+
+def test_laps_follow_each_other_and_the_first_tells_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wall, cpu = iter([10.0, 12.0, 15.0]), iter([1.0, 1.5, 1.75])
+    monkeypatch.setattr(stopwatch, "_start_is_told", False)
+    monkeypatch.setattr(stopwatch, "_since_start", lambda: {"start_seconds": 4.0})
+    monkeypatch.setattr(stopwatch.time, "monotonic", lambda: next(wall))
+    monkeypatch.setattr(stopwatch.time, "process_time", lambda: next(cpu))
+    found = stopwatch.Stopwatch.of_process()
+    assert found.lap() == {"seconds": 2.0, "cpu_seconds": 0.5, "start_seconds": 4.0}
+    assert found.lap() == {"seconds": 3.0, "cpu_seconds": 0.25}
+    monkeypatch.undo()
+    monkeypatch.setattr(stopwatch, "_start_is_told", True)
+    assert "start_seconds" not in stopwatch.Stopwatch.of_process().lap()
+
+
+# --- watched ------------------------------------------------------------------------------------
+
+
+@pytest.mark.heavy
+def test_a_look_tells_done_held_failed_and_waiting(line: Line, backfill: Shell) -> None:
+    line.land("2013-01-10", "2013-01-11", airports=["JFK"])
+    names = [HELD, "JFK|2013-01-09", "JFK|2013-01-10", "JFK|2013-01-11"]
+    pretend(line, {"features": names, "day": ["2013-01-09", "2013-01-11"]})
+    watcher = Watcher(line.instance, "fromthui")
+    assert watcher.look().stages["flights/features"].waiting == 4
+
+    tags = {"dagster/backfill": "fromthui"}
+    line.must("features", span=("JFK|2013-01-09", "JFK|2013-01-10"), tags=tags)
+    assert not line.run("features", partition=HELD, tags=tags).success
+    line.must("features", partition="JFK|2013-01-11")  # somebody else's run
+    seen = watcher.look()
+    features = seen.stages["flights/features"]
+    # Dagster's own count is still nil: its daemon has not looked.
+    assert (features.done, features.held, features.waiting) == (2, 1, 1)
+    assert "weather" in features.reasons[HELD]
+    assert seen.runs["succeeded"] == 1
+    assert seen.runs["failed"] == 1
+    assert not seen.ended
+
+    document = backfill.json("status", "fromthui")
+    assert document["assets"]["flights/features"]["done"] == 2
+    assert document["assets"]["flights/day"]["waiting"] == 2
+    said = backfill("status", "fromthui")
+    assert HELD in said
+    assert [one["backfill"] for one in backfill.json("status")["backfills"]] == ["fromthui"]
+    assert "fromthui" in backfill("status")
+
+
+def test_a_home_without_backfills_says_so(line: Line, backfill: Shell) -> None:
+    assert backfill("status") == "no backfill was launched in this home\n"
+    assert backfill.json("status") == {"backfills": []}
+    assert "no backfill 'abc' is known" in backfill.refused(2, "status", "abc")
+
+
+# --- steered ------------------------------------------------------------------------------------
+
+
+def test_a_backfill_of_the_ui_is_adopted_when_it_is_steered(line: Line, backfill: Shell) -> None:
+    pretend(line, {"features": ["JFK|2013-01-09"]})
+    store = Backfills(line.home.ledger_url)
+    assert store.find("fromthui") is None
+
+    found = backfill.json("pause", "fromthui", "--by", "ana")
+    assert found["paused"] is True
+    record = store.find("fromthui")
+    assert record is not None
+    assert (record.pipeline, record.state, record.changed_by) == ("flights", "paused", "ana")
+    assert record.selection == {"flights/features": ["JFK|2013-01-09"]}
+    assert [r.id for r in store.steered()] == ["fromthui"]
+
+    found = backfill.json("resize", "fromthui", "--runs", "1", "--by", "ben")
+    assert (found["paused"], found["max_runs"]) == (True, 1)
+    assert "is running, at most 1 run(s) at once" in backfill("resume", "fromthui")
+    assert [(r.state, r.max_runs) for r in store.steered()] == [("running", 1)]
+    assert backfill.json("resize", "fromthui", "--no-limit")["max_runs"] is None
+    assert store.steered() == []
+    # What was adopted is not forgotten by steering it again.
+    again = store.find("fromthui")
+    assert again is not None
+    assert again.selection == record.selection
+
+
+def test_only_what_goes_on_can_be_steered(line: Line, backfill: Shell) -> None:
+    pretend(line, {"features": ["JFK|2013-01-09"]}, status=BulkActionStatus.COMPLETED_SUCCESS)
+    for command in (("pause",), ("resume",), ("resize", "--runs", "2"), ("cancel",)):
+        said = backfill.refused(1, command[0], "fromthui", *command[1:])
+        assert "has ended (completed_success)" in said
+        assert Backfills(line.home.ledger_url).all() == []
+    assert "no backfill 'none' is known" in backfill.refused(2, "pause", "none")
+    assert "give --runs N, or --no-limit" in backfill.refused(2, "resize", "fromthui")
+
+
+def test_without_a_webserver_nothing_is_launched_or_recorded(line: Line, backfill: Shell) -> None:
+    nowhere = ("--url", "http://127.0.0.1:9")
+    backfill("launch", "flights", *RANGE, *nowhere)
+    assert backfill.code == 1
+    assert "start it with `signalbox dev`" in backfill.err
+    assert Backfills(line.home.ledger_url).all() == []
+
+
+def test_where_nothing_is_missing_nothing_is_launched(line: Line, backfill: Shell) -> None:
+    asked = ("--dates", "2013-01-02", "--url", "http://127.0.0.1:9")
+    found = backfill.json("launch", "flights", *asked)
+    assert found["backfill"] is None
+    assert "there is nothing to launch" in backfill("launch", "flights", *asked)
