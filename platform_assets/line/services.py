@@ -15,6 +15,7 @@ from resources.landing import LandingZone
 from resources.landing.setaside import SetAside
 from resources.ledger import Ledger, open_ledger
 from resources.ledger.alerts import Alerts
+from resources.ledger.failures import Failures
 from resources.ledger.quarantine import Quarantine
 from resources.ledger.records import VerdictRecord, VersionRecord
 from resources.ledger.restatements import Restatements, Watch
@@ -87,6 +88,10 @@ class Services:
     @cached_property
     def alerts(self) -> Alerts:
         return Alerts(self.home.ledger_url)
+
+    @cached_property
+    def failures(self) -> Failures:
+        return Failures(self.home.ledger_url)
 
     @cached_property
     def zone(self) -> LandingZone:
