@@ -21,6 +21,7 @@ from platform_assets.factory.lanes import LANE_TAG, PIPELINE_TAG, RETRIED_IF_KIL
 from platform_assets.line.clearance import still_held
 from platform_assets.line.live import look
 from platform_assets.line.services import Services
+from sensors.launched import REQUEST_TAG, LaunchedRuns, undecided
 
 
 def run_request(
@@ -28,12 +29,13 @@ def run_request(
 ) -> dg.RunRequest:
     """A decision of the domain as a run request of a lane."""
     return dg.RunRequest(
-        run_key=request.run_key,
+        run_key=request.launch_key,
         job_name=job_name(spec, request.job),
         partition_key=dagster_key(spec, PartitionKey.parse(request.partition)),
         tags={
             LANE_TAG: lane,
             PIPELINE_TAG: spec.pipeline,
+            REQUEST_TAG: request.run_key,
             "dagster/priority": str(priority),
             **RETRIED_IF_KILLED,
         },
@@ -74,9 +76,12 @@ def build_readiness_sensor(
             cursor.get("told"),
             looked_to=_date(cursor, "looked_to"),
             attended_to=_date(cursor, "attended_to"),
+            runs=LaunchedRuns(context.instance),
+            undecided=undecided(context.instance, job_name(spec, "judge")),
         )
         for request in tick.plan.requests:
-            context.log.info(f"{request.job} {request.partition} is clear: {request.reason}")
+            again = f" (attempt {request.attempt})" if request.attempt > 1 else ""
+            context.log.info(f"{request.job} {request.partition} is clear: {request.reason}{again}")
         for partition, reason in tick.plan.held.items():
             context.log.info(f"{partition} is held: {reason}")
         held = "; ".join(f"{key}: {why}" for key, why in tick.plan.held.items())

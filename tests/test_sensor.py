@@ -66,8 +66,13 @@ class Box:
     line: Line
     cursor: str | None = None
 
-    def tick(self, launch: bool = True) -> Tick:
-        """Evaluate the sensor; then execute each request whose run key Dagster has not seen."""
+    def tick(self, launch: bool = True, must: bool = True) -> Tick:
+        """Evaluate the sensor; then execute each request whose run key Dagster has not seen.
+
+        Args:
+            launch: execute at all.
+            must: every run has to succeed.
+        """
         line = self.line
         sensor = line.defs.resolve_sensor_def("flights_readiness")
         with dg.build_sensor_context(
@@ -88,7 +93,7 @@ class Box:
             tags = {"dagster/sensor_name": sensor.name, "dagster/run_key": str(request.run_key)}
             if line.instance.get_runs_count(dg.RunsFilter(tags=tags)):
                 continue
-            line.must(
+            (line.must if must else line.run)(
                 job=request.job_name,
                 partition=str(PartitionKey.parse(str(request.partition_key))),
                 tags={**request.tags, **tags},

@@ -29,6 +29,8 @@ class Kind(StrEnum):
     """It still is, and a source's deadline is over."""
     STALE = "stale"
     """The model that is due is not there."""
+    FAILED = "failed"
+    """A run that the line needs ended badly, and is not launched again by itself."""
     QUARANTINED = "quarantined"
     """Delivered files were refused."""
     RESTATEMENT = "restatement"
@@ -120,6 +122,23 @@ class Restated(BaseModel):
     reason: str
 
 
+class Failed(BaseModel):
+    """A run that ended badly and is left to a person.
+
+    Attributes:
+        asset, partition: what it was to make.
+        run_id: of the last attempt.
+        said: how it ended, why, and why it is not launched again.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    asset: str
+    partition: str
+    run_id: str
+    said: str
+
+
 class Findings(BaseModel):
     """All that alerts are made of.
 
@@ -144,12 +163,14 @@ class Findings(BaseModel):
     refusals: tuple[Refusal, ...] = ()
     restatements: tuple[Restated, ...] = ()
     used: tuple[Waiver, ...] = ()
+    failed: tuple[Failed, ...] = ()
 
 
 def wanted(found: Findings) -> tuple[Alert, ...]:
     """The alerts that should be open."""
     return (
         *_held(found),
+        *_failed(found),
         *_refused(found),
         *_stale(found),
         *_restatements(found),
@@ -196,6 +217,8 @@ def _healed(found: Findings, opened: OpenAlert, now: Sequence[Alert]) -> Alert |
         due = found.due.of(found.model)
         if due.state in (DueState.ON_TIME, DueState.LATE):
             text = f"{due.asset} {due.due} is there"
+    elif opened.kind == Kind.FAILED:
+        text = f"{opened.subject}: it was made, is being made again, or has other inputs now"
     elif opened.kind in (Kind.HELD, Kind.LATE, Kind.QUARANTINED):
         day = date.fromisoformat(opened.subject.rsplit(" ", 1)[1])
         same = {Kind.HELD, Kind.LATE} if opened.kind != Kind.QUARANTINED else {Kind.QUARANTINED}
@@ -262,6 +285,19 @@ def _held(found: Findings) -> Iterable[Alert]:
             advice="have the missing hours delivered, the rest goes on by itself; "
             f'`signalbox explain {found.features} "{first}"` says what is missing'
             + (f", `{_waive(found, first)}` lets it leave without" if overdue else ""),
+        )
+
+
+def _failed(found: Findings) -> Iterable[Alert]:
+    for failure in found.failed:
+        yield Alert(
+            pipeline=found.pipeline,
+            kind=Kind.FAILED,
+            subject=f"{failure.asset} {failure.partition}",
+            text=f"{failure.asset} {failure.partition}: {failure.said}"[: MOST_REASONS * 2],
+            advice=f"see run {failure.run_id} in Dagster, mend its cause, then re-execute it "
+            f"there, or materialize {failure.asset} for {failure.partition}; "
+            f'`signalbox explain {failure.asset} "{failure.partition}"` tells its story',
         )
 
 

@@ -15,7 +15,12 @@ Job = Literal["features", "day", "train", "judge"]
 
 
 class Request(BaseModel):
-    """One run to launch. The same run key again is the same run: Dagster launches it once."""
+    """One run to launch. The same run key again is the same run: Dagster launches it once.
+
+    Attributes:
+        run_key: of the first attempt; made of the inputs.
+        attempt: which one this is, counted from 1.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -23,6 +28,12 @@ class Request(BaseModel):
     partition: str
     run_key: str
     reason: str
+    attempt: int = 1
+
+    @property
+    def launch_key(self) -> str:
+        """The run key that Dagster is given: another attempt is another run."""
+        return self.run_key if self.attempt == 1 else f"{self.run_key}/{self.attempt}"
 
 
 class Plan(BaseModel):
@@ -45,12 +56,16 @@ class Plan(BaseModel):
         """
         if len(self.requests) <= most:
             return self
+        return Plan(requests=self.in_turn(recent).requests[:most], held=self.held)
+
+    def in_turn(self, recent: date | None = None) -> "Plan":
+        """The same, oldest first; dates from `recent` on before all others."""
 
         def turn(request: Request) -> tuple[bool, date]:
             day = PartitionKey.parse(request.partition).date
             return recent is not None and day < recent, day
 
-        return Plan(requests=tuple(sorted(self.requests, key=turn)[:most]), held=self.held)
+        return Plan(requests=tuple(sorted(self.requests, key=turn)), held=self.held)
 
 
 def run_key(pipeline: str, job: Job, partition: str, inputs: object) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from platform_assets.domain.alerts import (
     Alert,
+    Failed,
     Findings,
     OpenAlert,
     Refusal,
@@ -21,6 +22,7 @@ from platform_assets.domain.waiver import Waiver
 from platform_assets.line.clearance import assess_range
 from platform_assets.line.days import built_and_lapsed
 from platform_assets.line.due import read_due
+from platform_assets.line.launching import asset_of, describe, open_failures
 from platform_assets.line.services import Services
 from resources.ledger.alerts import LOGGED_ONLY
 from resources.ledger.records import AlertRecord
@@ -113,6 +115,16 @@ def gather(services: Services) -> Findings:
             if r.state == "open" and r.decision == "list"
         ),
         used=tuple(_used(services, as_of)),
+        failed=tuple(
+            Failed(
+                asset=asset_of(services, record),
+                partition=record.partition,
+                run_id=record.run_id,
+                said=describe(record),
+            )
+            for record in open_failures(services)
+            if record.step != "wait"
+        ),
     )
 
 

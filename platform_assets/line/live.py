@@ -1,7 +1,7 @@
 """The live days of a pipeline: what the sensor looks at, and what it decides."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
@@ -31,7 +31,9 @@ from platform_assets.line.features import (
     told_key,
 )
 from platform_assets.line.late import left_to_late
+from platform_assets.line.launching import NoRuns, Runs, launchable
 from platform_assets.line.services import Services
+from resources.ledger.records import FailureRecord
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ def look(
     *,
     looked_to: date | None = None,
     attended_to: date | None = None,
+    runs: Runs | None = None,
+    undecided: date | None = None,
 ) -> Tick:
     """Look at the live days that may have changed, and decide what may leave.
 
@@ -86,6 +90,8 @@ def look(
         open_from: from where on days may be unfinished, where `looked_to` is not known.
         told: what the last look's `told` was, if its changes have arrived.
         looked_to, attended_to: those of the last look.
+        runs: what became of the runs that were asked for; none: nothing was launched.
+        undecided: a date that was judged, but without the decision on the champion.
     """
     spec, ledger = services.spec, services.ledger
     as_of = services.clock.as_of()
@@ -136,7 +142,7 @@ def look(
         for name, record in ledger.current_versions(spec.asset("day"), names).items()
     }
     plan += plan_held_days(spec.pipeline, {day: days[day] for day in over}, rolled)
-    judgement, following = _judgement(services, looked, last, days, attended)
+    judgement, following = _judgement(services, looked, last, days, attended, undecided)
     plan += judgement
 
     untold = Counter(PartitionKey.parse(c.partition).date for c in every_change[MOST_CHANGES:])
@@ -161,8 +167,16 @@ def look(
     kept = [day for day in attended if day < recent and day not in settled]
     known = _still_told(told or {}, {*live, *kept} - (settled - {*date_range(recent, last)}))
     known |= {told_key(c.asset, c.partition): c.data_version for c in changes}
+    launched = launchable(
+        services,
+        plan if len(plan.requests) <= MOST_REQUESTS else plan.in_turn(recent),
+        runs or NoRuns(),
+        began,
+        MOST_REQUESTS,
+        _covered(services, looked, undecided),
+    )
     return Tick(
-        plan.first(MOST_REQUESTS, recent),
+        launched,
         tuple(changes),
         min([*kept, *(day for day in live if day >= recent)], default=last),
         known,
@@ -170,6 +184,24 @@ def look(
         attended_to=mine[-1] if mine else None,
         looked=len(looked),
     )
+
+
+def _covered(
+    services: Services, looked: Sequence[date], undecided: date | None
+) -> Callable[[FailureRecord], bool]:
+    """Whether a look has decided anew on what a failed run was to make."""
+    near = {*_near(services, looked), undecided}
+
+    def covered(record: FailureRecord) -> bool:
+        day = PartitionKey.parse(record.partition).date
+        return day in (near if record.job == "judge" else looked)
+
+    return covered
+
+
+def _near(services: Services, looked: Iterable[date]) -> set[date]:
+    """Some dates, and those whose models are judged on them."""
+    return {d for day in looked for d in (*_judged_by(services, day), day)}
 
 
 def _attend_unfinished(services: Services, dates: Sequence[date]) -> None:
@@ -208,16 +240,19 @@ def _judgement(
     last: date,
     known: Mapping[date, Day],
     attended: Collection[date],
+    undecided: date | None,
 ) -> tuple[Plan, dict[date, list[Day]]]:
     """Judgement of the models of some dates, and of those that are judged on these dates."""
     spec = services.spec
-    near = {d for day in looked for d in (*_judged_by(services, day), day)}
+    near = _near(services, looked) | ({undecided} if undecided else set())
     candidates = [
         day
         for day in sorted(near)
         if spec.first_model_date <= day <= spec.last_judged_date and spec.judged_on(day)[-1] <= last
     ]
     models, judged = _model_versions(services, candidates)
+    if undecided:
+        judged.pop(undecided, None)  # the same judgement again, and the decision with it
     # What was judged before and is not true any more is the late lane's to judge again.
     late = left_to_late(services) & judged.keys()
     models = {day: version for day, version in models.items() if day not in late}

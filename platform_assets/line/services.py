@@ -21,6 +21,7 @@ from resources.landing.setaside import SetAside
 from resources.leasing import acquire, keeper
 from resources.ledger import Ledger, open_ledger
 from resources.ledger.alerts import Alerts
+from resources.ledger.failures import Failures
 from resources.ledger.leases import Leases
 from resources.ledger.quarantine import Quarantine
 from resources.ledger.records import VerdictRecord, VersionRecord
@@ -125,6 +126,10 @@ class Services:
     @cached_property
     def alerts(self) -> Alerts:
         return Alerts(self.home.ledger_url)
+
+    @cached_property
+    def failures(self) -> Failures:
+        return Failures(self.home.ledger_url)
 
     @cached_property
     def zone(self) -> LandingZone:

@@ -191,7 +191,7 @@ class AlertRecord:
     """Something that a person should know; `key` tells which alerts are the same one.
 
     Attributes:
-        kind: held, late, stale, quarantined, restatement, waiver, healed.
+        kind: held, late, stale, failed, quarantined, restatement, waiver, healed.
         subject: asset and partition, `flights/features JFK|2013-02-09`.
         advice: what to do.
         closed_at: when it was over.
@@ -245,3 +245,55 @@ class BackfillRecord:
     launched_at: datetime
     changed_at: datetime
     changed_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class FailureRecord:
+    """A run that the daily lane asks for and whose last attempt ended badly.
+
+    Attributes:
+        job: features, day, train or judge.
+        run_key: of the first attempt: the same inputs have the same.
+        run_id: of the newest attempt.
+        state: Dagster's, FAILURE or CANCELED.
+        attempts: how many there were.
+        step: `wait` for another attempt, `give up` after the last, or `left` to a person.
+        cause: why the run ended as it did.
+        reason: of the step.
+        ended_at: of the run, on the machine's clock.
+    """
+
+    pipeline: str
+    job: str
+    partition: str
+    run_key: str
+    run_id: str
+    state: str
+    attempts: int
+    step: str
+    cause: str
+    reason: str
+    ended_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class TransitionRecord:
+    """One step in the life of a partition: a verdict, or how a run on it ended.
+
+    Attributes:
+        verdict: of completeness, or `refused`, `held`, `failed` by a run.
+        run_id: of the run that said so; None if a look did.
+    """
+
+    pipeline: str
+    asset: str
+    partition: str
+    verdict: str
+    reason: str
+    as_of: datetime
+    recorded_at: datetime
+    run_id: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "as_of", utc(self.as_of))
+        object.__setattr__(self, "recorded_at", utc(self.recorded_at))

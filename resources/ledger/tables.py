@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqlalchemy import MetaData, Table
 
-SCHEMA = "0003"
+SCHEMA = "0004"
 """The newest migration: what this version reads and writes."""
 
 
@@ -31,6 +31,8 @@ class Tables:
     attention: "Table"
     leases: "Table"
     backfills: "Table"
+    failures: "Table"
+    transitions: "Table"
 
 
 @cache
@@ -276,6 +278,35 @@ def tables() -> Tables:
         text("changed_by"),
         sa.Index("backfills_by_pipeline", "pipeline", "launched_at"),
     )
+    failures = sa.Table(
+        "failures",
+        metadata,
+        text("pipeline", primary_key=True),
+        text("job", primary_key=True),
+        text("partition", primary_key=True),
+        text("run_key"),
+        text("run_id"),
+        text("state"),
+        number("attempts"),
+        text("step"),
+        text("cause"),
+        text("reason"),
+        instant("ended_at"),
+    )
+    transitions = sa.Table(
+        "transitions",
+        metadata,
+        identity(),
+        text("pipeline"),
+        text("asset"),
+        text("partition"),
+        text("verdict"),
+        text("reason"),
+        maybe("run_id"),
+        instant("as_of"),
+        instant("recorded_at"),
+        sa.Index("transitions_by_partition", "pipeline", "asset", "partition"),
+    )
     return Tables(
         metadata,
         arrivals,
@@ -292,4 +323,6 @@ def tables() -> Tables:
         attention,
         leases,
         backfills,
+        failures,
+        transitions,
     )
