@@ -17,6 +17,7 @@ from platform_assets.domain.errors import HomeError, RefusedError, UsageError
 from platform_assets.domain.partition import PartitionKey, date_range, local_hours
 from resources.landing.atomic import write_whole
 from resources.landing.days import SourceDays
+from resources.landing.findings import Findings
 from resources.landing.hourfile import HourFormat, UnreadableError
 from resources.landing.intake import Intake, Look
 from resources.landing.layout import hour_of, hour_path
@@ -64,6 +65,7 @@ class LandingZone:
         self.root = root
         self.spec = spec
         self.ledger = ledger
+        self.findings = Findings(spec, ledger)
         self._folder = root / spec.pipeline
         self._formats = {name: HourFormat(source) for name, source in spec.sources.items()}
         self._warned: set[str] = set()
@@ -291,12 +293,19 @@ class LandingZone:
                 SourceDays(self.spec, self.ledger, source, key, hours)
                 for source in self.spec.sources
             ]
+            judged = self.findings.read([PartitionKey(day, key) for day in hours])
             for day in hours:
-                found[PartitionKey(day, key)] = CompletenessReport(
-                    partition=str(PartitionKey(day, key)),
+                partition = PartitionKey(day, key)
+                sources = tuple(days.assess(day, as_of) for days in seen)
+                why = judged[partition].of(sources) if partition in judged else {}
+                found[partition] = CompletenessReport(
+                    partition=str(partition),
                     timezone=zone,
                     as_of=as_of,
-                    sources=tuple(days.assess(day, as_of) for days in seen),
+                    sources=tuple(
+                        days.assess(day, as_of, why[s.source]) if s.source in why else s
+                        for days, s in zip(seen, sources, strict=True)
+                    ),
                 )
         return dict(sorted(found.items()))
 
