@@ -15,6 +15,8 @@ from pydantic import (
     model_validator,
 )
 
+from platform_assets.domain.digests import digest_of
+
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
@@ -215,6 +217,16 @@ class SourceSpec(Frozen):
     def has_value_rules(self) -> bool:
         """Whether the rows of a delivered hour have to be looked at, beyond its schema."""
         return bool(self.unique) or any(c.has_value_rules for c in self.columns.values())
+
+    @property
+    def rules_digest(self) -> str:
+        """Digest of all that a delivered hour is judged by."""
+        columns = {
+            name: column.model_dump(mode="json", exclude={"description", "max_day_null_fraction"})
+            for name, column in self.columns.items()
+        }
+        limits = [self.contract.max_hour_rows, self.contract.max_hour_bytes]
+        return digest_of([self.time_column, columns, self.unique, limits])
 
     @property
     def day_null_limits(self) -> dict[str, float]:
