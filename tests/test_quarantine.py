@@ -1075,3 +1075,95 @@ def test_the_look_in_bulk_doubts_just_what_pandera_refuses(files: list[list[Any]
     assert RULES.judge(tables) == refused, "whatever stands beside it, a file is told the same"
     for reason in refused.values():
         assert reason.isprintable()
+
+
+# --- what an unchanged refused file costs --------------------------------------------------------
+
+
+@pytest.fixture
+def opens(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The landed files that are opened, in order."""
+    found: list[str] = []
+    real = os.open
+
+    def counted(path: Any, *rest: Any, **more: Any) -> int:
+        if str(path).endswith("Z.parquet"):
+            found.append(str(path))
+        return real(path, *rest, **more)
+
+    monkeypatch.setattr(rawfile.os, "open", counted)
+    return found
+
+
+def age(path: Path, seconds: int = 3_600) -> None:
+    """As if it had been written a while ago."""
+    moment = path.stat().st_mtime_ns - seconds * 10**9
+    os.utime(path, ns=(moment, moment))
+
+
+def test_a_refused_file_is_opened_once_while_nothing_changes(
+    zone: LandingZone, opens: list[str]
+) -> None:
+    hours = local_hours(DAY, NEW_YORK)[:6]
+    for hour in hours:
+        zone.deliver("flights", "JFK", hour, flights(hour, distance=[0.5] * ROWS))
+        age(place(zone, hour))
+    assert zone.refresh(DAY, DAY) == len(hours) == len(opens)
+    report = judged(zone)
+    assert len(opens) == len(hours), "nothing changed: none is read again"
+    assert len(report.rejected) == len(quarantined(zone)) == len(hours)
+
+    # Other bytes, even of the same length, are looked at, and heal.
+    zone.deliver("flights", "JFK", hours[0], flights(hours[0]))
+    assert judged(zone).observed == 1
+    assert len(opens) == len(hours) + 1
+
+
+def test_other_rules_look_at_refused_files_again_and_then_no_more(
+    tmp_path: Path, opens: list[str]
+) -> None:
+    zone = guarded(tmp_path)
+    zone.deliver("flights", "JFK", HOUR, flights(distance=[0.5] * ROWS))
+    age(place(zone))
+    judged(zone)
+    sources = flights_spec().model_dump(mode="json")["sources"]
+    sources["flights"]["columns"]["distance"]["minimum"] = 0.7
+    stricter = guarded(tmp_path, respecify(flights_spec(), sources=sources))
+    assert "0.7 or more is allowed" in str(judged(stricter).rejected)
+    assert len(opens) == 2
+    judged(stricter)
+    assert len(opens) == 2
+    sources["flights"]["columns"]["distance"]["minimum"] = 0.5
+    assert judged(guarded(tmp_path, respecify(flights_spec(), sources=sources))).observed == 1
+
+
+def test_a_refused_file_that_was_just_written_is_looked_at_until_it_is_settled(
+    zone: LandingZone, opens: list[str]
+) -> None:
+    """Its size and time of change would be the same had it been written to within that moment."""
+    zone.deliver("flights", "JFK", HOUR, flights(distance=[0.5] * ROWS))
+    written = datetime.fromtimestamp(place(zone).stat().st_mtime, UTC)
+    for seconds, expected in ((0, 1), (1, 2), (3, 3), (60, 3)):
+        zone.refresh(DAY, DAY, now=written + timedelta(seconds=seconds))
+        assert len(opens) == expected, f"after {seconds} s"
+
+
+def test_a_refused_file_without_a_copy_is_tried_again(
+    zone: LandingZone, opens: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zone.deliver("flights", "JFK", HOUR, flights(distance=[0.5] * ROWS))
+    age(place(zone))
+    with monkeypatch.context() as full:
+
+        def no_room(*_: object) -> bool:
+            raise TransientError("the disk is full")
+
+        full.setattr(setaside, "write_whole", no_room)
+        judged(zone)
+        judged(zone)
+    assert [r.kept for r in quarantined(zone)] == [""]
+    assert len(opens) == 2
+    judged(zone)
+    judged(zone)
+    assert quarantined(zone)[0].kept
+    assert len(opens) == 3

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from platform_assets.domain.digests import combine, digest_of
-from platform_assets.domain.source_spec import ContractSpec
+from platform_assets.domain.source_spec import NULL_SAMPLE, ContractSpec, SourceSpec
 
 HOUR = timedelta(hours=1)
 
@@ -29,7 +29,7 @@ class Verdict(StrEnum):
     LATE = "late"
     """Sub-windows are missing, and the deadline is over."""
     SUSPICIOUS = "suspicious"
-    """Everything is there, but the number of rows is far off."""
+    """Everything is there, but the number of rows or the share of nulls is far off."""
     QUARANTINED = "quarantined"
     """A delivered file was refused, and none came in its place."""
     ACCEPTED = "accepted"
@@ -62,7 +62,7 @@ class SourceReport(BaseModel):
         missing: hours that are due and were not delivered.
         not_due: hours that have not ended.
         rejected: why the file of an hour was refused, by hour (`2013-02-09T14Z`).
-        suspicion: why the number of rows is suspicious; empty if it is not.
+        suspicion: why the number of rows, or what is in them, is suspicious; empty if it is not.
         overdue: the deadline is over and the day is not whole.
         waiver: name of the waiver that covers the shortage; empty if none does.
         content: digest over the accepted hours' files; empty where there is none.
@@ -223,6 +223,43 @@ def suspect_rows(contract: ContractSpec, rows: int, trailing: Sequence[int]) -> 
     )
 
 
+def suspect_nulls(source: SourceSpec, nulls: Mapping[str, int], rows: int) -> str:
+    """Why the shares of nulls in a day's rows are suspicious; empty if they are not.
+
+    Args:
+        source: its columns have the limits.
+        nulls: rows without a value, by column.
+        rows: of the day.
+    """
+    if rows < NULL_SAMPLE:
+        return ""
+    many = [
+        f"{name} in {nulls[name]} (at most {limit:g} of them)"
+        for name, limit in source.day_null_limits.items()
+        if nulls[name] > limit * rows
+    ]
+    if not many:
+        return ""
+    return f"too many nulls in {rows} rows of the day (max_day_null_fraction): {', '.join(many)}"
+
+
+def suspect_built(least: int, rows: int, excluded: Mapping[str, int]) -> str:
+    """Why the rows that are left of a day are suspiciously few; empty if they are not.
+
+    Args:
+        least: `dataset.min_rows`.
+        rows: that are left.
+        excluded: rows that were left out, by rule.
+    """
+    if rows >= least:
+        return ""
+    out = ", ".join(f"{name} {count}" for name, count in excluded.items() if count) or "none"
+    return (
+        f"{rows} rows are left to build from (excluded: {out}), at least {least} are expected "
+        "(dataset.min_rows)"
+    )
+
+
 def assess_source(
     source: str,
     expected: Sequence[datetime],
@@ -232,6 +269,7 @@ def assess_source(
     *,
     deadline: datetime | None = None,
     trailing: Sequence[int] = (),
+    found: str = "",
 ) -> SourceReport:
     """Compare the hours that a day must have with those that were delivered.
 
@@ -243,6 +281,7 @@ def assess_source(
         contract: what the day has to be; none: every hour, and no more.
         deadline: when the day is due; none: never.
         trailing: rows of the same weekday in the weeks before, of the complete days alone.
+        found: why these very rows are suspicious, as found when they were read to build from them.
     """
     rules = contract or ContractSpec()
     by_hour = {arrival.hour: arrival for arrival in arrivals}
@@ -255,13 +294,19 @@ def assess_source(
     }
     every = bool(expected) and len(accepted) == len(expected)
     rows = sum(by_hour[h].rows for h in accepted)
-    suspicion = suspect_rows(rules, rows, trailing) if every else ""
+    counted = suspect_rows(rules, rows, trailing) if every else ""
+    suspicion = ", ".join(why for why in (counted, found) if why)
     overdue = deadline is not None and as_of >= deadline and (not every or bool(suspicion))
     if every:
         verdict = Verdict.SUSPICIOUS if suspicion else Verdict.COMPLETE
     elif rejected:
         verdict = Verdict.QUARANTINED
-    elif overdue and rules.accept_from is not None and len(accepted) >= rules.accept_from:
+    elif (
+        overdue
+        and not suspicion
+        and rules.accept_from is not None
+        and len(accepted) >= rules.accept_from
+    ):
         verdict = Verdict.ACCEPTED
     elif overdue:
         verdict = Verdict.LATE

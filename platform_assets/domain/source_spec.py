@@ -15,6 +15,8 @@ from pydantic import (
     model_validator,
 )
 
+from platform_assets.domain.digests import digest_of
+
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
@@ -68,7 +70,10 @@ class ColumnSpec(Frozen):
         minimum: the least value that is allowed, of a number.
         maximum: the greatest.
         allowed: the only values that are allowed, of a string or int.
-        max_null_fraction: share of an hour's rows that may be null, from `NULL_SAMPLE` rows on.
+        max_null_fraction: share of an hour's rows that may be null, from `NULL_SAMPLE` rows on; an
+            hour above it is refused.
+        max_day_null_fraction: the same of a day's rows; a day above it is suspicious. It is judged
+            when the rows are read to build from them.
     """
 
     type: ColumnType
@@ -79,6 +84,7 @@ class ColumnSpec(Frozen):
     maximum: float | None = None
     allowed: tuple[str | int, ...] = ()
     max_null_fraction: float | None = Field(default=None, ge=0, le=1)
+    max_day_null_fraction: float | None = Field(default=None, ge=0, le=1)
 
     @model_validator(mode="after")
     def _rules_fit(self) -> "ColumnSpec":
@@ -95,8 +101,9 @@ class ColumnSpec(Frozen):
         wrong = [value for value in self.allowed if not isinstance(value, kind)]
         if wrong:
             raise ValueError(f"allowed holds {wrong[0]!r}, which is no {self.type}")
-        if self.max_null_fraction is not None and not self.nullable:
-            raise ValueError("max_null_fraction needs nullable: true, else no null is allowed")
+        for rule in ("max_null_fraction", "max_day_null_fraction"):
+            if getattr(self, rule) is not None and not self.nullable:
+                raise ValueError(f"{rule} needs nullable: true, else no null is allowed")
         return self
 
     @property
@@ -107,7 +114,7 @@ class ColumnSpec(Frozen):
 
 
 NULL_SAMPLE = 10
-"""Rows that an hour needs before its share of nulls is judged: of three, two say nothing."""
+"""Rows that an hour or day needs before its share of nulls is judged: of three, two say nothing."""
 
 
 class WeekdayRowsSpec(Frozen):
@@ -210,3 +217,19 @@ class SourceSpec(Frozen):
     def has_value_rules(self) -> bool:
         """Whether the rows of a delivered hour have to be looked at, beyond its schema."""
         return bool(self.unique) or any(c.has_value_rules for c in self.columns.values())
+
+    @property
+    def rules_digest(self) -> str:
+        """Digest of all that a delivered hour is judged by."""
+        columns = {
+            name: column.model_dump(mode="json", exclude={"description", "max_day_null_fraction"})
+            for name, column in self.columns.items()
+        }
+        limits = [self.contract.max_hour_rows, self.contract.max_hour_bytes]
+        return digest_of([self.time_column, columns, self.unique, limits])
+
+    @property
+    def day_null_limits(self) -> dict[str, float]:
+        """The greatest share of nulls in a day's rows, by column."""
+        limits = {name: c.max_day_null_fraction for name, c in self.columns.items()}
+        return {name: limit for name, limit in limits.items() if limit is not None}

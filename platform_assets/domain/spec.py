@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from platform_assets.domain.digests import digest_of
 from platform_assets.domain.errors import UsageError
 from platform_assets.domain.expressions import names_in as names_in
 from platform_assets.domain.partition import PartitionKey, date_range
@@ -51,6 +52,8 @@ class DatasetSpec(Frozen):
     rows: Name
     joins: tuple[JoinSpec, ...] = ()
     exclude: Mapping[Name, str] = {}
+    min_rows: int = Field(default=0, ge=0)
+    """Rows that `exclude` has to leave of a partition, at the least; fewer are suspicious."""
     derive: Mapping[Name, str] = {}
     features: tuple[str, ...] = Field(min_length=1)
     categories: tuple[str, ...] = ()
@@ -315,6 +318,22 @@ class PipelineSpec(Frozen):
     def read_sources(self) -> tuple[str, ...]:
         """The sources that the dataset reads, the one of its rows first."""
         return (self.dataset.rows, *(join.source for join in self.dataset.joins))
+
+    @property
+    def judged_sources(self) -> tuple[str, ...]:
+        """The sources whose rows are judged before anything is built: read ones, and with rules."""
+        ruled = (name for name, source in self.sources.items() if source.day_null_limits)
+        return tuple(dict.fromkeys((*self.read_sources, *ruled)))
+
+    @property
+    def row_rules(self) -> str:
+        """Digest of what the rows of a whole day have to keep; empty where nothing is asked."""
+        limits = {name: s.day_null_limits for name, s in self.sources.items() if s.day_null_limits}
+        dataset = self.dataset
+        if not limits and not dataset.min_rows:
+            return ""
+        built = [dataset.min_rows, dict(dataset.exclude), dict(dataset.derive)]
+        return digest_of([limits, built if dataset.min_rows else []])
 
     @property
     def first_model_date(self) -> date:

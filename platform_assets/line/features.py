@@ -2,10 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from platform_assets.domain.completeness import CompletenessReport, SourceReport
-from platform_assets.domain.errors import HeldError
+from platform_assets.domain.completeness import (
+    CompletenessReport,
+    SourceReport,
+    suspect_built,
+    suspect_nulls,
+)
+from platform_assets.domain.errors import HeldError, RefusedError
 from platform_assets.domain.late import PREFIX, hour_name, versions_of
 from platform_assets.domain.lease import Lease
 from platform_assets.domain.partition import PartitionKey, local_hours
@@ -19,7 +24,11 @@ from platform_assets.line.inputs import (
     made_of,
 )
 from platform_assets.line.services import Outcome, Services
-from resources.dataset import build_rows
+from resources.dataset import BuiltRows, build_rows
+from resources.landing.values import missing_values
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -135,6 +144,65 @@ def _let_go(detail: Mapping[str, Any]) -> tuple[Any, ...]:
     )
 
 
+def _clear_rows(
+    services: Services,
+    partition: PartitionKey,
+    report: CompletenessReport,
+    tables: "Mapping[str, pa.Table]",
+) -> BuiltRows:
+    """The rows of a partition, unless what is in them is suspicious and nobody has waived that.
+
+    Raises:
+        HeldError: it is. That is written down: every later look finds the partition suspicious.
+        RefusedError: the rows break the dataset's schema.
+    """
+    spec = services.spec
+    assert partition.key is not None
+    why = {
+        name: suspect_nulls(
+            source,
+            missing_values(tables[name].select(list(source.day_null_limits))),
+            tables[name].num_rows,
+        )
+        for name, source in spec.sources.items()
+        if name in tables and source.day_null_limits
+    }
+    try:
+        built = build_rows(spec, partition.key, partition.date, tables)
+    except RefusedError:
+        _require_seen(services, partition, report, why)
+        raise
+    rows = spec.dataset.rows
+    few = suspect_built(spec.dataset.min_rows, built.table.num_rows, built.excluded)
+    _require_seen(services, partition, report, why | {rows: _joined(why.get(rows, ""), few)})
+    return built
+
+
+def _joined(*reasons: str) -> str:
+    return ", ".join(reason for reason in reasons if reason)
+
+
+def _require_seen(
+    services: Services,
+    partition: PartitionKey,
+    report: CompletenessReport,
+    why: Mapping[str, str],
+) -> None:
+    """Refuse rows that are suspicious for a reason that is not in the report that is clear."""
+    why = {name: reason for name, reason in why.items() if reason}
+    seen = {source.source: source.suspicion for source in report.sources}
+    if all(reason in seen[name] for name, reason in why.items()):
+        return  # the report is clear: whoever has waived it has seen this
+    services.zone.findings.record(partition, report.sources, why, report.as_of)
+    now = assess(services, partition)
+    record_completeness(services, {partition: now})
+    reason = f"{report.reason()}; {'; '.join(f'{name}: {text}' for name, text in why.items())}"
+    raise HeldError(
+        services.spec.asset("features"),
+        {str(partition): reason if now.is_clear else now.reason()},
+    )
+
+
 def build_features(
     services: Services,
     partition: PartitionKey,
@@ -150,7 +218,7 @@ def build_features(
         tell: is called for each source that has changed, also where the partition is held.
 
     Raises:
-        HeldError: an hour of a source is missing, or was rejected.
+        HeldError: an hour of a source is missing or was rejected, or its rows are suspicious.
         RefusedError: the rows break the dataset's schema, or the lease was lost meanwhile.
         TransientError: the commit failed, nothing is half-written; or another run is at work on
             the partition for too long.
@@ -202,9 +270,9 @@ def _build(
     hours = hours_digest(services, partition)
     tables = {
         source: services.zone.read(source, partition.key, partition.date)
-        for source in spec.read_sources
+        for source in spec.judged_sources
     }
-    built = build_rows(spec, partition.key, partition.date, tables)
+    built = _clear_rows(services, partition, report, tables)
     before = services.ledger.current_version(asset, name)
     detail = {
         "excluded": built.excluded,

@@ -46,8 +46,8 @@ class SourceDays:
         self._hours = dict(hours)
         self._arrivals = self._read(hours)
 
-    def assess(self, day: date, as_of: datetime) -> SourceReport:
-        """One of the days, by the contract of the source."""
+    def assess(self, day: date, as_of: datetime, found: str = "") -> SourceReport:
+        """One of the days, by the contract of the source; `found`: what was found in its rows."""
         return assess_source(
             self._source,
             self._hours[day],
@@ -56,6 +56,7 @@ class SourceDays:
             self._contract,
             deadline=deadline_of(self._contract, day, self._spec.partitions.timezone),
             trailing=self._trailing(day) if self._is_complete(day) else (),
+            found=found,
         )
 
     def _is_complete(self, day: date) -> bool:

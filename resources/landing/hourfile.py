@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
     from platform_assets.domain.source_spec import SourceSpec
 
+_JUDGING = 1
+"""To be raised when files are judged otherwise by the same rules: then refused ones are looked at
+again."""
+
 UNPACKED = 8
 """How many times `max_hour_bytes` the rows of a file may take in memory."""
 
@@ -55,6 +59,7 @@ class HourFormat:
         self._required = [name for name, column in source.columns.items() if not column.nullable]
         # Of a source without rules for values no more is looked at before it is read.
         self._judged = list(dict.fromkeys([source.time_column, *self._required]))
+        self.rules = f"rules:{_JUDGING}:{source.rules_digest[:16]}"
         self.values = ValueRules(source) if source.has_value_rules else None
         # The schema that was accepted last: files of one producer hardly ever differ in it.
         self._accepted: _Accepted | None = None

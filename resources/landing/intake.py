@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _BATCH_BYTES = 32 * 1024 * 1024
 _BATCH_ROWS = 200_000
 
+_FRESH_NS = 2 * 10**9
+
 
 @dataclass(frozen=True)
 class Look:
@@ -46,9 +48,25 @@ class Intake:
     """The new, changed and vanished files of some days of one source."""
 
     def __init__(
-        self, rules: ValueRules | None, set_aside: SetAside | None, pipeline: str, at: datetime
+        self,
+        rules: ValueRules | None,
+        version: str,
+        set_aside: SetAside | None,
+        pipeline: str,
+        at: datetime,
     ) -> None:
+        """
+        Args:
+            rules: of the source, for values; None: it has none.
+            version: of all rules of the source; stands in the arrivals that they refuse.
+            set_aside: where refused files go.
+            pipeline: of all of them.
+            at: when they are said to be seen.
+        """
         self.arrived: list[ArrivalRecord] = []
+        self.again: list[ArrivalRecord] = []
+        """Refused files that are what they were, of which that is certain only now."""
+        self._version = version
         self.gone: list[str] = []
         self._rules = rules
         self._set_aside = set_aside
@@ -68,6 +86,17 @@ class Intake:
         """Note an accepted file; whoever recorded it may have been killed before it was healed."""
         if path in self.open:
             self._accepted.append(path)
+
+    def is_kept(self, record: ArrivalRecord) -> bool:
+        """Whether nothing is left to be done about a refused file."""
+        if self._set_aside is None:
+            return True
+        known = self.open.get(record.path)
+        return (
+            known is not None
+            and bool(known.kept)
+            and (known.reason, known.size) == (record.rejected, record.size)
+        )
 
     def add(self, look: Look) -> None:
         """Take a file in; its values are judged together with those of others."""
@@ -97,14 +126,17 @@ class Intake:
         if rejected is None:
             self._accepted.append(fresh.path)
         else:
-            fresh = replace(fresh, rejected=rejected, rows=0, digest="")
+            fresh = replace(fresh, rejected=rejected, rows=0, digest=self._version)
             if self._set_aside is not None:
                 known = self.open.get(fresh.path)
                 record = self._set_aside.refuse(fresh, look.content, known)
                 if record is not None:
                     self._refused.append(record)
-        if look.before is None or _content(look.before) != _content(fresh):
+        before = look.before
+        if before is None or _content(before) != _content(fresh):
             self.arrived.append(fresh)
+        elif rejected is not None and was_fresh(before):
+            self.again.append(fresh)
 
     def settle(self, vanished: Iterable[str]) -> None:
         """Record what was refused, what has healed, and which refused files have vanished."""
@@ -113,6 +145,14 @@ class Intake:
         ended = {"healed": self._accepted, "vanished": list(vanished)}
         if self._refused or any(ended.values()):
             self._set_aside.record(self._pipeline, self._refused, self.open, ended, self._at)
+
+
+def was_fresh(record: ArrivalRecord) -> bool:
+    """Whether a file may have been written to as it was looked at, in one tick of its clock.
+
+    Then it must be looked at again, though neither its size nor its time of change is another.
+    """
+    return abs(record.seen_at.timestamp() * 1e9 - record.mtime_ns) < _FRESH_NS
 
 
 def _content(record: ArrivalRecord) -> tuple[object, ...]:

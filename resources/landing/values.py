@@ -235,6 +235,11 @@ def _instant(microseconds: int) -> str:
     return f"{moment.replace(tzinfo=None).isoformat(timespec='seconds')}Z"
 
 
+def missing_values(table: pa.Table) -> dict[str, int]:
+    """How many rows have no value, by column."""
+    return {name: int(_missing(table[name]).sum()) for name in table.column_names}
+
+
 def _missing(values: pa.ChunkedArray) -> np.ndarray[Any, Any]:
     """Which rows have no value: a NaN is none."""
     import pyarrow.compute as pc

@@ -17,8 +17,9 @@ from platform_assets.domain.errors import HomeError, RefusedError, UsageError
 from platform_assets.domain.partition import PartitionKey, date_range, local_hours
 from resources.landing.atomic import write_whole
 from resources.landing.days import SourceDays
+from resources.landing.findings import Findings
 from resources.landing.hourfile import HourFormat, UnreadableError
-from resources.landing.intake import Intake, Look
+from resources.landing.intake import Intake, Look, was_fresh
 from resources.landing.layout import hour_of, hour_path
 from resources.landing.rawfile import ChangedError, RawFile, is_within, printable, read_raw
 from resources.landing.schema import arrow_schema
@@ -39,8 +40,6 @@ _log = logging.getLogger(__name__)
 # Folder days that are compared and recorded at a time: bounds memory, and keeps what a killed
 # refresh has got done.
 _CHUNK_DAYS = 31
-
-_FRESH_NS = 2 * 10**9
 
 
 class LandingZone:
@@ -64,6 +63,7 @@ class LandingZone:
         self.root = root
         self.spec = spec
         self.ledger = ledger
+        self.findings = Findings(spec, ledger)
         self._folder = root / spec.pipeline
         self._formats = {name: HourFormat(source) for name, source in spec.sources.items()}
         self._warned: set[str] = set()
@@ -117,8 +117,8 @@ class LandingZone:
         """Bring the ledger up to what lies on the disk for some local days.
 
         Looks at the UTC day folders that these days touch. Only files whose size or time of
-        change the ledger does not know are opened, and those that were rejected: a corrected spec
-        may accept them. What is refused is set aside.
+        change the ledger does not know are opened, and those that were rejected by other rules: a
+        corrected spec may accept them. What is refused is set aside.
 
         Args:
             first, last: local dates, both included.
@@ -159,7 +159,8 @@ class LandingZone:
     ) -> int:
         begin = datetime.combine(days[0], time(0), UTC)
         end = datetime.combine(days[-1], time(23), UTC)
-        intake = Intake(self._formats[source].values, self.set_aside, self.spec.pipeline, seen_at)
+        rules = self._formats[source]
+        intake = Intake(rules.values, rules.rules, self.set_aside, self.spec.pipeline, seen_at)
         for key in keys:
             records = self.ledger.arrivals(self.spec.pipeline, source, key, begin, end)
             known = {record.path: record for record in records}
@@ -178,8 +179,8 @@ class LandingZone:
             and begin <= record.hour <= end
             and self._is_gone(path)
         )
-        if intake.arrived:
-            self.ledger.upsert_arrivals(intake.arrived)
+        if intake.arrived or intake.again:
+            self.ledger.upsert_arrivals([*intake.arrived, *intake.again])
         if intake.gone:
             self.ledger.forget_arrivals(self.spec.pipeline, source, intake.gone)
         return len(intake.arrived) + len(intake.gone)
@@ -219,11 +220,12 @@ class LandingZone:
             record = known.get(path)
             linked = outside or entry.is_symlink()
             try:
-                if record is not None and record.rejected is None and not linked:
+                if record is not None and not linked and self._is_settled(record, intake):
                     state = entry.stat()
                     if (state.st_size, state.st_mtime_ns) == (record.size, record.mtime_ns):
                         del known[path]
-                        intake.unchanged(path)
+                        if record.rejected is None:
+                            intake.unchanged(path)
                         continue
                 hour = record.hour if record is not None else hour_of(entry.name, day)
                 if hour is None:
@@ -259,9 +261,16 @@ class LandingZone:
                 rows=0 if look.rejected else look.rows,
                 rejected=look.rejected,
                 seen_at=seen_at,
-                digest="" if look.rejected else look.digest,
+                digest=self._formats[source].rules if look.rejected else look.digest,
             )
             yield Look(record, fresh, look.content, look.table)
+
+    def _is_settled(self, record: ArrivalRecord, intake: Intake) -> bool:
+        """Whether a file need not be opened as long as it is the same by size and time."""
+        if record.rejected is None:
+            return True
+        by_these_rules = record.digest == self._formats[record.source].rules
+        return by_these_rules and not was_fresh(record) and intake.is_kept(record)
 
     def _warn(self, path: str, why: str) -> None:
         if path not in self._warned:
@@ -291,12 +300,19 @@ class LandingZone:
                 SourceDays(self.spec, self.ledger, source, key, hours)
                 for source in self.spec.sources
             ]
+            judged = self.findings.read([PartitionKey(day, key) for day in hours])
             for day in hours:
-                found[PartitionKey(day, key)] = CompletenessReport(
-                    partition=str(PartitionKey(day, key)),
+                partition = PartitionKey(day, key)
+                sources = tuple(days.assess(day, as_of) for days in seen)
+                why = judged[partition].of(sources) if partition in judged else {}
+                found[partition] = CompletenessReport(
+                    partition=str(partition),
                     timezone=zone,
                     as_of=as_of,
-                    sources=tuple(days.assess(day, as_of) for days in seen),
+                    sources=tuple(
+                        days.assess(day, as_of, why[s.source]) if s.source in why else s
+                        for days, s in zip(seen, sources, strict=True)
+                    ),
                 )
         return dict(sorted(found.items()))
 
@@ -350,7 +366,7 @@ class LandingZone:
             if raw.content is None:
                 raise UnreadableError(raw.refused)
             if record.digest and hashlib.sha256(raw.content).hexdigest() != record.digest:
-                if _was_fresh(record):
+                if was_fresh(record):
                     self.ledger.forget_arrivals(record.zone, record.source, [record.path])
                 raise UnreadableError("its bytes are not those that arrived")
             return source.read(raw.content, record.hour)
@@ -373,14 +389,6 @@ class LandingZone:
                 f"{_stamp(record.mtime_ns)} then, {found.size} bytes of "
                 f"{_stamp(found.mtime_ns)} now); refresh the landing zone"
             )
-
-
-def _was_fresh(record: ArrivalRecord) -> bool:
-    """Whether a file may have been written to as it was looked at, in one tick of its clock.
-
-    Then it must be looked at again, though neither its size nor its time of change is another.
-    """
-    return abs(record.seen_at.timestamp() * 1e9 - record.mtime_ns) < _FRESH_NS
 
 
 def _stamp(nanoseconds: int) -> str:

@@ -33,7 +33,8 @@ class ArrivalRecord:
         size: bytes.
         mtime_ns: the file's modification time, nanoseconds since the epoch.
         rejected: why the file is not accepted; None if it is.
-        digest: SHA-256 of an accepted file, 64 hexadecimal digits; empty for a rejected one.
+        digest: SHA-256 of an accepted file, 64 hexadecimal digits; of a rejected one the version of
+            the rules that it was refused by, empty where nobody knows.
     """
 
     zone: str
