@@ -70,6 +70,28 @@ query Runs($filter: RunsFilter, $limit: Int) {
 }
 """
 
+LAUNCH_JOB = """
+mutation LaunchJob($location: String!, $job: String!, $tags: [ExecutionTag!]!) {
+  launchRun(executionParams: {
+    selector: {
+      repositoryLocationName: $location, repositoryName: "__repository__", jobName: $job
+    }
+    executionMetadata: {tags: $tags}
+  }) {
+    __typename
+    ... on LaunchRunSuccess { run { runId } }
+    ... on PythonError { message }
+    ... on RunConfigValidationInvalid { errors { message } }
+  }
+}
+"""
+
+RUN_STATUS = """
+query RunStatus($id: ID!) {
+  runOrError(runId: $id) { __typename ... on Run { status } ... on PythonError { message } }
+}
+"""
+
 UNFINISHED = """
 query { partitionBackfillsOrError(status: REQUESTED) {
   ... on PartitionBackfills { results { id } }
@@ -196,6 +218,26 @@ class DagsterApi:
             raise RefusedError(
                 f"Dagster refused to cancel backfill {backfill_id}: {result.get('message', result)}"
             )
+
+    def launch_job(self, job: str, *, location: str, tags: Mapping[str, str]) -> str:
+        """Launch a run of a job, as its page in the UI does; its id.
+
+        Raises:
+            RefusedError: Dagster refused it.
+        """
+        pairs = [{"key": key, "value": value} for key, value in tags.items()]
+        given = {"location": location, "job": job, "tags": pairs}
+        result = self.query(LAUNCH_JOB, given)["launchRun"]
+        if result["__typename"] != "LaunchRunSuccess":
+            raise RefusedError(f"Dagster refused a run of {job}: {result}")
+        return str(result["run"]["runId"])
+
+    def run_status(self, run_id: str) -> str:
+        """`QUEUED`, `STARTED`, `SUCCESS` and so on."""
+        found = self.query(RUN_STATUS, {"id": run_id})["runOrError"]
+        if found["__typename"] != "Run":
+            raise RefusedError(f"run {run_id}: {found}")
+        return str(found["status"])
 
     def backfill(self, backfill_id: str) -> dict[str, Any]:
         """Status and counts by asset: `{"status": …, "assets": {key: (done, failed, of)}}`."""

@@ -97,12 +97,10 @@ class DagsterDev:
         require_free_port(self.port)
         require_no_daemon(self.home)
         end_orphaned_runs(self.home)
-        workspace = workspace_file()
-        command = [sys.executable, "-m", conductor.__name__, str(workspace), str(self.port)]
         with self.log.open("ab") as log:
             self._guard = subprocess.Popen(
-                [sys.executable, "-m", guard.__name__, self._mark, *command],
-                cwd=workspace.parent,
+                [sys.executable, "-m", guard.__name__, self._mark, *self.command()],
+                cwd=workspace_file().parent,
                 env={
                     **os.environ,
                     **self.home.environment(),
@@ -115,6 +113,10 @@ class DagsterDev:
                 start_new_session=True,
             )
         return self
+
+    def command(self) -> list[str]:
+        """What is started."""
+        return [sys.executable, "-m", conductor.__name__, str(workspace_file()), str(self.port)]
 
     def wait_until_ready(self) -> None:
         """Wait until the code location is loaded and the daemons are well.

@@ -31,12 +31,14 @@ class PlainDagster:
         landing: `<home>/landing/<pipeline>`.
         store: where rows and models go.
         spec: only for names, columns, parameters.
+        policy: how a backfill makes runs of partitions; None is Dagster's default, a run each.
     """
 
     landing: Path
     store: Path
     spec: PipelineSpec
-    instance: dg.DagsterInstance
+    instance: dg.DagsterInstance | None = None
+    policy: dg.BackfillPolicy | None = field(default_factory=dg.BackfillPolicy.single_run)
     cursor: Any = None
     _defs: dg.Definitions | None = field(default=None, init=False)
 
@@ -57,7 +59,7 @@ class PlainDagster:
         @dg.asset(
             partitions_def=days,
             automation_condition=nightly,
-            backfill_policy=dg.BackfillPolicy.single_run(),
+            backfill_policy=self.policy,
         )
         def features(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
             self.store.mkdir(parents=True, exist_ok=True)
@@ -70,7 +72,7 @@ class PlainDagster:
             partitions_def=days,
             deps=[dg.AssetDep(features, partition_mapping=window)],
             automation_condition=nightly,
-            backfill_policy=dg.BackfillPolicy.single_run(),
+            backfill_policy=self.policy,
         )
         def model(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
             rows = self._train(date.fromisoformat(context.partition_key))
@@ -131,6 +133,7 @@ class PlainDagster:
 
     def materialize(self, asset: str, first: date, last: date) -> dg.ExecuteInProcessResult:
         """Run an asset for the dates from first to last, in one run."""
+        assert self.instance is not None
         ends = {
             "dagster/asset_partition_range_start": first.isoformat(),
             "dagster/asset_partition_range_end": last.isoformat(),
@@ -148,6 +151,7 @@ class PlainDagster:
         Returns:
             the partitions that it requests, by asset.
         """
+        assert self.instance is not None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             result = dg.evaluate_automation_conditions(
@@ -165,6 +169,7 @@ class PlainDagster:
 
     def metadata(self, asset: str, day: date) -> dict[str, int]:
         """What the latest materialization of a date says of itself."""
+        assert self.instance is not None
         found = self.instance.fetch_materializations(
             dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[day.isoformat()]), limit=1
         )
