@@ -33,9 +33,10 @@ def catalog_folder() -> Path:
 
 
 def catalog_environment() -> dict[str, str]:
-    """The variable by which a child process, wherever it works, finds the same catalog."""
-    chosen = os.environ.get("SIGNALBOX_CATALOG")
-    return {"SIGNALBOX_CATALOG": str(catalog_folder().resolve())} if chosen else {}
+    """The variables by which a child process, wherever it works, finds the same declarations."""
+    names = ("SIGNALBOX_CATALOG", "SIGNALBOX_LANES")
+    chosen = {name: os.environ[name] for name in names if os.environ.get(name)}
+    return {name: str(Path(place).expanduser().resolve()) for name, place in chosen.items()}
 
 
 def components_folder() -> Path:

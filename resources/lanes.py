@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -24,7 +25,10 @@ OWNED = (
     "run_monitoring",
     "run_retries",
 )
-"""The sections of a home's dagster.yaml that are the project's; storage and the like are not."""
+"""The sections of a home's dagster.yaml that are the project's, where the project has them.
+
+Storage, logs and the like are whoever's who runs the home.
+"""
 
 
 def lanes_file() -> Path:
@@ -63,10 +67,37 @@ def renewed(text: str, project: str) -> str:
         text: the home's, of whatever version; its other sections and comments stay.
         project: the project's.
     """
-    blocks = {name: _block(project, name) for name in OWNED}
-    for name, block in blocks.items():
-        text = _replaced(text, name, block)
+    for name in OWNED:
+        block = _block(project, name)
+        if block is not None:
+            text = _replaced(text, name, block)
     return text
+
+
+def outdated(document: Mapping[str, Any], project: Mapping[str, Any], lanes: Lanes) -> list[str]:
+    """The sections of a home's dagster.yaml that are not as the project and the lanes have them."""
+    wanted = {**project, "concurrency": concurrency_section(lanes)}
+    return sorted(n for n in OWNED if n in wanted and document.get(n) != wanted[n])
+
+
+def write_instance_file(path: Path, text: str) -> bool:
+    """Replace a dagster.yaml at once; the one before stays beside it. Tells whether it differed.
+
+    Raises:
+        HomeError: it cannot be written.
+    """
+    try:
+        if path.read_text() == text:
+            return False
+        beside = path.with_name(f".{path.name}.new")
+        beside.write_text(text)
+        shutil.copyfile(path, path.with_name(f"{path.name}.before"))
+        beside.replace(path)
+    except OSError as error:
+        raise HomeError(
+            f"{path} cannot be written ({error.strerror}); own it, or free it"
+        ) from error
+    return True
 
 
 def read_instance_file(path: Path) -> dict[str, Any]:
@@ -79,7 +110,7 @@ def read_instance_file(path: Path) -> dict[str, Any]:
         document = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
         raise HomeError(
-            f"{path} cannot be read ({error.strerror}); run `signalbox init`"
+            f"{path} is missing ({error.strerror}); copy the project's there"
         ) from error
     except yaml.YAMLError as error:
         said = " ".join(str(error).split())
@@ -111,10 +142,9 @@ def _block(text: str, name: str) -> str | None:
     return text[span[0] : span[1]] if span else None
 
 
-def _replaced(text: str, name: str, block: str | None) -> str:
+def _replaced(text: str, name: str, block: str) -> str:
     span = _span(text, name)
     if span is None:
-        return text if block is None else f"{text.rstrip()}\n\n{block.rstrip()}\n"
+        return f"{text.rstrip()}\n\n{block.rstrip()}\n"
     start, end = span
-    new = "" if block is None else f"{block.rstrip()}\n\n"
-    return f"{text[:start]}{new}{text[end:]}".rstrip() + "\n"
+    return f"{text[:start]}{block.rstrip()}\n\n{text[end:]}".rstrip() + "\n"

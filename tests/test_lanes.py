@@ -405,7 +405,7 @@ def test_an_older_home_gets_what_is_the_projects_and_keeps_its_storage() -> None
 @pytest.mark.parametrize("text", ["- a list\n", "a: [\n"])
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "dagster.yaml"
-    with pytest.raises(HomeError, match="cannot be read"):
+    with pytest.raises(HomeError, match="is missing"):
         read_instance_file(file)
     file.write_text(text)
     with pytest.raises(HomeError, match="copy the project's over it"):

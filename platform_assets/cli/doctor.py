@@ -10,11 +10,13 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from platform_assets.cli.lanes import RENEW, live_differences, stale_daemons
 from platform_assets.domain.errors import SignalboxError
 from platform_assets.factory import check_spec
 from platform_assets.factory.instance import dagster_yaml, instance_config
 from resources.catalog import catalog_folder, load_catalog, load_entries
 from resources.home import FORMAT, Home
+from resources.lanes import load_lanes, outdated
 
 NEEDED_BYTES = 1_000_000_000
 
@@ -40,6 +42,7 @@ def examine(home: Home) -> list[Finding]:
         ("home", _home),
         ("disk", _disk),
         ("instance", _instance),
+        ("pools", _pools),
         ("ledger", _ledger),
         ("mlflow", _mlflow),
         ("alerts", _alerts),
@@ -129,19 +132,51 @@ def _instance(home: Home) -> Iterator[Finding]:
             f"copy {dagster_yaml().name} over it and restart Dagster",
         )
         return
-    wanted = yaml.safe_load(instance_config(home))
-    differing = sorted(key for key in {*live, *wanted} if live.get(key) != wanted.get(key))
+    lanes = load_lanes()
+    old = outdated(live, yaml.safe_load(instance_config(home)), lanes)
     with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
         runs = instance.get_runs_count()
-    if differing:
+        wrong = live_differences(instance, lanes)
+    if old or wrong:
+        found = f"{config} differs from the project's in {', '.join(old)}" if old else ""
+        listed = "; ".join(part for part in (found, *wrong) if part)
+        yield Finding("instance", False, listed, RENEW)
+        return
+    stale = list(stale_daemons(home))
+    if stale:
         yield Finding(
             "instance",
             False,
-            f"{config} differs from the project's in {', '.join(differing)}",
-            f"copy {dagster_yaml().name} over it and restart Dagster, or change the project's",
+            f"daemon {', '.join(map(str, stale))} started before {config} was last written, and "
+            "goes by the limits of before",
+            "end Dagster and start it again (`signalbox dev`)",
         )
-    else:
-        yield Finding("instance", True, f"{home.dagster}, {runs} runs, limits as declared")
+        return
+    yield Finding("instance", True, f"{home.dagster}, {runs} runs, limits as declared")
+
+
+def _pools(home: Home) -> Iterator[Finding]:
+    import dagster as dg
+
+    from platform_assets.definitions import build_definitions
+    from platform_assets.instance.pools import pools_of
+
+    home.require()
+    declared = pools_of(build_definitions())
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        limited = {pool.name for pool in instance.event_log_storage.get_pool_limits()}
+    if not declared:
+        unused = f"; without use: limits of {', '.join(sorted(limited))}" if limited else ""
+        yield Finding("pools", True, f"no asset is in a pool{unused}")
+        return
+    listed = "; ".join(f"{pool} ({', '.join(names)})" for pool, names in declared.items())
+    yield Finding(
+        "pools",
+        False,
+        f"in a pool: {listed}; a run that waits for one counts against its lane although it does "
+        "not run",
+        "take them out of it and use a lease, see docs/lanes.md",
+    )
 
 
 def _ledger(home: Home) -> Iterator[Finding]:

@@ -12,7 +12,9 @@ from platform_assets.domain.lane_limits import Steering, with_steering, without_
 from resources.home import Home
 from resources.ledger.backfills import PAUSED, Backfills
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("dagster.signalbox")
+"""Goes where Dagster's own messages go; into nothing where a command opens the instance."""
+log.addHandler(logging.NullHandler())
 
 
 class SignalboxInstance(dg.DagsterInstance):
