@@ -37,18 +37,18 @@ def newest_table(path: str) -> "DeltaTable | None":
     from deltalake.exceptions import DeltaError
 
     born = _born(path)
-    kept: dict[str, tuple[tuple[int, ...], DeltaTable]] = _kept.__dict__
-    before, table = kept.pop(path, (None, None))
+    kept: dict[str, tuple[tuple[int, ...], int, DeltaTable]] = _kept.__dict__
+    before, checkpoint, table = kept.pop(path, (None, 0, None))
     if table is not None and born is not None and before == born:
         with suppress(DeltaError):
-            opened_at = table.version() // CHECKPOINT_INTERVAL
-            table.update_incremental()
-            if table.version() // CHECKPOINT_INTERVAL == opened_at:
-                kept[path] = (born, table)
+            if Path(path, "_delta_log", f"{table.version() + 1:020}.json").exists():
+                table.update_incremental()  # costs as much as the table is large
+            if table.version() // CHECKPOINT_INTERVAL == checkpoint:
+                kept[path] = (born, checkpoint, table)
                 return table
     table = open_table(path)
     if table is not None and born is not None:
-        kept[path] = (born, table)
+        kept[path] = (born, table.version() // CHECKPOINT_INTERVAL, table)
     return table
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from platform_assets.cli import alerts, quarantine, waivers
+from platform_assets.cli import alerts, maintain, quarantine, waivers
 from platform_assets.cli.drill import drill
 from platform_assets.domain.errors import SignalboxError, UsageError
 from platform_assets.domain.spec import PipelineSpec
@@ -261,6 +261,7 @@ def demo(
 waivers.register(app)
 alerts.register(app)
 quarantine.register(app)
+maintain.register(app)
 
 
 def _complain(message: str) -> None:
