@@ -10,16 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from platform_assets.domain.errors import (
-    HomeError,
-    RefusedError,
-    SignalboxError,
-    TransientError,
-    UsageError,
-)
+from platform_assets.domain.errors import RefusedError, SignalboxError, TransientError, UsageError
 from platform_assets.domain.manifest import PartitionVersion
 from platform_assets.domain.partition import PartitionKey
 from resources.content import EncodedRows, content_digest, is_plain, is_text
+from resources.delta import CHECKPOINT_INTERVAL, first_line, newest_table, open_table, translated
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +26,6 @@ __all__ = ["Commit", "DatasetTable", "content_digest"]
 DATE = "date"
 
 _CONFLICT_ATTEMPTS = 5
-_CHECKPOINT_INTERVAL = 20
 _FENCE = "signalbox.fence"
 _CONFIGURATION: Mapping[str, str | None] = {
     # A registered model pins the versions that it was trained on: nothing may expire.
@@ -40,7 +34,7 @@ _CONFIGURATION: Mapping[str, str | None] = {
     "delta.deletedFileRetentionDuration": "interval 5200 weeks",
     # Partitions are found by their values; statistics of the columns would only swell the log.
     "delta.dataSkippingNumIndexedCols": "0",
-    "delta.checkpointInterval": str(_CHECKPOINT_INTERVAL),
+    "delta.checkpointInterval": str(CHECKPOINT_INTERVAL),
 }
 
 
@@ -65,7 +59,8 @@ class Commit:
 class DatasetTable:
     """A Delta table partitioned by a key column and `date`.
 
-    An object is a name, it holds nothing open: it may be sent to another process. A process that
+    An object is a name and may be sent to another process; what it has open belongs to the thread
+    that opened it. A process that
     has used a table must not fork: delta-rs refuses to work in the child (spawn it, or fork from
     a process that has only imported it).
     """
@@ -76,7 +71,7 @@ class DatasetTable:
 
     def version(self) -> int | None:
         """The newest version of the table; None if there is no table yet."""
-        table = self._open()
+        table = open_table(self.path)
         return None if table is None else table.version()
 
     def commit(
@@ -123,7 +118,7 @@ class DatasetTable:
 
         for _ in range(_CONFLICT_ATTEMPTS):
             try:
-                opened = self._open() or self._create(rows.schema)
+                opened = newest_table(self.path) or self._create(rows.schema)
                 guard()
                 version = self._overwrite(opened, partition, rows, digest, token)
                 if fence and rows.num_rows == 0:
@@ -133,13 +128,13 @@ class DatasetTable:
                         {_FENCE: f"{partition} {token}"}, raise_if_not_exists=False
                     )
             except CommitFailedError as error:
-                full = _translated(error, self.path)
+                full = translated(error, self.path)
                 if full is not None:
                     raise full from error
             except SignalboxError:
                 raise
             except Exception as error:
-                known = _translated(error, self.path)
+                known = translated(error, self.path)
                 if known is None:
                     raise
                 raise known from error
@@ -150,6 +145,14 @@ class DatasetTable:
             f"it {_CONFLICT_ATTEMPTS} times meanwhile; one run at a time may build a partition, "
             "try again when the others have ended"
         )
+
+    def stands(self, partition: PartitionKey, rows: int) -> bool:
+        """Whether the table still has a partition; a remote one is believed to."""
+        if "://" in self.path:
+            return True
+        table = newest_table(self.path)
+        own = [(self.key_column, "=", partition.key or ""), (DATE, "=", str(partition.date))]
+        return table is not None and (rows == 0 or bool(table.file_uris(own)))
 
     def read(
         self,
@@ -262,7 +265,7 @@ class DatasetTable:
             ),
         )
         version = table.version()
-        if version % _CHECKPOINT_INTERVAL == 0:
+        if version % CHECKPOINT_INTERVAL == 0:
             # The commit stands by now. A checkpoint makes opening faster and nothing else, so a
             # failure of it (a full disk) must not look like a failed commit.
             with suppress(DeltaError, OSError):
@@ -295,29 +298,12 @@ class DatasetTable:
                 configuration=dict(_CONFIGURATION),
             )
         except DeltaError:
-            table = self._open()
+            table = open_table(self.path)
             if table is None:
                 raise
             return table
 
-    def stands(self, partition: PartitionKey, rows: int) -> bool:
-        """Whether the table still has a partition; a remote one is believed to."""
-        if "://" in self.path:
-            return True
-        table = self._open()
-        own = [(self.key_column, "=", partition.key or ""), (DATE, "=", str(partition.date))]
-        return table is not None and (rows == 0 or bool(table.file_uris(own)))
-
     # --- reading ------------------------------------------------------------------------------
-
-    def _open(self, version: int | None = None) -> "DeltaTable | None":
-        from deltalake import DeltaTable
-        from deltalake.exceptions import TableNotFoundError
-
-        try:
-            return DeltaTable(self.path, version=version)
-        except TableNotFoundError:
-            return None
 
     def _scan(self, version: int, keys: Sequence[PartitionKey]) -> "pa.Table":
         """All rows of these keys and dates at a version, in no order."""
@@ -325,7 +311,7 @@ class DatasetTable:
         from deltalake.exceptions import DeltaError
 
         try:
-            table = self._open(version)
+            table = open_table(self.path, version)
             if table is None:
                 raise RefusedError(
                     f"{self.path} is no Delta table, but versions of it are recorded; restore the "
@@ -344,7 +330,7 @@ class DatasetTable:
         except (DeltaError, OSError, pa.ArrowInvalid) as error:
             raise RefusedError(
                 f"version {version} of {self.path} cannot be read, so what was trained on it "
-                f"cannot be repeated; was it vacuumed or deleted? ({_first_line(error)})"
+                f"cannot be repeated; was it vacuumed or deleted? ({first_line(error)})"
             ) from error
 
     def _filesystem(self) -> Any:
@@ -406,7 +392,7 @@ class DatasetTable:
         )
 
     def _committed_columns(self, version: int) -> list[str]:
-        table = self._open(version)
+        table = open_table(self.path, version)
         entry = table.history(1)[0] if table is not None else {}
         names = entry.get("signalbox.columns", [])
         return [str(name) for name in names]
@@ -428,28 +414,3 @@ def _literal(text: str) -> str:
 
 def _column(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-_FULL = ("no space left", "os error 28", "file too large", "os error 27", "quota", "os error 122")
-_FORBIDDEN = ("permission denied", "os error 13", "read-only file system", "os error 30")
-_IN_THE_WAY = ("not a directory", "os error 20", "notadirectory")
-
-
-def _translated(error: BaseException, path: str) -> SignalboxError | None:
-    """Delta's errors carry the cause in their text only."""
-    text = str(error).lower()
-    if any(sign in text for sign in _FULL):
-        return TransientError(
-            f"the disk under {path} is full, nothing was committed and the older versions stand; "
-            "free some space and try again"
-        )
-    if any(sign in text for sign in _FORBIDDEN):
-        return HomeError(f"{path} may not be written; give this user the right to, and try again")
-    if any(sign in text for sign in _IN_THE_WAY):
-        return HomeError(f"{path} cannot be a folder, a file is in the way; move the file away")
-    return None

@@ -134,7 +134,6 @@ class Keeper:
         self._held: dict[str, Lease] = {}
         self._guard = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._wake = threading.Event()
 
     @contextmanager
     def keep(self, lease: Lease) -> Iterator[Lease]:
@@ -142,27 +141,26 @@ class Keeper:
         with self._guard:
             self._held[lease.resource] = lease
             if self._thread is None:
-                self._wake = threading.Event()
-                self._thread = threading.Thread(
-                    target=self._renew, args=(self._wake,), name="leases", daemon=True
-                )
+                self._thread = threading.Thread(target=self._renew, name="leases", daemon=True)
                 self._thread.start()
         try:
             yield lease
         finally:
             with self._guard:
                 self._held.pop(lease.resource, None)
-                if not self._held and self._thread is not None:
-                    self._wake.set()
-                    self._thread = None
             # Whoever waits finds out by itself that it is not renewed any more.
             with suppress(SignalboxError):
                 self._leases.release(lease)
 
-    def _renew(self, wake: threading.Event) -> None:
-        while not wake.wait(RENEW_SECONDS):
+    def _renew(self) -> None:
+        while True:
+            time.sleep(RENEW_SECONDS)
             with self._guard:
                 held = list(self._held.values())
+                if not held:
+                    # Not at once when the last is given back: a batch takes one after the other.
+                    self._thread = None
+                    return
             try:
                 lost = self._leases.renew(held)
             except Exception as error:  # noqa: BLE001 - the next renewal may succeed

@@ -14,6 +14,7 @@ from platform_assets.factory.due import due_selection
 from platform_assets.factory.grid import asset_key
 from platform_assets.factory.lanes import PIPELINE_TAG
 from platform_assets.factory.sources import build_source
+from platform_assets.factory.upkeep import build_maintenance_job
 from platform_assets.factory.waiving import build_waive_job
 from resources.columns import output_columns
 from resources.versions import trainer_file
@@ -78,5 +79,5 @@ def build_pipeline(
     check_spec(spec, origin)
     return dg.Definitions(
         assets=[*(build_source(spec, name) for name in spec.sources), *build_assets(spec, origin)],
-        jobs=[*jobs, build_waive_job(spec)],
+        jobs=[*jobs, build_waive_job(spec), build_maintenance_job(spec)],
     )

@@ -97,8 +97,8 @@ def already_done(
         record.data_version,
         changed=False,
         metadata={
-            "rows": record.rows,
             **metadata,
+            "rows": record.rows,
             "already_done_by": record.run_id,
         },
         inputs=upstream,

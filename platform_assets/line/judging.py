@@ -133,8 +133,8 @@ def _evaluate(services: Services, partition: PartitionKey, run_id: str, lease: L
         },
     )
     metadata = {
-        "rows": found.rows,
         **_described(services, rows, found.model_version, found.metrics),
+        "rows": found.rows,  # after the metrics, which may have a count of their own
         "lease_token": lease.token,
     }
     return Outcome(asset, name, version, changed, metadata, figures, upstream)

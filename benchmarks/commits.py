@@ -1,0 +1,174 @@
+"""What a commit costs as a table grows, what a claim costs, and how fast many writers are.
+
+CPU (user and system) of this process, and seconds by the wall. A figure is the mean over the
+commits that end at the count that is named, checkpoints among them. The rows are as many as an
+airport has flights on a day.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+from platform_assets.domain.partition import PartitionKey
+from resources import processes
+from resources.delta import close_tables
+from resources.lake import DatasetTable
+from resources.leasing import acquire, keeper
+from resources.ledger import upgrade
+from resources.ledger.leases import Leases
+
+ROWS = 300
+KEYS = ("EWR", "JFK", "LGA")
+FIRST = date(2000, 1, 1)
+WINDOW = 20
+LIMIT = 1.5
+"""A partition's cost in the last window, as a multiple of the tenth commit's."""
+
+
+def rows(partition: PartitionKey) -> Any:
+    """Rows of a partition, of twelve columns."""
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {
+        "airport": pa.array([partition.key] * ROWS, pa.string()),
+        "date": pa.array([partition.date] * ROWS, pa.date32()),
+    }
+    for n in range(10):
+        columns[f"c{n}"] = pa.array([float(i * n % 97) for i in range(ROWS)], pa.float64())
+    return pa.table(columns)
+
+
+def partition_of(number: int) -> PartitionKey:
+    return PartitionKey(FIRST + timedelta(days=number // len(KEYS)), KEYS[number % len(KEYS)])
+
+
+def spent(work: Callable[[], object]) -> tuple[float, float]:
+    """CPU and wall milliseconds."""
+    usage, wall = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    work()
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = after.ru_utime + after.ru_stime - usage.ru_utime - usage.ru_stime
+    return 1000 * cpu, 1000 * (time.perf_counter() - wall)
+
+
+def mean(found: list[tuple[float, float]]) -> dict[str, float]:
+    return {
+        "cpu_ms": round(statistics.mean(cpu for cpu, _ in found), 1),
+        "wall_ms": round(statistics.mean(wall for _, wall in found), 1),
+    }
+
+
+def growth(folder: Path, counts: list[int]) -> dict[str, Any]:
+    """Commits of ever new partitions, as one process makes them, and as a fresh process would."""
+    table = DatasetTable(folder / "features", "airport")
+    table.commit(partition_of(0), rows(partition_of(0)), previous=None)  # imports, creates
+    found: list[tuple[float, float]] = []
+    results: dict[str, Any] = {}
+    for number in range(1, counts[-1] + 1):
+        partition = partition_of(number)
+        table_rows = rows(partition)
+
+        def commit(p: PartitionKey = partition, own: Any = table_rows) -> None:
+            table.commit(p, own, previous=None)
+
+        found.append(spent(commit))
+        if number in counts:
+            window = found[-min(WINDOW, number) :]
+
+            def opened_anew(p: PartitionKey = partition, own: Any = table_rows) -> None:
+                close_tables()
+                table.commit(p, own, previous=None)
+
+            results[str(number)] = mean(window) | {
+                "opened_anew": mean([spent(opened_anew) for _ in range(5)])
+            }
+    return results
+
+
+def claims(folder: Path, count: int = 400) -> dict[str, float]:
+    """Taking a lease and giving it back, on SQLite."""
+    url = f"sqlite:///{folder / 'ledger.db'}"
+    upgrade(url)
+    leases, holder = Leases(url), processes.holder("benchmark")
+
+    def claim(number: int) -> None:
+        lease = acquire(leases, f"features {number}", holder, limit=1)
+        with keeper(url).keep(lease):
+            pass
+
+    claim(-1)
+    return mean([spent(lambda n=n: claim(n)) for n in range(count)])  # type: ignore[misc]
+
+
+def _write(path: Path, key: str, count: int, barrier: Any) -> None:
+    table = DatasetTable(path, "airport")
+    barrier.wait()
+    for number in range(count):
+        partition = PartitionKey(FIRST + timedelta(days=number), key)
+        table.commit(partition, rows(partition), previous=None)
+
+
+def side_by_side(folder: Path, writers: int, count: int) -> dict[str, Any]:
+    """Writers of disjoint partitions on one table."""
+    context = multiprocessing.get_context("spawn")
+    path, barrier = folder / "shared", context.Barrier(writers + 1)
+    found = [
+        context.Process(target=_write, args=(path, f"C{n:02}", count, barrier))
+        for n in range(writers)
+    ]
+    for process in found:
+        process.start()
+    barrier.wait()
+    began = time.perf_counter()
+    for process in found:
+        process.join()
+    seconds = time.perf_counter() - began
+    return {
+        "writers": writers,
+        "commits": writers * count,
+        "failed": sum(process.exitcode != 0 for process in found),
+        "commits_per_second": round(writers * count / seconds, 1),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--commits", type=int, default=4000)
+    parser.add_argument("--writers", type=int, default=16)
+    parser.add_argument("--each", type=int, default=20, help="commits of each writer")
+    chosen = parser.parse_args()
+    counts = [n for n in (10, 200, 1000, 4000, chosen.commits) if n <= chosen.commits]
+    folder = Path(tempfile.mkdtemp(prefix="signalbox-commits-"))
+    try:
+        grown = growth(folder, sorted(set(counts)))
+        last = grown[str(counts[-1])]
+        ratio = round(last["cpu_ms"] / grown["10"]["cpu_ms"], 2)
+        result = {
+            "by_commit": grown,
+            "last_to_tenth": ratio,
+            "last_to_tenth_opened_anew": round(
+                last["opened_anew"]["cpu_ms"] / grown["10"]["opened_anew"]["cpu_ms"], 2
+            ),
+            "limit": LIMIT,
+            "within_limit": ratio <= LIMIT,
+            "claim_and_release": claims(folder),
+            "side_by_side": side_by_side(folder, chosen.writers, chosen.each),
+        }
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print(json.dumps(result, indent=2))
+    return 0 if result["within_limit"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

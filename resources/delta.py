@@ -1,0 +1,93 @@
+"""Delta tables as delta-rs opens them, and what its errors mean."""
+
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from platform_assets.domain.errors import HomeError, SignalboxError, TransientError
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
+CHECKPOINT_INTERVAL = 20
+"""A checkpoint is written after so many commits."""
+
+_kept = threading.local()
+
+
+def open_table(path: str, version: int | None = None) -> "DeltaTable | None":
+    """A table at a version, its newest by default; None if there is no table."""
+    from deltalake import DeltaTable
+    from deltalake.exceptions import TableNotFoundError
+
+    try:
+        return DeltaTable(path, version=version)
+    except TableNotFoundError:
+        return None
+
+
+def newest_table(path: str) -> "DeltaTable | None":
+    """The table at its newest version, to write on or to look at.
+
+    Opening one reads what it holds of every partition; so it is kept open, by thread, and brought
+    up to date by what was committed since. A folder that was deleted or put back is another table.
+    """
+    from deltalake.exceptions import DeltaError
+
+    born = _born(path)
+    kept: dict[str, tuple[tuple[int, ...], int, DeltaTable]] = _kept.__dict__
+    before, checkpoint, table = kept.pop(path, (None, 0, None))
+    if table is not None and born is not None and before == born:
+        with suppress(DeltaError):
+            if Path(path, "_delta_log", f"{table.version() + 1:020}.json").exists():
+                table.update_incremental()  # costs as much as the table is large
+            if table.version() // CHECKPOINT_INTERVAL == checkpoint:
+                kept[path] = (born, checkpoint, table)
+                return table
+    table = open_table(path)
+    if table is not None and born is not None:
+        kept[path] = (born, table.version() // CHECKPOINT_INTERVAL, table)
+    return table
+
+
+def close_tables() -> None:
+    """Keep none open in this thread any more."""
+    _kept.__dict__.clear()
+
+
+def _born(path: str) -> tuple[int, ...] | None:
+    """Which table this is, by the file of its first version; None where nobody can tell."""
+    if "://" in path:
+        return None
+    try:
+        first = Path(path, "_delta_log", f"{0:020}.json").stat()
+    except OSError:
+        return None
+    return os.getpid(), first.st_dev, first.st_ino, first.st_mtime_ns
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+_FULL = ("no space left", "os error 28", "file too large", "os error 27", "quota", "os error 122")
+_FORBIDDEN = ("permission denied", "os error 13", "read-only file system", "os error 30")
+_IN_THE_WAY = ("not a directory", "os error 20", "notadirectory")
+
+
+def translated(error: BaseException, path: str) -> SignalboxError | None:
+    """Delta's errors carry the cause in their text only."""
+    text = str(error).lower()
+    if any(sign in text for sign in _FULL):
+        return TransientError(
+            f"the disk under {path} is full, nothing was committed and the older versions stand; "
+            "free some space and try again"
+        )
+    if any(sign in text for sign in _FORBIDDEN):
+        return HomeError(f"{path} may not be written; give this user the right to, and try again")
+    if any(sign in text for sign in _IN_THE_WAY):
+        return HomeError(f"{path} cannot be a folder, a file is in the way; move the file away")
+    return None

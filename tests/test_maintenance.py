@@ -1,0 +1,112 @@
+"""Maintenance removes what no version ever had, and nothing else, while runs go on."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from platform_assets.domain.errors import RefusedError
+from platform_assets.domain.lease import LeaseTakenError
+from platform_assets.domain.manifest import PartitionVersion
+from platform_assets.line.maintenance import maintain
+from resources.home import Home
+from tests.lake_workers import KEY, held, rows
+from tests.small import Line, opened
+
+DAYS = 2 * 24 * 3600
+
+
+@pytest.fixture
+def line(home: Home) -> Iterator[Line]:
+    with opened(home) as found:
+        yield found
+
+
+def orphan(line: Line, name: str = "orphan") -> Path:
+    """A file that a writer left behind which was killed before it committed."""
+    folder = Path(line.services.table.path, f"airport={KEY.key}", f"date={KEY.date}")
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.parquet"
+    file.write_bytes(b"whatever")
+    return file
+
+
+def age(path: Path) -> None:
+    for file in [*path.rglob("*.parquet")]:
+        os.utime(file, (time.time() - DAYS, time.time() - DAYS))
+
+
+def test_only_what_no_version_ever_had_is_removed(line: Line) -> None:
+    table = line.services.table
+    first = table.commit(KEY, rows(mark=1.0), previous=None)
+    table.commit(KEY, rows(mark=2.0), previous=None)
+    write_deltalake(table.path, rows(mark=2.0), mode="append")
+    left = orphan(line)
+    age(Path(table.path))
+    fresh = orphan(line, "fresh")
+    done = maintain(line.services, "me")
+    assert done["files_compacted"] == 2
+    assert done["orphans_removed"] == [str(left.relative_to(table.path))]
+    assert not left.exists()
+    assert fresh.exists()
+    # The rows that were replaced, and those that were compacted, are read as they were.
+    pinned = PartitionVersion(
+        partition=str(KEY),
+        data_version=first.data_version,
+        table_version=first.table_version or 0,
+        rows=50,
+    )
+    assert set(table.read([pinned], done["version"])["mark"].to_pylist()) == {1.0}
+    assert held(table.path).num_rows == 100
+    assert held(table.path, version=2).num_rows == 50
+    # What Delta's own vacuum would have taken, had it been let.
+    would = DeltaTable(table.path).vacuum(
+        retention_hours=0, enforce_retention_duration=False, dry_run=True
+    )
+    assert len(would) >= 3
+
+
+def test_a_partition_that_somebody_is_at_work_on_is_left_alone(line: Line) -> None:
+    line.services.table.commit(KEY, rows(), previous=None)
+    file = orphan(line)
+    age(Path(line.services.table.path))
+    with line.services.claim("flights/features", str(KEY), "at work"):
+        assert maintain(line.services, "me")["orphans_removed"] == []
+    assert file.exists()
+    assert len(maintain(line.services, "me")["orphans_removed"]) == 1
+
+
+def test_one_maintenance_at_a_time(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform_assets.line.services.CLAIM_SECONDS", 0.0)
+    with (
+        line.services.claim("flights/maintenance", None, "other"),
+        pytest.raises(LeaseTakenError),
+    ):
+        maintain(line.services, "me")
+
+
+def test_a_log_that_is_not_whole_lets_nothing_be_removed(line: Line) -> None:
+    table = line.services.table
+    table.commit(KEY, rows(), previous=None)
+    table.commit(KEY, rows(mark=1.0), previous=None)
+    DeltaTable(table.path).create_checkpoint()
+    file = orphan(line)
+    age(Path(table.path))
+    Path(table.path, "_delta_log", f"{1:020}.json").unlink()
+    with pytest.raises(RefusedError, match="nothing was removed, restore the log"):
+        maintain(line.services, "me")
+    assert file.exists()
+
+
+def test_nothing_was_built_yet(line: Line) -> None:
+    assert maintain(line.services, "me")["orphans"] == 0
+
+
+def test_the_job_in_the_ui(line: Line) -> None:
+    line.services.table.commit(KEY, rows(), previous=None)
+    job = line.defs.resolve_job_def("flights_maintain")
+    assert job.execute_in_process(instance=line.instance).success
+    assert line.services.leases.held() == []
