@@ -8,6 +8,7 @@ import importlib
 from collections.abc import Iterable
 
 from platform_assets.domain.errors import SignalboxError
+from platform_assets.instance.migrations import remember_migrations
 from resources.catalog import load_catalog
 from resources.tracking.client import quiet_environment
 from resources.training import load_trainer
@@ -38,6 +39,8 @@ OF_THE_LINE = (
     "mlflow.store.tracking.sqlalchemy_store",
     "mlflow.tracking",
     "pandas",
+    "pandera.backends.pandas.builtin_checks",
+    "pandera.backends.pandas.register",
     "pandera.pandas",
     "pyarrow.compute",
     "pyarrow.dataset",
@@ -55,6 +58,7 @@ def preload() -> list[str]:
     """
     quiet_environment()
     missing = _import([*OF_DAGSTER, *OF_THE_LINE])
+    remember_migrations()
     try:
         specs = load_catalog().values()
     except SignalboxError:
