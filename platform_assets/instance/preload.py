@@ -27,13 +27,19 @@ OF_DAGSTER = (
     "sqlalchemy.dialects.sqlite.pysqlite",
 )
 OF_THE_LINE = (
+    "PIL.BmpImagePlugin",
+    "PIL.GifImagePlugin",
+    "PIL.JpegImagePlugin",
+    "PIL.PpmImagePlugin",
     "deltalake",
+    "deltalake.fs",
     "deltalake.writer",
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
     "mlflow",
     "mlflow.artifacts",
     "mlflow.models",
+    "mlflow.pyfunc",
     "mlflow.store.artifact.local_artifact_repo",
     "mlflow.store.model_registry.sqlalchemy_store",
     "mlflow.store.tracking.sqlalchemy_store",
@@ -59,6 +65,7 @@ def preload() -> list[str]:
     quiet_environment()
     missing = _import([*OF_DAGSTER, *OF_THE_LINE])
     remember_migrations()
+    _remember_distributions()
     try:
         specs = load_catalog().values()
     except SignalboxError:
@@ -74,6 +81,19 @@ def preload() -> list[str]:
             [f"mlflow.{trainer.flavor}", *OF_A_FLAVOR.get(trainer.flavor, ()), *wanted]
         )
     return missing
+
+
+def _remember_distributions() -> None:
+    """Have MLflow find out now which distribution holds which module.
+
+    It keeps that for the life of a process, and looks at every installed file for it when the
+    first model is saved: more than a quarter of what training a small model costs.
+    """
+    from mlflow.utils import requirements_utils
+
+    find = getattr(requirements_utils, "_init_modules_to_packages_map", None)
+    if find is not None:
+        find()
 
 
 def _import(names: Iterable[str]) -> list[str]:
