@@ -47,11 +47,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_catalog(folder: Path, days: int, per_run: int | None) -> None:
-    """The flights of the catalog up to the last day; live from then on, so that sensors rest."""
+    """The flights of the catalog; live from the day after the last, which never lands."""
     document = yaml.safe_load((catalog_folder() / "flights.yaml").read_text())
-    last = FIRST + timedelta(days=days - 1)
-    document["partitions"] |= {"start": FIRST, "end": last}
-    document["schedule"] |= {"live_from": last}
+    after = FIRST + timedelta(days=days)
+    document["partitions"] |= {"start": FIRST, "end": after}
+    document["schedule"] |= {"live_from": after}
     if per_run is not None:
         document["limits"] = {"partitions_per_run": per_run, "models_per_run": per_run}
     folder.mkdir()
@@ -62,7 +62,7 @@ def plan_of(services: Services) -> Any:
     from platform_assets.line.history import plan_history
 
     spec = services.spec
-    return plan_history(services, spec.partitions.start, spec.partitions.end)
+    return plan_history(services, spec.partitions.start, spec.partitions.end - timedelta(days=1))
 
 
 def run_loop(services: Services) -> int:
@@ -99,7 +99,7 @@ def run_bare(services: Services) -> int:
     out = services.home.root / "bare"
     for name in plan.build["features"]:
         key = PartitionKey.parse(name)
-        bare(spec, services.home.landing, key.key or "", key.date, out, one_call=False)
+        bare(spec, services.home.landing, key.key or "", key.date, out, one_call=True)
     days = {PartitionKey.parse(name).date for name in plan.build["features"]}
 
     def read(wanted: list[date]) -> pd.DataFrame:
@@ -247,7 +247,7 @@ def measure(days: int, arms: list[str], folder: Path) -> dict[str, Any]:
     write_catalog(folder / "catalog-single", days, 1)
     spec = load_catalog(folder / "catalog")["flights"]
     services = Services.open(spec, template)
-    land_flights(services, FIRST, spec.partitions.end, quiet=True)
+    land_flights(services, FIRST, spec.partitions.end - timedelta(days=1), quiet=True)
     found: dict[str, Any] = {}
     for arm in arms:
         home = Home.locate(folder / arm)

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.launcher import LaunchRunContext, WorkerStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 
-from platform_assets.instance import forked, nursery
+from platform_assets.instance import forked, nursery, preload
 from platform_assets.instance.forked import ForkedRunLauncher, worker_of
 from platform_assets.instance.nursery import CannotForkError, Fork
 from platform_assets.instance.zygote import foreign_threads
@@ -335,3 +337,20 @@ def test_definitions_that_cannot_be_loaded_are_not_forked(yard: Yard, tmp_path: 
     broken.write_text("raise RuntimeError('broken on purpose')")
     with pytest.raises(CannotForkError, match="broken on purpose"):
         yard.launcher.warm(code_in(broken).get_python_origin())
+
+
+def test_what_runs_import_is_imported_before_the_fork() -> None:
+    """What is missing here is imported by every run anew."""
+    names = set(preload.OF_DAGSTER) | set(preload.OF_THE_LINE)
+    code = (
+        "import sys; from platform_assets.instance.preload import preload; missing = preload();"
+        "from mlflow.utils import requirements_utils as r;"
+        "assert not missing, missing; assert r._MODULES_TO_PACKAGES;"
+        f"assert {sorted(names)!r} and set({sorted(names)!r}) <= set(sys.modules);"
+        "assert 'lightgbm' in sys.modules"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        check=True,
+    )

@@ -174,3 +174,35 @@ def test_the_daemon_runs_as_a_command_and_ends_with_ctrl_c(home: Home) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0, log.read_text()
     assert "QuickBackfillDaemon" in log.read_text()
+
+
+def test_dagsters_migrations_are_read_once_and_nobody_elses_kept() -> None:
+    code = """
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from dagster._core.storage.event_log.sqlite import sqlite_event_log
+from dagster._core.storage.sql import get_alembic_config
+from platform_assets.instance.migrations import remember_migrations
+from resources.ledger.engine import MIGRATIONS
+
+def heads():
+    theirs = ScriptDirectory.from_config(get_alembic_config(sqlite_event_log.__file__))
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    ours = ScriptDirectory.from_config(config)
+    return theirs, theirs.as_revision_number("head"), ours, ours.as_revision_number("head")
+
+kept = [heads(), heads()]
+assert kept[0][0] is not kept[1][0], "there would be nothing to remember"
+remember_migrations()
+after = [heads(), heads()]
+assert after[0][0] is after[1][0], "Dagster's are kept"
+assert {found[1] for found in kept + after} == {kept[0][1]}
+assert after[0][3] == after[1][3] == kept[0][3]
+"""
+    # In a process of its own: it changes alembic for good.
+    subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        check=True,
+    )

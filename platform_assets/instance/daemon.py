@@ -24,6 +24,7 @@ from dagster._daemon.utils import DaemonErrorCapture
 
 from platform_assets.domain.ticks import FEW_QUEUED, Progress, is_due
 from platform_assets.instance.forked import launcher_of
+from platform_assets.instance.migrations import remember_migrations
 from platform_assets.instance.nursery import CannotForkError
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ def run_daemon(instance: DagsterInstance, workspace: str, log_level: str = "info
         workspace: a workspace.yaml with the code locations.
         log_level: of Dagster's loggers.
     """
+    remember_migrations()  # the daemon makes a SQLite file for each run that it submits
     ended = threading.Event()
     with daemon_controller_from_instance(
         instance,
