@@ -65,7 +65,7 @@ def watch_to_its_end(instance: "dg.DagsterInstance", home: Home, backfill_id: st
             f"\nbackfill {backfill_id} goes on; watch it with `signalbox backfill watch "
             f"{backfill_id}`, end it with `signalbox backfill cancel {backfill_id}`"
         )
-        raise
+        raise typer.Exit(130) from None
     left = {asset: s for asset, s in last["assets"].items() if s["done"] < s["wanted"]}
     if last["status"] not in ("completed", "completed_success") or left:
         counts = "; ".join(
