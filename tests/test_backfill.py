@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,17 @@ from dagster._core.storage.dagster_run import DagsterRun, DagsterRunStatus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from platform_assets.cli import backfill_screen
 from platform_assets.cli.app import main
 from platform_assets.domain.backfill_cost import batches
 from platform_assets.domain.partition import PartitionKey
-from platform_assets.factory import grid
+from platform_assets.factory import assets, grid
 from platform_assets.factory.backfill_view import Watcher
-from platform_assets.factory.backfills import in_work, ranges_of, read_queue
+from platform_assets.factory.backfills import OPEN_STATUSES, in_work, ranges_of, read_queue
 from platform_assets.factory.instance import dagster_yaml
 from platform_assets.line import stopwatch
 from platform_assets.line.backfill import make_plan, read_measured, select, span_of
+from platform_assets.line.features import build_features
 from resources.ledger.backfills import Backfills
 from tests.small import HELD, Line, Templates, copied, small_spec
 
@@ -287,6 +290,29 @@ def test_the_queue_is_read_from_the_instance(line: Line) -> None:
             assert found.lanes[rule["value"]] <= rule["limit"]
 
 
+def test_a_batch_that_was_cut_off_goes_on_with_what_is_missing(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line.land("2013-01-10", "2013-01-12")
+    built: list[str] = []
+
+    def cut_off(services: Any, key: PartitionKey, *rest: Any) -> Any:
+        if len(built) == 2:
+            raise KeyboardInterrupt  # no Exception: nothing in the run comes after it
+        built.append(str(key))
+        return build_features(services, key, *rest)
+
+    monkeypatch.setattr(assets, "build_features", cut_off)
+    with suppress(BaseException):
+        line.run("features", span=("JFK|2013-01-10", "JFK|2013-01-12"))
+    monkeypatch.undo()
+    assert built == ["JFK|2013-01-10", "JFK|2013-01-11"]
+    days = select(line.spec, first=date(2013, 1, 10), last=date(2013, 1, 12), airports=["JFK"])
+    assert make_plan(line.services, days, {}).build == {"features": ("JFK|2013-01-12",)}
+    line.must("features", partition="JFK|2013-01-12")
+    assert [len(line.history("features", name)) for name in built] == [1, 1]
+
+
 # --- costs --------------------------------------------------------------------------------------
 
 
@@ -355,6 +381,37 @@ def test_a_home_without_backfills_says_so(line: Line, backfill: Shell) -> None:
     assert backfill("status") == "no backfill was launched in this home\n"
     assert backfill.json("status") == {"backfills": []}
     assert "no backfill 'abc' is known" in backfill.refused(2, "status", "abc")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_followed_to_the_end(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def state(done: int, status: str) -> dict[str, Any]:
+        stage = dict.fromkeys(backfill_screen.COLUMNS, 0) | {"wanted": 2, "done": done}
+        runs = dict.fromkeys(("queued", "in_progress", "succeeded", "failed", "canceled"), 0)
+        return {
+            "backfill": "abc",
+            "status": status,
+            "ended": status != "requested",
+            "paused": False,
+            "max_runs": 1,
+            "runs": runs,
+            "seconds_left": 30.0,
+            "assets": {"flights/features": stage},
+        }
+
+    looks = iter([state(0, "requested"), state(1, "requested"), state(2, "completed_success")])
+    monkeypatch.setattr(backfill_screen, "LOOK_SECONDS", 0)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    assert backfill_screen.follow(lambda: next(looks))["assets"]["flights/features"]["done"] == 2
+    said = capsys.readouterr().out
+    assert "backfill abc completed_success; at most 1 at once" in said
+    assert ("features 2/2" in said) is not terminal
+
+
+def test_what_goes_on_is_what_dagster_has_not_ended() -> None:
+    assert {status.value for status in OPEN_STATUSES} == {"REQUESTED", "CANCELING", "FAILING"}
 
 
 # --- steered ------------------------------------------------------------------------------------

@@ -356,7 +356,7 @@ def test_refused_failed_and_never_tried_are_told_apart() -> None:
     assert (found.in_progress, found.waiting) == (1, 1)
     assert found.reasons[PARTS[2]] == "18 of 24"
     assert PARTS[0] not in found.reasons
-    assert "before it came to it" in found.reasons[PARTS[4]]
+    assert "its run ended before it was built" in found.reasons[PARTS[4]]
 
 
 def test_the_time_left_is_that_of_what_is_left() -> None:

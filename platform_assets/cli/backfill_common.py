@@ -1,6 +1,7 @@
 """What `signalbox backfill` commands share: the home's Dagster, and a backfill to its end."""
 
 import getpass
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from platform_assets.cli.backfill_screen import follow
+from platform_assets.domain.backfill_cost import Measured, daily_effect
+from platform_assets.domain.backfill_progress import seconds_left
 from platform_assets.domain.errors import RefusedError
 from platform_assets.line.services import Services
 from resources.home import Home
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 
 DEFAULT_URL = "http://127.0.0.1:3000"
 """Where `signalbox dev` serves Dagster."""
+
+COST_SECONDS = 60.0
+"""For how long what partitions cost is not read again while a backfill is watched."""
 
 Runs = Annotated[
     int | None, typer.Option("--runs", min=1, help="Runs of it in progress at once, at the most.")
@@ -53,10 +59,10 @@ def watch_to_its_end(instance: "dg.DagsterInstance", home: Home, backfill_id: st
     """
     from platform_assets.factory.backfill_view import Watcher
 
-    watcher = Watcher(instance, backfill_id)
+    watcher, costs = Watcher(instance, backfill_id), Costs(home)
 
     def look() -> dict[str, Any]:
-        return described(instance, home, watcher.look())
+        return described(instance, home, watcher.look(), costs)
 
     try:
         last = follow(look)
@@ -65,7 +71,7 @@ def watch_to_its_end(instance: "dg.DagsterInstance", home: Home, backfill_id: st
             f"\nbackfill {backfill_id} goes on; watch it with `signalbox backfill watch "
             f"{backfill_id}`, end it with `signalbox backfill cancel {backfill_id}`"
         )
-        raise
+        raise typer.Exit(130) from None
     left = {asset: s for asset, s in last["assets"].items() if s["done"] < s["wanted"]}
     if last["status"] not in ("completed", "completed_success") or left:
         counts = "; ".join(
@@ -83,27 +89,46 @@ def watch_to_its_end(instance: "dg.DagsterInstance", home: Home, backfill_id: st
 def document_of(instance: "dg.DagsterInstance", home: Home, backfill_id: str) -> dict[str, Any]:
     from platform_assets.factory.backfill_view import Watcher
 
-    return described(instance, home, Watcher(instance, backfill_id).look())
+    return described(instance, home, Watcher(instance, backfill_id).look(), Costs(home))
 
 
-def described(instance: "dg.DagsterInstance", home: Home, view: "BackfillView") -> dict[str, Any]:
+class Costs:
+    """What partitions cost, by pipeline; read again only from time to time."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._read: dict[str, tuple[float, Measured]] = {}
+
+    def of(self, pipeline: str | None) -> Measured | None:
+        from platform_assets.line.backfill import read_measured
+        from resources.catalog import load_catalog
+
+        spec = load_catalog().get(pipeline or "")
+        if spec is None:
+            return None
+        at, measured = self._read.get(spec.pipeline, (0.0, Measured()))
+        if time.monotonic() - at > COST_SECONDS or not measured.stages:
+            measured = read_measured(Services.open(spec, self._home))
+            self._read[spec.pipeline] = time.monotonic(), measured
+        return measured
+
+
+def described(
+    instance: "dg.DagsterInstance", home: Home, view: "BackfillView", costs: Costs
+) -> dict[str, Any]:
     """A backfill as a document: Dagster's state of it, and the ledger's."""
-    from platform_assets.domain.backfill_cost import daily_effect
-    from platform_assets.domain.backfill_progress import seconds_left
     from platform_assets.factory.backfills import read_queue
-    from platform_assets.line.backfill import read_measured
-    from resources.catalog import load_catalog
     from resources.ledger.backfills import PAUSED, Backfills
 
     record = Backfills(home.ledger_url).find(view.id)
     paused = record is not None and record.state == PAUSED
     max_runs = record.max_runs if record else None
     left = None
-    spec = load_catalog().get(view.pipeline or "")
-    if spec is not None and not view.ended and not paused:
+    measured = None if view.ended or paused else costs.of(view.pipeline)
+    if measured is not None:
         parallel = daily_effect(read_queue(instance), max_runs)["backfill"]
         stages = {asset.split("/")[-1]: found for asset, found in view.stages.items()}
-        left = seconds_left(stages, read_measured(Services.open(spec, home)), parallel)
+        left = seconds_left(stages, measured, parallel)
     return {
         "backfill": view.id,
         "pipeline": view.pipeline,

@@ -12,6 +12,7 @@ from platform_assets.cli.backfill import backfill_app
 from platform_assets.cli.backfill_common import (
     DEFAULT_URL,
     By,
+    Costs,
     Runs,
     Url,
     dagster_of,
@@ -43,15 +44,15 @@ def status(
     home = Home.locate()
     with dagster_of(home) as instance:
         if backfill_id is not None:
-            view = Watcher(instance, backfill_id).look()
-            document = described(instance, home, view)
+            document = document_of(instance, home, backfill_id)
             if as_json:
                 print_json(document)
             else:
                 print_view(document)
             return
+        costs = Costs(home)
         found = [
-            described(instance, home, Watcher(instance, known.backfill_id).look())
+            described(instance, home, Watcher(instance, known.backfill_id).look(), costs)
             for known in instance.get_backfills(limit=20)
         ]
     if as_json:

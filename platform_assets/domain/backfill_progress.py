@@ -66,8 +66,7 @@ def stage_progress(facts: StageFacts) -> StageProgress:
     running = rest & set(facts.started)
     reasons = {name: facts.refused[name] for name in sorted(held)}
     reasons |= {
-        name: facts.errors.get(name, "its run failed before it came to it")
-        for name in sorted(failed)
+        name: facts.errors.get(name, "its run ended before it was built") for name in sorted(failed)
     }
     return StageProgress(
         wanted=len(wanted),

@@ -103,9 +103,10 @@ def _document() -> dict[str, Any]:
     return document
 
 
-def write_small_catalog(folder: Path) -> Path:
-    """The flights of the catalog, made small."""
+def write_small_catalog(folder: Path, per_run: int = 6) -> Path:
+    """The flights of the catalog, made small, with so many partitions a run."""
     document = _document()
+    document["limits"] = {"partitions_per_run": per_run, "models_per_run": per_run}
     document["partitions"] |= {"values": ["JFK", "LGA"]}
     document["model"] |= {"window_days": 3, "min_days": 2}
     document["model"]["parameters"] |= {"num_boost_round": 20}
