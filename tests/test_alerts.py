@@ -971,3 +971,46 @@ def test_a_look_at_many_days_stays_within_few_queries(home: Home) -> None:
     for key in ("JFK", "LGA"):
         built(services, "features", f"{key}|2013-01-05")
     assert [r.partition for r in gather(services).reports] == ["JFK|2013-01-06", "LGA|2013-01-06"]
+
+
+# --- nothing is lost, nothing waits for what is refused ---------------------------------------
+
+
+def numbered(n: int) -> AlertRecord:
+    return AlertRecord(
+        pipeline="flights", kind="held", subject=f"flights/features {n}", key=f"key-{n}",
+        text=f"alert {n}", advice="wait", raised_at=NOW, next_attempt_at=NOW,
+    )  # fmt: skip
+
+
+def test_alerts_that_the_receiver_refuses_do_not_starve_the_others(home: Home) -> None:
+    with opened(home, small_spec()) as line:
+        alerts = line.services.alerts
+        alerts.raise_all([numbered(n) for n in range(520)])
+        for record in alerts.all("flights"):
+            alerts.failed(record.number, "it answered HTTP 400", NOW)
+        alerts.raise_all([numbered(1000)])
+        assert "key-1000" not in {r.key for r in alerts.undelivered("flights")}, "what was read"
+        with receiving(answer=lambda d: 200 if d["key"] == "key-1000" else 400) as receiver:
+            taken, wrong = deliver(line.services, Webhook(receiver.url), NOW)
+        assert taken == 1
+        assert [d["key"] for d in receiver.taken] == ["key-1000"]
+        assert "400" in wrong
+        assert len(receiver.asked) == MOST_DELIVERED
+
+
+def test_an_alert_that_was_raised_by_one_who_died_is_logged_by_the_next(home: Home) -> None:
+    with opened(home, small_spec()) as line:
+        services = line.services
+        services.alerts.raise_all([numbered(1)])  # and no word of it
+        heard: list[str] = []
+
+        def die(_: AlertRecord) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            update(services, die)
+        update(services, lambda record: heard.append(record.key))
+        update(services, lambda record: heard.append(record.key))
+        assert heard[0] == "key-1"
+        assert heard.count("key-1") == 1

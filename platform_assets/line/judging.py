@@ -1,5 +1,6 @@
 """Evaluation on the following days, and the champion among the judged models."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
@@ -9,7 +10,7 @@ from platform_assets.domain.errors import HeldError
 from platform_assets.domain.manifest import Day, DayState, PartitionVersion
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.promotion import PRIMARY_METRIC, Contender, Decision, compare
-from platform_assets.line.clearance import described
+from platform_assets.line.clearance import described, lapsed
 from platform_assets.line.days import days_of
 from platform_assets.line.models import require_version
 from platform_assets.line.services import Outcome, Services
@@ -154,11 +155,16 @@ def decide_champion(services: Services, run_id: str) -> Outcome:
     candidate's own judged days, which lie after both trainings: so neither saw the rows, both are
     scored on the same ones, and the outcome does not depend on the order of the runs.
 
+    A model that rests on a waiver that was revoked, or was judged on rows that do, is no candidate;
+    where a waiver has expired, only what became champion while it counted still is one.
+
     Raises:
-        HeldError: no model has been judged yet.
+        HeldError: no model has been judged yet, or none that may be champion.
     """
     spec, ledger = services.spec, services.ledger
     asset = spec.asset("champion")
+    left_out: dict[str, str] = {}
+    before = {champion.version for champion in ledger.champions(spec.pipeline)}
     evaluations = ledger.current_versions(spec.asset("evaluation"))
     models = ledger.current_versions(spec.asset("model"))
     champion: VersionRecord | None = None
@@ -169,6 +175,11 @@ def decide_champion(services: Services, run_id: str) -> Outcome:
         model = models.get(name)
         if model is None or model.detail["model_version"] != evaluation.detail["model_version"]:
             continue  # retrained since: the new version has yet to be judged
+        names = {*model.detail.get("waivers", ()), *evaluation.detail.get("waivers", ())}
+        gone = lapsed(services, names, expired=model.detail["model_version"] not in before)
+        if gone:
+            left_out[name] = "; ".join(gone.values())
+            continue
         rows = JudgedRows(
             date.fromisoformat(name),
             tuple(PartitionVersion(**p) for p in evaluation.detail["partitions"]),
@@ -182,6 +193,9 @@ def decide_champion(services: Services, run_id: str) -> Outcome:
         if decision.promoted:
             champion = model
             crowned[rows.date] = f"v{candidate.version}"
+    if champion is None and left_out:
+        listed = "; ".join(f"{day}: {why}" for day, why in left_out.items())
+        raise HeldError(asset, {"champion": f"no judged model may be champion ({listed})"})
     if champion is None:
         raise HeldError(
             asset,
@@ -191,7 +205,7 @@ def decide_champion(services: Services, run_id: str) -> Outcome:
             },
         )
     figure = plots.metric_over_time(PRIMARY_METRIC[spec.model.kind], curve, crowned)
-    return _crown(services, champion, decisions, figure, run_id)
+    return _crown(services, champion, decisions, figure, run_id, left_out)
 
 
 def _contender(services: Services, model: VersionRecord, rows: JudgedRows) -> Contender:
@@ -205,6 +219,7 @@ def _crown(
     decisions: list[Decision],
     figure: bytes,
     run_id: str,
+    left_out: Mapping[str, str],
 ) -> Outcome:
     spec, ledger = services.spec, services.ledger
     asset, version = spec.asset("champion"), int(champion.detail["model_version"])
@@ -232,6 +247,7 @@ def _crown(
         "reason": won.reason,
         "candidates_judged": len(decisions),
         "mlflow_run_id": champion.detail["mlflow_run_id"],
+        "left_out": dict(left_out) or None,
         "decisions": [d.model_dump() for d in decisions],
         "waivers": described(services, champion.detail.get("waivers", ())) or None,
     }

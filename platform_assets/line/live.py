@@ -22,7 +22,7 @@ from platform_assets.domain.readiness import (
     plan_judgement,
     plan_training,
 )
-from platform_assets.line.clearance import assess_range
+from platform_assets.line.clearance import assess_range, refused
 from platform_assets.line.days import built_and_lapsed, decide_snapshots, held_and_lapsed
 from platform_assets.line.features import (
     SourceChange,
@@ -33,6 +33,7 @@ from platform_assets.line.features import (
 from platform_assets.line.late import left_to_late
 from platform_assets.line.launching import NoRuns, Runs, launchable
 from platform_assets.line.services import Services
+from platform_assets.line.waive import take_up_lapsed
 from resources.ledger.records import FailureRecord
 
 
@@ -105,6 +106,7 @@ def look(
     recent = max(first, last - length)
     left = max(first, looked_to - length if looked_to else open_from or first)
     _attend_unfinished(services, date_range(left, recent - timedelta(days=1)))
+    take_up_lapsed(services)
     began = datetime.now(UTC)
     attended = [day for day in services.watch.attended(spec.pipeline) if first <= day <= last]
     mine = in_turn([day for day in attended if day < recent], attended_to, MOST_ATTENDED)
@@ -122,6 +124,9 @@ def look(
     built, lapsed_waivers = built_and_lapsed(services, versions)
     plan = plan_features(spec.pipeline, reports.values(), list(built))
     held = {r.partition: r.reason() for r in reports.values() if not r.is_clear}
+    unfit = refused(services, (r for r in reports.values() if r.partition not in built))
+    plan += Plan(held=unfit)
+    held |= unfit
     held = held_and_lapsed(held, lapsed_waivers)
     plan += Plan(held={key: held[key] for key in lapsed_waivers if key in held})
     days = {day: roll_up(day, spec.keys_of(day), built, held) for day in live}
