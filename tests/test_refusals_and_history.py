@@ -5,6 +5,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 
 import platform_assets.line.live
@@ -98,6 +99,41 @@ def test_refused_rows_are_a_verdict_until_they_are_built(
     assert explain(services, "features", JFK)["state"] == "done"
     assert [t.split(":")[0] for t in texts(line, "verdict")] == ["complete", "complete"]
     assert len(texts(line, "run")) == 1
+
+
+def test_a_green_run_of_another_partition_does_not_hide_a_refused_one(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = Box(line)
+    line.land(DAY)
+    with monkeypatch.context() as patch:
+
+        def unfit(*_: object, **__: object) -> None:
+            raise RefusedError("these rows cannot be joined")
+
+        patch.setattr("platform_assets.line.features.build_rows", unfit)
+        ran = line.run("features", partition=JFK)
+    line.must("features", partition=f"LGA|{DAY}")
+    assert line.check("features").passed, "the check speaks of the last run alone"
+    # The partition has an event of its own,
+    filters = dg.AssetRecordsFilter(
+        asset_key=line.key("features"), asset_partitions=[line.dagster_key(JFK)]
+    )
+    (record,) = line.instance.fetch_observations(filters, limit=10).records
+    seen = record.asset_observation
+    assert seen is not None
+    assert {name: value.value for name, value in seen.metadata.items()} == {
+        "verdict": "refused",
+        "reason": "these rows cannot be joined",
+        "run": ran.run_id,
+    }
+    # and the next look has the check say again what is held among the live days.
+    for event in box.tick(launch=False).data.asset_events:
+        line.instance.report_runless_asset_event(event)
+    clear = line.check("features")
+    assert not clear.passed
+    held_now: Any = clear.metadata["held"].value
+    assert "these rows cannot be joined" in held_now[JFK]
 
 
 def test_other_files_end_a_refusal(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
