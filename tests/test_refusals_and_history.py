@@ -286,8 +286,8 @@ def test_18_of_24_then_late_then_whole_then_trained_is_all_in_the_story(line: Li
         ("verdict", "late: flights 18 of 24 hours"),
         ("alert", f"alert late: flights/features {DAY} is over, past its deadline"),
         ("verdict", "complete: flights 24 of 24 hours"),
-        ("alert", f"alert healed: flights/features {DAY}: it is clear"),
         ("version", "version "),
+        ("alert", f"alert healed: flights/features {DAY}: it is clear"),
         ("model", f"trained on: the model(s) of {DAY}"),
     ]
     position = 0

@@ -189,7 +189,7 @@ def _used(services: Services, as_of: datetime) -> list[Waiver]:
 
 
 def deliver(services: Services, webhook: Webhook | None, now: datetime) -> tuple[int, str]:
-    """Send what waits, what was never tried first, within bounded time.
+    """Send what waits, in the order in which it came to be due, within bounded time.
 
     An alert never overtakes an earlier one on the same subject. Where there is no receiver, the
     log is all there is: alerts are marked so, and stay in `signalbox alerts`.

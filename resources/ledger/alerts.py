@@ -77,8 +77,9 @@ class Alerts(Store):
     def due(self, pipeline: str, now: datetime, most: int) -> list[AlertRecord]:
         """What is to be delivered now: of each subject the oldest alert that waits.
 
-        Those that were never tried come first, so that others which the receiver refuses for
-        good, however many, do not keep them waiting.
+        In the order in which they came to be due: one that was tried stands in line again behind
+        those that were due before, so that what the receiver refuses for good, however much it
+        is, keeps nothing waiting for good.
         """
         import sqlalchemy as sa
 
@@ -96,7 +97,7 @@ class Alerts(Store):
                 _waits(earlier),
             ),
         )
-        query = query.order_by(sa.case((t.c.attempts > 0, 1), else_=0), t.c.id).limit(most)
+        query = query.order_by(t.c.next_attempt_at, t.c.id).limit(most)
         return [_record(row) for row in self._rows(query)]
 
     def untold(self, pipeline: str) -> list[AlertRecord]:
