@@ -44,6 +44,8 @@ def print_status(document: Mapping[str, Any]) -> None:
         print_table(title, ("asset", *columns), rows)
     for due in document["due"].values():
         print(f"{'STALE' if due['state'] == 'stale' else 'due'}: {due['text']}")
+    for failed in document["failed"]:
+        print(f"FAILED: {failed['asset']} {failed['partition']}: {failed['reason']}")
     champion = document["champion"]
     if champion is None:
         print("champion: none yet")
@@ -68,6 +70,9 @@ def print_explanation(document: Mapping[str, Any]) -> None:
         print(f"  under waiver {waiver}")
     for name, reason in (document.get("held") or {}).items():
         print(f"  held {name}: {reason}")
+    failed = document.get("failed")
+    if failed:
+        print(f"  run {failed['run_id']} failed: {failed['cause']}; {failed['reason']}")
     late = document.get("restatement")
     if late:
         print(f"  changed since: {late['partition']}, {late['changed']}")

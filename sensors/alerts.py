@@ -1,4 +1,8 @@
-"""Alerts: one sensor finds them, another one delivers them, so that neither waits for the other."""
+"""Alerts: one sensor finds them, another one delivers them.
+
+Neither waits for the other, nor any sensor for a receiver that hangs: `dagster.yaml` has them
+evaluated side by side. Dagster's default is one after the other.
+"""
 
 from datetime import UTC, datetime
 

@@ -1,11 +1,12 @@
 """The runs that a sensor has launched, as Dagster knows them."""
 
 from collections.abc import Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 
 import dagster as dg
 
 from platform_assets.domain.attempts import PastRun
+from platform_assets.line.launching import Undecided
 
 REQUEST_TAG = "signalbox/request"
 """On every run of the lanes: the run key of the first attempt, which all attempts share."""
@@ -67,17 +68,12 @@ def _past(record: dg.RunRecord, run_key: str) -> PastRun:
     )
 
 
-def undecided(instance: dg.DagsterInstance, job: str) -> date | None:
-    """The date whose judgement failed last, if no later run of the job has made up for it.
-
-    The evaluation may have been written before the champion could be decided on: then nothing in
-    the ledger tells that the run is still wanted.
-    """
+def undecided(instance: dg.DagsterInstance, job: str) -> Undecided | None:
+    """The judgement that was run last, if its run failed."""
     runs = instance.get_runs(dg.RunsFilter(job_name=job), limit=1)
     if not runs or runs[0].status is not dg.DagsterRunStatus.FAILURE:
         return None
-    name = runs[0].tags.get("dagster/partition", "")
-    try:
-        return date.fromisoformat(name)
-    except ValueError:
-        return None
+    run = runs[0]
+    # A re-execution goes on with what the run before it has written.
+    ids = frozenset(filter(None, (run.run_id, run.parent_run_id, run.root_run_id)))
+    return Undecided(run.tags.get("dagster/partition", ""), ids)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -549,7 +549,8 @@ def test_what_dies_between_raising_and_closing_is_made_up_for(
         with pytest.raises(OSError, match="killed"):
             update(services)
     assert len(services.alerts.all("flights", only_open=True)) == 4
-    assert update(line(home)) == [], "what was raised is not raised again"
+    assert len(update(line(home))) == 2, "whoever died had not come to say it"
+    assert len(services.alerts.all("flights")) == 4, "what was raised is not raised again"
     assert sorted(told(services.alerts.all("flights", only_open=True))) == [
         ("late", HELD_DAY),
         ("stale", "flights/model 2013-01-06"),
@@ -971,3 +972,50 @@ def test_a_look_at_many_days_stays_within_few_queries(home: Home) -> None:
     for key in ("JFK", "LGA"):
         built(services, "features", f"{key}|2013-01-05")
     assert [r.partition for r in gather(services).reports] == ["JFK|2013-01-06", "LGA|2013-01-06"]
+
+
+# --- nothing is lost, nothing waits for what is refused ---------------------------------------
+
+
+def numbered(n: int) -> AlertRecord:
+    return AlertRecord(
+        pipeline="flights", kind="held", subject=f"flights/features {n}", key=f"key-{n}",
+        text=f"alert {n}", advice="wait", raised_at=NOW, next_attempt_at=NOW,
+    )  # fmt: skip
+
+
+def test_alerts_that_the_receiver_refuses_do_not_starve_the_others(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform_assets.line.alerting.MOST_DELIVERED", 200)
+    with opened(home, small_spec()) as line:
+        alerts = line.services.alerts
+        alerts.raise_all([numbered(n) for n in range(520)])
+        alerts.raise_all([numbered(1000)])
+        assert "key-1000" not in {r.key for r in alerts.undelivered("flights")}, "what was read"
+        a_tick = timedelta(seconds=15)
+        with receiving(answer=lambda d: 200 if d["key"] == "key-1000" else 400) as receiver:
+            for tick in range(3):
+                assert receiver.taken == []
+                now = NOW + tick * a_tick
+                _, wrong = deliver(line.services, Webhook(receiver.url), now)
+                assert "400" in wrong
+        assert [d["key"] for d in receiver.taken] == ["key-1000"]
+
+
+def test_an_alert_that_was_raised_by_one_who_died_is_logged_by_the_next(home: Home) -> None:
+    with opened(home, small_spec()) as line:
+        services = line.services
+        mine = replace(numbered(1), kind="restatement")
+        services.alerts.raise_all([mine])  # and no word of it
+        heard: list[str] = []
+
+        def die(_: AlertRecord) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            update(services, die)
+        update(services, lambda record: heard.append(record.key))
+        update(services, lambda record: heard.append(record.key))
+        assert heard[0] == "key-1"
+        assert heard.count("key-1") == 1

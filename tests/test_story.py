@@ -58,7 +58,7 @@ def test_a_built_partition_from_its_first_hour_to_the_models_on_it(line: Line) -
     assert (story[0]["files"], story[0]["refused"]) == (24, 0)
     assert story[0]["first_hour"] == "2013-01-04T05:00:00+00:00"
     assert story[0]["first_seen_at"] <= story[0]["last_seen_at"]
-    assert story[2]["text"].startswith("verdict as recorded: complete: flights 24 of 24 hours")
+    assert story[2]["text"].startswith("complete: flights 24 of 24 hours")
     (version,) = line.history("features", DONE)
     assert (story[3]["run_id"], story[3]["rows"]) == (version.run_id, version.rows)
     assert story[3]["data_version"] == version.data_version

@@ -42,6 +42,10 @@ CLEAR = frozenset({Verdict.COMPLETE, Verdict.ACCEPTED, Verdict.WAIVED})
 """The verdicts that let a partition leave; every other one, and none at all, holds it."""
 
 
+REFUSED = "refused"
+"""Recorded in place of a clear verdict: a run found the rows themselves unfit, with the reason."""
+
+
 class Arrival(BaseModel):
     """One delivered hour of one source: accepted, or rejected with the reason."""
 
@@ -131,6 +135,10 @@ class CompletenessReport(BaseModel):
     @property
     def is_absent(self) -> bool:
         return all(source.is_absent for source in self.sources)
+
+    def inputs(self) -> str:
+        """Digest of what a run would be launched for: other files or other terms are another."""
+        return digest_of([(s.source, s.data_version(), s.verdict, s.waiver) for s in self.sources])
 
     def shortage(self) -> str:
         """What a partition that leaves is short of; empty if it is whole."""

@@ -27,6 +27,7 @@ from platform_assets.line.features import SourceChange, build_features
 from platform_assets.line.inputs import stage_version
 from platform_assets.line.judging import decide_champion, evaluate_model
 from platform_assets.line.models import train_model
+from platform_assets.line.outcomes import noted
 from platform_assets.line.services import Outcome, Services
 
 Work = Callable[[dg.AssetExecutionContext, Services, PartitionKey], Outcome]
@@ -105,10 +106,12 @@ def _partitioned(
     def compute(
         context: dg.AssetExecutionContext,
     ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[Any]]:
-        services = opened(context, spec)
-        yield from run_partitions(
-            context, spec, stage, version, lambda key: work(context, services, key), follower
-        )
+        services, run_id = opened(context, spec), context.run.run_id
+
+        def note(key: PartitionKey) -> Outcome:
+            return noted(services, stage, key, run_id, lambda: work(context, services, key))
+
+        yield from run_partitions(context, spec, stage, version, note, follower)
 
     return compute
 

@@ -118,6 +118,23 @@ def source_event(
     )
 
 
+def refusal_event(
+    spec: PipelineSpec, stage: str, name: str, verdict: str, reason: str, run_id: str
+) -> dg.AssetObservation:
+    """What kept a run from making a partition, as it is seen on the partition in the UI.
+
+    The asset check speaks of an asset; of a partition it would tell only the run that came last.
+    """
+    partition = PartitionKey.parse(name)
+    return dg.AssetObservation(
+        asset_key=asset_key(spec.asset(stage)),
+        partition=_key(spec, partition),
+        description=f"{verdict}: {reason}",
+        metadata={"verdict": verdict, "reason": reason, "run": run_id},
+        tags=partition_tags(spec, partition),
+    )
+
+
 def run_partitions(
     context: dg.AssetExecutionContext,
     spec: PipelineSpec,
@@ -161,20 +178,27 @@ def work_in_turn(
     failed: dict[str, Exception] = {}
     short: dict[str, Any] = {}
     done = 0
+
+    def refuse(key: str, verdict: str, reason: str) -> None:
+        context.log_event(refusal_event(spec, stage, key, verdict, reason, context.run.run_id))
+
     keys = sorted(context.partition_keys, key=PartitionKey.parse)
     for text in keys:
         try:
             outcome = work(PartitionKey.parse(text))
         except HeldError as error:
             held |= error.held
+            refuse(text, "held", error.held.get(text, str(error)))
             context.log.error(str(error))
             continue
         except RefusedError as error:
             held[text] = str(error)
+            refuse(text, "refused", str(error))
             context.log.error(str(error))
             continue
         except Exception as error:  # noqa: BLE001 - raised below, after the neighbours
             failed[text] = error
+            refuse(text, "failed", f"{type(error).__name__}: {error}")
             context.log.error(f"{text} failed: {''.join(traceback.format_exception(error))}")
             continue
         done += 1

@@ -8,6 +8,7 @@ from dagster._core.definitions.external_asset import create_external_asset_from_
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory.grid import asset_key, dagster_key, keyed
 from platform_assets.instance.claiming import in_lane
+from platform_assets.line.clearance import refresh
 from platform_assets.line.services import Services
 
 
@@ -41,7 +42,7 @@ def build_source(spec: PipelineSpec, source: str) -> dg.AssetsDefinition:
         as_of = services.clock.as_of()
         last = min(spec.partitions.end, (as_of + timedelta(days=1)).date())
         with in_lane(context):
-            services.zone.refresh(spec.partitions.start, last)
+            refresh(services, spec.partitions.start, last)
         versions = {}
         for partition, report in services.zone.reports(spec.partitions.start, last, as_of).items():
             for found in report.sources:

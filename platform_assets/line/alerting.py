@@ -19,7 +19,7 @@ from platform_assets.domain.attention import recent_days
 from platform_assets.domain.completeness import CLEAR, CompletenessReport
 from platform_assets.domain.partition import PartitionKey, date_range, local_date, runs_of
 from platform_assets.domain.waiver import Waiver
-from platform_assets.line.clearance import assess_range
+from platform_assets.line.clearance import assess_range, refresh
 from platform_assets.line.days import built_and_lapsed
 from platform_assets.line.due import read_due
 from platform_assets.line.launching import asset_of, describe, open_failures
@@ -32,6 +32,7 @@ GRACE = timedelta(hours=1)
 """On the wall clock the last hour's file takes its time: so long a day that is over is not held."""
 
 MOST_DELIVERED = 20
+MOST_DUE = 100
 TICK_SECONDS = 6.0
 """What one delivery does at the most; one POST may begin within and end `SECONDS` after."""
 
@@ -42,15 +43,14 @@ CLAIM = timedelta(seconds=60)
 def update(
     services: Services, tell: Callable[[AlertRecord], None] = lambda _: None
 ) -> list[AlertRecord]:
-    """Raise what is new, close what is over; `tell` hears of each alert that was raised, once."""
+    """Raise what is new, close what is over; `tell` hears of each alert, twice if we die there."""
     spec, alerts = services.spec, services.alerts
     as_of = services.clock.as_of()
     opened = [_opened(record) for record in alerts.all(spec.pipeline, only_open=True)]
     decision = decide(gather(services), opened)
     # Raised before the old one is closed: what dies in between is made up for by the next look.
-    raised = []
     if decision.raised:
-        raised += alerts.raise_all([_record(alert, as_of) for alert in decision.raised])
+        alerts.raise_all([_record(alert, as_of) for alert in decision.raised])
     if decision.retold:
         alerts.retell({n: (alert.text, alert.advice) for n, alert in decision.retold.items()})
     if decision.closed:
@@ -58,10 +58,13 @@ def update(
             number: _record(alert, as_of) if alert else None
             for number, alert in decision.closed.items()
         }
-        raised += alerts.settle(last_words, as_of)
-    for record in raised:
+        alerts.settle(last_words, as_of)
+    # Also what somebody raised who died before it was told.
+    untold = alerts.untold(spec.pipeline)
+    for record in untold:
         tell(record)
-    return raised
+    alerts.told([record.number for record in untold], datetime.now(UTC))
+    return untold
 
 
 def log_line(record: AlertRecord) -> str:
@@ -159,7 +162,7 @@ def _unbuilt(services: Services, first: date, last: date) -> list[CompletenessRe
     built = built_and_lapsed(services, services.ledger.current_versions(asset, wanted))[0]
     waiting = [day for day in days if not built.keys() >= set(spec.keys_of(day))]
     for start, end in runs_of(waiting):
-        services.zone.refresh(start, end)
+        refresh(services, start, end)
         reports |= {str(key): r for key, r in sorted(assess_range(services, start, end).items())}
     return [report for name, report in reports.items() if name not in built]
 
@@ -186,7 +189,7 @@ def _used(services: Services, as_of: datetime) -> list[Waiver]:
 
 
 def deliver(services: Services, webhook: Webhook | None, now: datetime) -> tuple[int, str]:
-    """Send what waits, oldest first, within bounded time.
+    """Send what waits, in the order in which it came to be due, within bounded time.
 
     An alert never overtakes an earlier one on the same subject. Where there is no receiver, the
     log is all there is: alerts are marked so, and stay in `signalbox alerts`.
@@ -200,36 +203,33 @@ def deliver(services: Services, webhook: Webhook | None, now: datetime) -> tuple
         how many were taken, and what went wrong; empty if nothing did.
     """
     alerts, pipeline = services.alerts, services.spec.pipeline
-    waiting = alerts.undelivered(pipeline)
     if webhook is None:
-        if any(not record.attempts and record.last_error is None for record in waiting):
-            alerts.logged_only(pipeline)
+        alerts.logged_only(pipeline)
         return 0, ""
     until = time.monotonic() + TICK_SECONDS
     taken, tried, wrong = 0, 0, ""
-    blocked: set[str] = set()
-    for position, record in enumerate(waiting):
-        if tried >= MOST_DELIVERED or time.monotonic() >= until:
-            break
-        if record.subject in blocked:
-            continue
-        if record.next_attempt_at > now or not alerts.claim(record, now + CLAIM):
-            blocked.add(record.subject)
-            continue
-        tried += 1
-        answer = webhook.post(payload(record))
-        if answer.taken:
-            alerts.delivered(record.number, datetime.now(UTC))
-            taken += 1
-            continue
-        wrong = answer.error
-        again = next_attempt(record.attempts + 1, now, answer.retry_after)
-        alerts.failed(record.number, answer.error, again)
-        blocked.add(record.subject)
-        if answer.down:
-            rest = [other.number for other in waiting[position + 1 :]]
-            alerts.postpone(rest, again, f"the receiver is down: {answer.error}")
-            break
+    busy: set[int] = set()
+    # One a subject at a time: delivered, it makes room for the next on the same.
+    while found := [r for r in alerts.due(pipeline, now, MOST_DUE) if r.number not in busy]:
+        for record in found:
+            if tried >= MOST_DELIVERED or time.monotonic() >= until:
+                return taken, wrong
+            busy.add(record.number)
+            if not alerts.claim(record, now + CLAIM):
+                continue
+            tried += 1
+            answer = webhook.post(payload(record))
+            if answer.taken:
+                alerts.delivered(record.number, datetime.now(UTC))
+                taken += 1
+                continue
+            wrong = answer.error
+            again = next_attempt(record.attempts + 1, now, answer.retry_after)
+            alerts.failed(record.number, answer.error, again)
+            if answer.down:
+                rest = [r.number for r in alerts.undelivered(pipeline) if r.number != record.number]
+                alerts.postpone(rest, again, f"the receiver is down: {answer.error}")
+                return taken, wrong
     return taken, wrong
 
 

@@ -4,21 +4,41 @@ Sensor, UI materialization, backfill, `dg launch`, schedule, retry, plan, status
 read the same report, made of the landing zone, the catalog's contract and the waivers in force.
 """
 
-from collections.abc import Iterable, Mapping
-from datetime import date
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime
 
-from platform_assets.domain.completeness import CLEAR, CompletenessReport
-from platform_assets.domain.partition import PartitionKey
+from platform_assets.domain.completeness import CLEAR, REFUSED, CompletenessReport
+from platform_assets.domain.partition import PartitionKey, date_range, local_date
 from platform_assets.domain.waiver import Waiver, apply_waivers
 from platform_assets.line.services import Services
+from resources.ledger.records import VerdictRecord
+
+
+def refresh(services: Services, first: date, last: date, keys: Sequence[str] | None = None) -> int:
+    """Look at the files of some dates, and have those attended that are not what they were.
+
+    Whatever follows from a change is the sensors'. Once the ledger knows of it, a look of theirs
+    would not see that anything has changed; nor would the sweep, in its first round.
+
+    Returns:
+        the number of files that arrived, changed or vanished.
+    """
+    moment = datetime.now(UTC)
+    count = services.zone.refresh(first, last, keys, now=moment)
+    if count:
+        timezone = services.spec.partitions.timezone
+        hours = services.ledger.seen(services.spec.pipeline, moment)
+        # What has vanished left no record that says which date it was of.
+        gone = date_range(first, last) if count > len(hours) else ()
+        dates = {*(local_date(hour, timezone) for hour in hours), *gone}
+        services.attend(dates, "files changed, found by a look of somebody else")
+    return count
 
 
 def assess(services: Services, partition: PartitionKey) -> CompletenessReport:
     """Look at the landing zone and decide whether a partition may leave, as of now."""
     assert partition.key is not None
-    if services.zone.refresh(partition.date, partition.date, [partition.key]):
-        # Whatever follows from it is the sensor's; it would not know that anything has changed.
-        services.attend([partition.date], f"files changed of {partition}")
+    refresh(services, partition.date, partition.date, [partition.key])
     report = services.zone.report(partition.key, partition.date, services.clock.as_of())
     waivers = services.waivers.of(services.spec.pipeline, [str(partition)])
     return apply_waivers(report, waivers, report.as_of)
@@ -57,12 +77,54 @@ def still_held(services: Services, before: Iterable[str], now: Mapping[str, str]
     others = set(before) - held.keys()
     asset = services.spec.asset("features")
     found = services.ledger.verdicts(services.spec.pipeline, asset, others) if others else {}
-    as_of = services.clock.as_of()
     for name, record in found.items():
         if record.verdict not in CLEAR:
-            report = CompletenessReport.model_validate({**record.report, "as_of": as_of})
-            held[name] = report.reason()
+            held[name] = recorded_reason(record)
+    # What the ledger knows nothing of is not clear: it is looked at, and held until then.
+    unknown = {name for name in others - found.keys() if _is_live(services, name)}
+    services.attend((PartitionKey.parse(name).date for name in unknown), "nothing is known of it")
+    held |= dict.fromkeys(unknown, "the ledger has no verdict on it, it is looked at again")
+    if others:
+        # A run that keeps failing is not clear either, whoever's turn it is to be looked at.
+        failed = [r for r in services.failures.all(services.spec.pipeline) if r.job == "features"]
+        held |= {r.partition: r.reason for r in failed if r.partition in others - held.keys()}
     return held
+
+
+def _is_live(services: Services, name: str) -> bool:
+    """Whether a partition still exists and is looked at; the catalog may say otherwise now."""
+    spec, found = services.spec, PartitionKey.parse(name)
+    first = max(spec.schedule.live_from, spec.partitions.start)
+    return first <= found.date <= spec.partitions.end and name in spec.keys_of(found.date)
+
+
+def recorded_reason(record: VerdictRecord) -> str:
+    """Why a verdict is what it is, as it was recorded."""
+    if record.verdict == REFUSED:
+        return refusal_of(record)
+    report = CompletenessReport.model_validate({**record.report, "as_of": record.as_of})
+    return report.reason()
+
+
+def refusal_of(record: VerdictRecord) -> str:
+    """The reason of a refused partition, and the run that refused it."""
+    refusal = record.report[REFUSED]
+    return f"refused by run {refusal['run_id']}: {refusal['reason']}"
+
+
+def refused(services: Services, reports: Iterable[CompletenessReport]) -> dict[str, str]:
+    """Of partitions that are clear those that a run has refused for what they are now, and why."""
+    clear = {report.partition: report for report in reports if report.is_clear}
+    if not clear:
+        return {}
+    found = services.ledger.verdicts_being(
+        services.spec.pipeline, services.spec.asset("features"), REFUSED, clear
+    )
+    return {
+        name: refusal_of(record)
+        for name, record in found.items()
+        if record.report[REFUSED]["inputs"] == clear[name].inputs()
+    }
 
 
 def described(services: Services, names: Iterable[str]) -> dict[str, str]:
@@ -72,8 +134,11 @@ def described(services: Services, names: Iterable[str]) -> dict[str, str]:
     return {w.name: w.describe() for w in known if w.name in wanted}
 
 
-def lapsed(services: Services, names: Iterable[str]) -> dict[str, str]:
-    """Of these waivers those that are no longer in force, by name why."""
+def lapsed(services: Services, names: Iterable[str], *, expired: bool = True) -> dict[str, str]:
+    """Of these waivers those that are no longer in force, by name why.
+
+    Without `expired` those that were revoked alone: whoever expires has not been proven wrong.
+    """
     wanted = set(names)
     if not wanted:
         return {}
@@ -84,7 +149,7 @@ def lapsed(services: Services, names: Iterable[str]) -> dict[str, str]:
         waiver = known.get(name)
         if waiver is None:
             found[name] = f"waiver {name} is not in the ledger"
-        elif waiver.state(as_of) == "expired":
+        elif expired and waiver.state(as_of) == "expired":
             found[name] = f"waiver {waiver.describe()} has expired; give a new one"
         elif waiver.state(as_of) == "revoked":
             found[name] = (

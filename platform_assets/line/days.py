@@ -19,8 +19,8 @@ from platform_assets.domain.manifest import (
     take_snapshot,
     window,
 )
-from platform_assets.domain.partition import PartitionKey, date_range, runs_of
-from platform_assets.line.clearance import assess_range, described, lapsed
+from platform_assets.domain.partition import PartitionKey, runs_of
+from platform_assets.line.clearance import assess_range, described, lapsed, refresh, refused
 from platform_assets.line.features import record_partitions
 from platform_assets.line.services import Outcome, Services
 from resources import plots
@@ -79,16 +79,16 @@ def _held(
 ) -> dict[str, str]:
     held: dict[str, str] = {}
     for first, last in runs_of(dates):
-        if services.zone.refresh(first, last):
-            # The look that is to follow would not know that anything has changed.
-            services.attend(date_range(first, last), "files changed, found by another day's look")
-        waiting = {
+        refresh(services, first, last)
+        unbuilt = {
             partition: report
             for partition, report in assess_range(services, first, last).items()
-            if str(partition) not in built and not report.is_clear
+            if str(partition) not in built
         }
+        waiting = {p: report for p, report in unbuilt.items() if not report.is_clear}
         record_partitions(services, waiting)
         held |= {str(partition): report.reason() for partition, report in waiting.items()}
+        held |= refused(services, unbuilt.values())
     return held
 
 

@@ -4,21 +4,22 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from platform_assets.domain.completeness import CompletenessReport, describe_hours
+from platform_assets.domain.completeness import REFUSED, CompletenessReport, describe_hours
 from platform_assets.domain.errors import HeldError, UsageError
 from platform_assets.domain.manifest import DayState, WindowRefusal
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
-from platform_assets.line.clearance import assess, described, lapsed
+from platform_assets.line.clearance import assess, described, lapsed, refused
 from platform_assets.line.days import days_of, decide_snapshot
 from platform_assets.line.judging import judged_rows
 from platform_assets.line.late import described as described_restatement
 from platform_assets.line.late import open_restatements
+from platform_assets.line.launching import asset_of, describe, open_failures
 from platform_assets.line.models import require_snapshot
 from platform_assets.line.services import Services
 from platform_assets.line.stages import stage_of as stage_of
 from platform_assets.line.story import story
-from resources.ledger.records import VersionRecord
+from resources.ledger.records import FailureRecord, VersionRecord
 
 KEYED_STAGES = ("features",)
 RESTS_ON_ROWS = ("model", "evaluation")
@@ -63,12 +64,35 @@ def explain(services: Services, asset: str, partition: str) -> dict[str, Any]:
     }
     if history and not document.get("lapsed"):
         document["state"] = "done"
+    failure = _failure(services, document["asset"], name)
+    if failure is not None:
+        document["failed"] = {
+            "run_id": failure.run_id,
+            "attempts": failure.attempts,
+            "step": failure.step,
+            "cause": failure.cause,
+            "reason": failure.reason,
+        }
+        if document["state"] == "ready":
+            document |= {"state": "failed", "reason": describe(failure)}
     restatements = open_restatements(services, stage, name)
     if restatements:
         document["restatement"] = described_restatement(services, restatements[-1])
         if len(restatements) > 1:
             document["restatement"]["others"] = [r.partition for r in restatements[:-1]]
     return document
+
+
+def _failure(services: Services, asset: str, name: str) -> FailureRecord | None:
+    """The run that was to make it, ended badly, and was not made up for."""
+    return next(
+        (
+            record
+            for record in open_failures(services)
+            if record.partition == name and asset_of(services, record) == asset
+        ),
+        None,
+    )
 
 
 def _require_in_stage(spec: PipelineSpec, stage: str, key: PartitionKey) -> None:
@@ -112,6 +136,9 @@ def _hours(services: Services, stage: str, key: PartitionKey) -> dict[str, Any]:
         "waivers": described(services, {s.waiver for s in shown.sources if s.waiver}),
         "sources": _source_lines(shown),
     }
+    unfit = refused(services, [report]) if stage == "features" else {}
+    if unfit:
+        found |= {"state": REFUSED, "verdict": REFUSED, "reason": unfit[str(key)]}
     record = services.ledger.current_version(services.spec.asset("features"), str(key))
     gone = lapsed(services, record.detail.get("waivers", ())) if record else {}
     if stage == "features" and gone:

@@ -14,7 +14,7 @@ from platform_assets.domain.errors import HeldError, RefusedError
 from platform_assets.domain.late import PREFIX, hour_name, versions_of
 from platform_assets.domain.lease import Lease
 from platform_assets.domain.partition import PartitionKey, local_hours
-from platform_assets.line.clearance import assess, described
+from platform_assets.line.clearance import assess, described, refused
 from platform_assets.line.inputs import (
     INPUTS,
     RESTATED_BY,
@@ -70,14 +70,17 @@ def told_key(asset: str, partition: str) -> str:
 def record_partitions(
     services: Services, reports: Mapping[PartitionKey, CompletenessReport]
 ) -> None:
-    """Write down the verdicts on partitions of the dataset."""
+    """Write down the verdicts on partitions of the dataset; one that a run has refused stays so."""
+    kept = refused(services, reports.values())
+    wanted = {str(p): report for p, report in reports.items() if str(p) not in kept}
     services.record_verdicts(
         services.spec.asset("features"),
         {
-            str(partition): (report.verdict, report.model_dump(mode="json", exclude={"as_of"}))
-            for partition, report in reports.items()
+            name: (report.verdict, report.model_dump(mode="json", exclude={"as_of"}))
+            for name, report in wanted.items()
         },
         services.clock.as_of(),
+        {name: report.reason() for name, report in wanted.items()},
     )
 
 

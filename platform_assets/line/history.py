@@ -15,7 +15,7 @@ from platform_assets.domain.manifest import (
     window,
 )
 from platform_assets.domain.partition import PartitionKey, date_range
-from platform_assets.line.clearance import assess_range
+from platform_assets.line.clearance import assess_range, refresh, refused
 from platform_assets.line.days import built_and_lapsed, held_and_lapsed
 from platform_assets.line.services import Services
 
@@ -49,22 +49,27 @@ class Grid:
     Attributes:
         as_if_built: whether a partition that is whole counts in the roll-ups as if it was built
             already (a plan builds it before them), or as what it is: not built.
+        refused: why runs have refused partitions that are whole and were not built.
     """
 
     reports: Mapping[PartitionKey, CompletenessReport]
     built: Mapping[str, PartitionVersion]
     days: Mapping[date, Day]
     as_if_built: bool = True
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_grid(services: Services, first: date, last: date, *, as_if_built: bool = True) -> Grid:
     """Look at a range of dates in few queries, however long it is."""
     spec = services.spec
-    services.zone.refresh(first, last)
+    refresh(services, first, last)
     reports = assess_range(services, first, last)
     records = services.ledger.current_versions(spec.asset("features"))
     built, lapsed_waivers = built_and_lapsed(services, records)
     held = {str(p): r.reason() for p, r in reports.items() if not r.is_clear}
+    unfit = refused(services, (r for p, r in reports.items() if str(p) not in built))
+    if not as_if_built:
+        held |= unfit  # a plan lets a run try them once more
     held = held_and_lapsed(held, lapsed_waivers)
     would_be = {
         str(p): PartitionVersion(partition=str(p), data_version="", table_version=0, rows=0)
@@ -75,7 +80,7 @@ def read_grid(services: Services, first: date, last: date, *, as_if_built: bool 
         day: roll_up(day, spec.keys_of(day), {**would_be, **built}, held)
         for day in date_range(first, last)
     }
-    return Grid(reports, built, days, as_if_built)
+    return Grid(reports, built, days, as_if_built, unfit)
 
 
 def plan_history(
@@ -102,7 +107,9 @@ def plan_history(
         name = str(partition)
         if partition.date < first or name in done["features"]:
             continue
-        if report.is_clear:
+        if name in grid.refused and not grid.as_if_built:
+            held["features"][name] = grid.refused[name]
+        elif report.is_clear:
             build["features"].append(name)
         else:
             held["features"][name] = report.reason()

@@ -11,7 +11,7 @@ from platform_assets.domain.lease import Lease
 from platform_assets.domain.manifest import Day, DayState, PartitionVersion
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.promotion import PRIMARY_METRIC, Contender, Decision, compare
-from platform_assets.line.clearance import described
+from platform_assets.line.clearance import described, lapsed
 from platform_assets.line.days import days_of
 from platform_assets.line.inputs import already_done, done_before, inputs_of, made_of
 from platform_assets.line.models import require_version
@@ -192,8 +192,11 @@ def decide_champion(services: Services, run_id: str) -> Outcome:
     candidate's own judged days, which lie after both trainings: so neither saw the rows, both are
     scored on the same ones, and the outcome does not depend on the order of the runs.
 
+    A model that rests on a waiver that was revoked, or was judged on rows that do, is no candidate;
+    where a waiver has expired, only what became champion while it counted still is one.
+
     Raises:
-        HeldError: no model has been judged yet.
+        HeldError: no model has been judged yet, or none that may be champion.
         LeaseTakenError: another run decides for too long.
         LeaseLostError: this one was taken for dead meanwhile.
     """
@@ -204,6 +207,8 @@ def decide_champion(services: Services, run_id: str) -> Outcome:
 def _decide(services: Services, run_id: str, lease: Lease) -> Outcome:
     spec, ledger = services.spec, services.ledger
     asset = spec.asset("champion")
+    left_out: dict[str, str] = {}
+    before = {champion.version for champion in ledger.champions(spec.pipeline)}
     evaluations = ledger.current_versions(spec.asset("evaluation"))
     models = ledger.current_versions(spec.asset("model"))
     champion: VersionRecord | None = None
@@ -214,6 +219,11 @@ def _decide(services: Services, run_id: str, lease: Lease) -> Outcome:
         model = models.get(name)
         if model is None or model.detail["model_version"] != evaluation.detail["model_version"]:
             continue  # retrained since: the new version has yet to be judged
+        names = {*model.detail.get("waivers", ()), *evaluation.detail.get("waivers", ())}
+        gone = lapsed(services, names, expired=model.detail["model_version"] not in before)
+        if gone:
+            left_out[name] = "; ".join(gone.values())
+            continue
         rows = JudgedRows(
             date.fromisoformat(name),
             tuple(PartitionVersion(**p) for p in evaluation.detail["partitions"]),
@@ -227,6 +237,9 @@ def _decide(services: Services, run_id: str, lease: Lease) -> Outcome:
         if decision.promoted:
             champion = model
             crowned[rows.date] = f"v{candidate.version}"
+    if champion is None and left_out:
+        listed = "; ".join(f"{day}: {why}" for day, why in left_out.items())
+        raise HeldError(asset, {"champion": f"no judged model may be champion ({listed})"})
     if champion is None:
         raise HeldError(
             asset,
@@ -236,7 +249,7 @@ def _decide(services: Services, run_id: str, lease: Lease) -> Outcome:
             },
         )
     figure = plots.metric_over_time(PRIMARY_METRIC[spec.model.kind], curve, crowned)
-    return _crown(services, champion, decisions, figure, run_id, lease)
+    return _crown(services, champion, decisions, figure, run_id, lease, left_out)
 
 
 def _contender(services: Services, model: VersionRecord, rows: JudgedRows) -> Contender:
@@ -251,6 +264,7 @@ def _crown(
     figure: bytes,
     run_id: str,
     lease: Lease,
+    left_out: Mapping[str, str],
 ) -> Outcome:
     spec, ledger = services.spec, services.ledger
     asset, version = spec.asset("champion"), int(champion.detail["model_version"])
@@ -278,6 +292,7 @@ def _crown(
         "reason": won.reason,
         "candidates_judged": len(decisions),
         "mlflow_run_id": champion.detail["mlflow_run_id"],
+        "left_out": dict(left_out) or None,
         "decisions": [d.model_dump() for d in decisions],
         "waivers": described(services, champion.detail.get("waivers", ())) or None,
     }

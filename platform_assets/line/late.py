@@ -20,7 +20,7 @@ from platform_assets.domain.late import (
     versions_of,
 )
 from platform_assets.domain.partition import PartitionKey, date_range, local_date, runs_of
-from platform_assets.line.clearance import assess_range
+from platform_assets.line.clearance import assess_range, refresh
 from platform_assets.line.features import (
     SourceChange,
     changes_since,
@@ -82,7 +82,7 @@ def note_changes(
     changes: list[SourceChange] = []
     unknown: list[str] = []
     for first, last in runs_of(wanted):
-        services.zone.refresh(first, last)
+        refresh(services, first, last)
         reports = assess_range(services, first, last)
         built = services.ledger.current_versions(
             spec.asset("features"), [str(partition) for partition in reports]

@@ -1,6 +1,7 @@
 """What became of the runs that were asked for, and which are asked for again."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -25,6 +26,19 @@ class Runs(Protocol):
     def cause(self, run_id: str) -> str:
         """Why a run ended badly, in words."""
         ...
+
+
+@dataclass(frozen=True)
+class Undecided:
+    """A judgement whose run failed.
+
+    Attributes:
+        partition: the date of the model.
+        run_ids: of the run, and of those that it re-executed.
+    """
+
+    partition: str
+    run_ids: frozenset[str]
 
 
 class NoRuns:

@@ -22,7 +22,7 @@ from platform_assets.domain.readiness import (
     plan_judgement,
     plan_training,
 )
-from platform_assets.line.clearance import assess_range
+from platform_assets.line.clearance import assess_range, refused
 from platform_assets.line.days import built_and_lapsed, decide_snapshots, held_and_lapsed
 from platform_assets.line.features import (
     SourceChange,
@@ -31,8 +31,9 @@ from platform_assets.line.features import (
     told_key,
 )
 from platform_assets.line.late import left_to_late
-from platform_assets.line.launching import NoRuns, Runs, launchable
+from platform_assets.line.launching import NoRuns, Runs, Undecided, launchable
 from platform_assets.line.services import Services
+from platform_assets.line.waive import take_up_lapsed
 from resources.ledger.records import FailureRecord
 
 
@@ -75,7 +76,7 @@ def look(
     looked_to: date | None = None,
     attended_to: date | None = None,
     runs: Runs | None = None,
-    undecided: date | None = None,
+    undecided: Undecided | None = None,
 ) -> Tick:
     """Look at the live days that may have changed, and decide what may leave.
 
@@ -91,7 +92,7 @@ def look(
         told: what the last look's `told` was, if its changes have arrived.
         looked_to, attended_to: those of the last look.
         runs: what became of the runs that were asked for; none: nothing was launched.
-        undecided: a date that was judged, but without the decision on the champion.
+        undecided: the judgement that was run last, if its run failed.
     """
     spec, ledger = services.spec, services.ledger
     as_of = services.clock.as_of()
@@ -105,6 +106,7 @@ def look(
     recent = max(first, last - length)
     left = max(first, looked_to - length if looked_to else open_from or first)
     _attend_unfinished(services, date_range(left, recent - timedelta(days=1)))
+    take_up_lapsed(services)
     began = datetime.now(UTC)
     attended = [day for day in services.watch.attended(spec.pipeline) if first <= day <= last]
     mine = in_turn([day for day in attended if day < recent], attended_to, MOST_ATTENDED)
@@ -122,6 +124,9 @@ def look(
     built, lapsed_waivers = built_and_lapsed(services, versions)
     plan = plan_features(spec.pipeline, reports.values(), list(built))
     held = {r.partition: r.reason() for r in reports.values() if not r.is_clear}
+    unfit = refused(services, (r for r in reports.values() if r.partition not in built))
+    plan += Plan(held=unfit)
+    held |= unfit
     held = held_and_lapsed(held, lapsed_waivers)
     plan += Plan(held={key: held[key] for key in lapsed_waivers if key in held})
     days = {day: roll_up(day, spec.keys_of(day), built, held) for day in live}
@@ -142,7 +147,8 @@ def look(
         for name, record in ledger.current_versions(spec.asset("day"), names).items()
     }
     plan += plan_held_days(spec.pipeline, {day: days[day] for day in over}, rolled)
-    judgement, following = _judgement(services, looked, last, days, attended, undecided)
+    again = _without_champion(services, undecided)
+    judgement, following = _judgement(services, looked, last, days, attended, again)
     plan += judgement
 
     untold = Counter(PartitionKey.parse(c.partition).date for c in every_change[MOST_CHANGES:])
@@ -173,7 +179,7 @@ def look(
         runs or NoRuns(),
         began,
         MOST_REQUESTS,
-        _covered(services, looked, undecided),
+        _covered(services, looked, again),
     )
     return Tick(
         launched,
@@ -187,10 +193,10 @@ def look(
 
 
 def _covered(
-    services: Services, looked: Sequence[date], undecided: date | None
+    services: Services, looked: Sequence[date], again: set[date]
 ) -> Callable[[FailureRecord], bool]:
     """Whether a look has decided anew on what a failed run was to make."""
-    near = {*_near(services, looked), undecided}
+    near = _near(services, looked) | again
 
     def covered(record: FailureRecord) -> bool:
         day = PartitionKey.parse(record.partition).date
@@ -240,27 +246,40 @@ def _judgement(
     last: date,
     known: Mapping[date, Day],
     attended: Collection[date],
-    undecided: date | None,
+    again: set[date],
 ) -> tuple[Plan, dict[date, list[Day]]]:
     """Judgement of the models of some dates, and of those that are judged on these dates."""
     spec = services.spec
-    near = _near(services, looked) | ({undecided} if undecided else set())
+    near = _near(services, looked) | again
     candidates = [
         day
         for day in sorted(near)
         if spec.first_model_date <= day <= spec.last_judged_date and spec.judged_on(day)[-1] <= last
     ]
     models, judged = _model_versions(services, candidates)
-    if undecided:
-        judged.pop(undecided, None)  # the same judgement again, and the decision with it
     # What was judged before and is not true any more is the late lane's to judge again.
     late = left_to_late(services) & judged.keys()
     models = {day: version for day, version in models.items() if day not in late}
+    # The same judgement again, and the decision with it.
+    judged = {day: version for day, version in judged.items() if day not in again}
     waiting = [day for day in models if judged.get(day) != models[day]]
     needed = {d for day in waiting for d in spec.judged_on(day)}
     days = {**known, **_as_recorded(services, needed - set(known), attended)}
     following = {day: [days[d] for d in spec.judged_on(day)] for day in waiting}
     return plan_judgement(spec.pipeline, models, judged, following), following
+
+
+def _without_champion(services: Services, undecided: Undecided | None) -> set[date]:
+    """The date whose evaluation a failed run has written, but not decided on the champion.
+
+    Then nothing in the ledger but the run that wrote it tells that the decision is still wanted.
+    """
+    if undecided is None:
+        return set()
+    asset = services.spec.asset("evaluation")
+    found = services.ledger.current_version(asset, undecided.partition)
+    written = found is not None and found.run_id in undecided.run_ids
+    return {date.fromisoformat(undecided.partition)} if written else set()
 
 
 def _as_recorded(

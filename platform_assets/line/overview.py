@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
-from platform_assets.domain.completeness import CompletenessReport, deadline_of
+from platform_assets.domain.completeness import REFUSED, CompletenessReport, deadline_of
 from platform_assets.domain.heat_map import Cell, CellState, HeatMap, heat_map
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.line.history import read_grid
@@ -41,7 +41,8 @@ def overview(services: Services) -> dict[str, Any]:
         "months": months(found),
         "blocks": [
             *([_due_now(document["due"])] if "due" in document else []),
-            _held(services, reports, found),
+            _held(services, reports, found, grid.refused if grid else {}),
+            _failed(document),
             _waivers(services),
             _quarantine(services),
             _restatements(services),
@@ -79,7 +80,10 @@ def _due_now(due: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _held(
-    services: Services, reports: Mapping[PartitionKey, CompletenessReport], found: HeatMap
+    services: Services,
+    reports: Mapping[PartitionKey, CompletenessReport],
+    found: HeatMap,
+    refused: Mapping[str, str],
 ) -> dict[str, Any]:
     by_name = {str(partition): report for partition, report in reports.items()}
     cells = [cell for row in found.rows for cell in row.cells]
@@ -93,8 +97,15 @@ def _held(
         )
         for cell in sorted(held, key=lambda cell: (-cell.date.toordinal(), cell.key))
     ]
+    rows += [(name, REFUSED, "-", why) for name, why in sorted(refused.items())]
     columns = ("partition", "verdict", "due", "what it lacks")
     return _block("Held partitions", columns, rows, "Nothing is held.")
+
+
+def _failed(document: Mapping[str, Any]) -> dict[str, Any]:
+    rows = [(f["asset"], f["partition"], f["reason"]) for f in document["failed"]]
+    columns = ("asset", "partition", "how its run ended")
+    return _block("Failed runs", columns, rows, "None waits to be made up for.")
 
 
 def _deadline(services: Services, report: CompletenessReport, day: date) -> str:

@@ -24,7 +24,7 @@ from resources.ledger.alerts import Alerts
 from resources.ledger.failures import Failures
 from resources.ledger.leases import Leases
 from resources.ledger.quarantine import Quarantine
-from resources.ledger.records import VerdictRecord, VersionRecord
+from resources.ledger.records import TransitionRecord, VerdictRecord, VersionRecord
 from resources.ledger.restatements import Restatements, Watch
 from resources.ledger.waivers import Waivers
 from resources.tracking import Tracking
@@ -33,6 +33,9 @@ CLAIM_SECONDS = 600.0
 """How long a run waits for a partition that another one is at work on, before it gives up."""
 
 _log = logging.getLogger(__name__)
+
+MOST_REASON = 1000
+"""Characters of a reason in the history of a verdict."""
 
 
 @dataclass(frozen=True)
@@ -226,11 +229,19 @@ class Services:
         return bool(self.record_verdicts(asset, {partition: (verdict, report)}, as_of))
 
     def record_verdicts(
-        self, asset: str, verdicts: Mapping[str, tuple[str, Mapping[str, Any]]], as_of: datetime
+        self,
+        asset: str,
+        verdicts: Mapping[str, tuple[str, Mapping[str, Any]]],
+        as_of: datetime,
+        reasons: Mapping[str, str] | None = None,
     ) -> list[str]:
-        """Write down the verdict and report of partitions; returns those that have a new one."""
+        """Write down the verdict and report of partitions; returns those that have a new one.
+
+        `reasons` are kept with the verdicts' history; without, the history is not.
+        """
         before = self.ledger.verdicts(self.spec.pipeline, asset, verdicts)
-        changed = []
+        changed, now = [], datetime.now(UTC)
+        transitions: list[TransitionRecord] = []
         for partition, (verdict, report) in verdicts.items():
             known = before.get(partition)
             if known is None or known.verdict != verdict or known.report != dict(report):
@@ -242,11 +253,46 @@ class Services:
                         verdict=verdict,
                         report=dict(report),
                         as_of=as_of,
-                        recorded_at=datetime.now(UTC),
+                        recorded_at=now,
                     )
                 )
-        self.ledger.record_verdicts(changed)
+                said = known and (known.verdict, _counts(known.report))
+                if reasons is not None and said != (verdict, _counts(report)):
+                    transitions.append(
+                        self.transition(asset, partition, verdict, reasons[partition], as_of, now)
+                    )
+        self.ledger.record_verdicts(changed, transitions)
         return [record.partition for record in changed]
+
+    def transition(
+        self,
+        asset: str,
+        partition: str,
+        verdict: str,
+        reason: str,
+        as_of: datetime,
+        now: datetime,
+        run_id: str | None = None,
+    ) -> TransitionRecord:
+        """A line of a partition's history, `now` on the machine's clock."""
+        return TransitionRecord(
+            pipeline=self.spec.pipeline,
+            asset=asset,
+            partition=partition,
+            verdict=verdict,
+            reason=reason[:MOST_REASON],
+            as_of=as_of,
+            recorded_at=now,
+            run_id=run_id,
+        )
+
+    def note_outcome(
+        self, asset: str, partition: str, verdict: str, reason: str, run_id: str
+    ) -> None:
+        """Add to a partition's history how a run on it ended; its verdict stays what it is."""
+        now, as_of = datetime.now(UTC), self.clock.as_of()
+        said = self.transition(asset, partition, verdict, reason, as_of, now, run_id)
+        self.ledger.record_verdicts([], [said])
 
     def attend(self, dates: Iterable[date], why: str) -> None:
         """Have the sensor look at live dates again; those of backfills are left out."""
@@ -256,3 +302,8 @@ class Services:
 
     def partition(self, text: str, *, keyed: bool) -> PartitionKey:
         return self.spec.require_partition(PartitionKey.parse(text), keyed=keyed)
+
+
+def _counts(report: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """What of a report is worth a line of history: not that another hour came to be due."""
+    return [(s["verdict"], s["observed"], len(s["rejected"])) for s in report.get("sources", ())]

@@ -11,6 +11,7 @@ from platform_assets.domain.partition import PartitionKey, local_date
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.due import read_due
 from platform_assets.line.history import STAGES, Grid, plan_history, read_grid
+from platform_assets.line.launching import asset_of, describe, open_failures
 from platform_assets.line.services import Services
 
 EMPTY: dict[str, Any] = {
@@ -60,6 +61,16 @@ def status(services: Services, grid: Grid | None = None) -> dict[str, Any]:
         "live_from": spec.schedule.live_from.isoformat(),
         "assets": assets,
         "due": _due(services),
+        "failed": [
+            {
+                "asset": asset_of(services, record),
+                "partition": record.partition,
+                "run_id": record.run_id,
+                "step": record.step,
+                "reason": describe(record),
+            }
+            for record in open_failures(services)
+        ],
         "champion": None
         if champion is None
         else {

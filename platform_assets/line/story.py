@@ -12,16 +12,16 @@ from typing import Any
 
 from platform_assets.domain.completeness import (
     HOUR,
-    CompletenessReport,
     SourceReport,
     describe_hours,
 )
 from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.manifest import describe_dates
 from platform_assets.domain.partition import PartitionKey, date_range, local_hours
+from platform_assets.line.clearance import recorded_reason
 from platform_assets.line.days import load_snapshot
 from platform_assets.line.services import Services
-from resources.ledger.records import ArrivalRecord, VersionRecord
+from resources.ledger.records import ArrivalRecord, TransitionRecord, VersionRecord
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Entry:
 
     Attributes:
         at: when, on the clock that it was written down on.
-        kind: arrival, corrected, verdict, waiver, quarantine, restatement, version, snapshot,
-            model, evaluation, champion.
+        kind: arrival, corrected, verdict, run, alert, waiver, quarantine, restatement, version,
+            snapshot, model, evaluation, champion.
         after: instants on the machine's clock that it cannot have happened before.
     """
 
@@ -68,7 +68,8 @@ def story(services: Services, stage: str, key: PartitionKey) -> list[dict[str, A
         found = services.ledger.history(spec.asset("features"), name)
         entries += _arrivals(services, stage, key, found, anchors)
         entries += _quarantine(services, stage, key)
-    entries += _verdict(services, stage, name, anchors)
+    entries += _verdicts(services, stage, name, anchors)
+    entries += _alerts(services, stage, key)
     entries += [
         Entry(
             record.committed_at,
@@ -170,24 +171,84 @@ def _arrived(
     )
 
 
-def _verdict(
+def _verdicts(
     services: Services, stage: str, name: str, anchors: dict[datetime, datetime]
 ) -> list[Entry]:
+    """What looks and runs said, as often as it became another."""
+    asset = services.spec.asset(stage)
+    found = services.ledger.transitions(services.spec.pipeline, asset, name)
+    for record in found:
+        anchors.setdefault(record.as_of, record.recorded_at)
+    folded: list[list[TransitionRecord]] = []
+    for record in found:
+        same = folded and (folded[-1][-1].verdict, folded[-1][-1].run_id) == (record.verdict, None)
+        if same and record.run_id is None:
+            folded[-1].append(record)
+        else:
+            folded.append([record])
+    entries = [_transition(group) for group in folded]
+    if not any(record.run_id is None for record in found):
+        entries += _recorded(services, stage, name, anchors)
+    return entries
+
+
+def _transition(group: Sequence[TransitionRecord]) -> Entry:
+    """A verdict as it was when it last said so; of one that came by itself, since when."""
+    first, last = group[0], group[-1]
+    text = f"{last.verdict}: {last.reason}"
+    if last.run_id is not None:
+        text = f"run {last.run_id} ended, {text}"
+    detail = {
+        "verdict": last.verdict,
+        "as_of": first.as_of.isoformat(),
+        "last_at": last.recorded_at.isoformat(),
+        "changes": len(group),
+        "run_id": last.run_id,
+    }
+    return Entry(first.recorded_at, "verdict" if last.run_id is None else "run", text, detail)
+
+
+def _recorded(
+    services: Services, stage: str, name: str, anchors: dict[datetime, datetime]
+) -> list[Entry]:
+    """The verdict that stands, where nobody kept how it came to be."""
     spec = services.spec
     record = services.ledger.verdict(spec.pipeline, spec.asset(stage), name)
-    if record is None:
+    if record is None or not (stage == "features" or stage.startswith("landed_")):
         return []
     anchors[record.as_of] = record.recorded_at
     if stage == "features":
-        why = CompletenessReport.model_validate({**record.report, "as_of": record.as_of}).reason()
-    elif stage.startswith("landed_"):
+        why = recorded_reason(record)
+    else:
         source = SourceReport.model_validate(record.report)
         why = f"{source.observed} of {source.expected} hours"
-    else:
-        why = str(record.report.get("reason", ""))
-    text = f"verdict as recorded: {record.verdict}" + (f": {why}" if why else "")
+    text = f"verdict as recorded: {record.verdict}: {why}"
     detail = {"verdict": record.verdict, "as_of": record.as_of.isoformat()}
     return [Entry(record.recorded_at, "verdict", text, detail)]
+
+
+def _alerts(services: Services, stage: str, key: PartitionKey) -> list[Entry]:
+    """The alerts that named it, and what was said when they were over."""
+    spec, name = services.spec, str(key)
+    asset = spec.asset(stage)
+    mine = {f"{asset} {name}"} | ({f"{asset} {key.date}"} if stage == "features" else set())
+    entries, raised = [], {}
+    for record in services.alerts.all(spec.pipeline):
+        if record.subject not in mine:
+            continue
+        concerns = record.key.rsplit("|", 1)[1].split(",")
+        if record.kind == "healed":
+            named = any(number in raised for number in concerns)
+        else:
+            named = record.subject == f"{asset} {name}" or key.key in concerns
+        if not named:
+            continue
+        raised[str(record.number)] = record
+        text = f"alert {record.kind}: {record.text}"
+        detail = {"alert": record.kind, "delivered": record.delivered_at is not None}
+        told = (record.told_at,) if record.told_at else ()
+        entries.append(Entry(record.raised_at, "alert", text, detail, told))
+    return entries
 
 
 def _waivers(

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from platform_assets.domain.completeness import HOUR, CompletenessReport
+from platform_assets.domain.completeness import HOUR, CompletenessReport, Verdict
 from platform_assets.domain.errors import RefusedError, UsageError
 from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.domain.spec import PipelineSpec
@@ -65,6 +65,9 @@ def give_waiver(
     name, why, who = str(key), _said("reason", reason), _said("name of who gives it", by)
     _require_until(until, as_of)
     report = assess(services, key)
+    if report.is_clear and any(s.waiver for s in report.sources):
+        # Whoever gave it and died then may not have come to this.
+        _take_up(services, key, "somebody asked for a waiver of it")
     _require_waivable(services, key, report, as_of)
     lacking = coverage(report)
     if covers is not None and dict(covers) != lacking:
@@ -217,3 +220,25 @@ def _take_up(services: Services, key: PartitionKey, why: str) -> None:
     """Have the sensor look at the date again, and the ledger say what is so now."""
     services.watch.attend(services.spec.pipeline, {key.date: why})
     note_verdict(services, key, assess(services, key))
+
+
+def take_up_lapsed(services: Services) -> None:
+    """Attend the dates of waivers that are over and that the ledger has as waived still.
+
+    A waiver's end is no event: nobody does anything, and no file changes.
+    """
+    spec, as_of = services.spec, services.clock.as_of()
+    over = {
+        w.partition: w for w in services.waivers.of(spec.pipeline) if w.state(as_of) != "active"
+    }
+    if not over:
+        return
+    asset, verdict = spec.asset("features"), Verdict.WAIVED
+    recorded = services.ledger.verdicts_being(spec.pipeline, asset, verdict, over)
+    active = {
+        w.name for w in services.waivers.of(spec.pipeline, recorded) if w.state(as_of) == "active"
+    }
+    for name, record in recorded.items():
+        report = CompletenessReport.model_validate({**record.report, "as_of": as_of})
+        if not {s.waiver for s in report.sources if s.waiver} <= active:
+            _take_up(services, PartitionKey.parse(name), f"waiver {over[name].name} is over")

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resources.ledger.base import Store, chunks, fields_of, insert_into
 from resources.ledger.engine import writing
 from resources.ledger.records import AlertRecord, utc
 from resources.ledger.tables import tables
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement, FromClause
 
 LOGGED_ONLY = "no receiver is set, it was only logged"
 """Stands in `last_error` of an alert that there was no receiver for."""
@@ -67,17 +70,50 @@ class Alerts(Store):
 
         Those that were over before there was a receiver are left out.
         """
+        t = tables().alerts
+        query = t.select().where(t.c.pipeline == pipeline, _waits(t))
+        return [_record(row) for row in self._rows(query.order_by(t.c.id).limit(most))]
+
+    def due(self, pipeline: str, now: datetime, most: int) -> list[AlertRecord]:
+        """What is to be delivered now: of each subject the oldest alert that waits.
+
+        In the order in which they came to be due: one that was tried stands in line again behind
+        those that were due before, so that what the receiver refuses for good, however much it
+        is, keeps nothing waiting for good.
+        """
         import sqlalchemy as sa
 
         t = tables().alerts
+        waits = _waits(t)
+        earlier = t.alias("earlier")
         query = t.select().where(
             t.c.pipeline == pipeline,
-            t.c.delivered_at.is_(None),
-            sa.or_(
-                t.c.closed_at.is_(None), t.c.last_error.is_(None), t.c.last_error != LOGGED_ONLY
+            waits,
+            t.c.next_attempt_at <= utc(now),
+            ~sa.exists().where(
+                earlier.c.pipeline == pipeline,
+                earlier.c.subject == t.c.subject,
+                earlier.c.id < t.c.id,
+                _waits(earlier),
             ),
         )
-        return [_record(row) for row in self._rows(query.order_by(t.c.id).limit(most))]
+        query = query.order_by(t.c.next_attempt_at, t.c.id).limit(most)
+        return [_record(row) for row in self._rows(query)]
+
+    def untold(self, pipeline: str) -> list[AlertRecord]:
+        """The alerts that were not logged yet, oldest first."""
+        t = tables().alerts
+        query = t.select().where(t.c.pipeline == pipeline, t.c.told_at.is_(None))
+        return [_record(row) for row in self._rows(query.order_by(t.c.id))]
+
+    def told(self, numbers: Sequence[int], at: datetime) -> None:
+        """They have been logged."""
+        if not numbers:
+            return
+        t = tables().alerts
+        with writing(self.url) as connection:
+            for number in numbers:
+                connection.execute(t.update().where(t.c.id == number).values(told_at=utc(at)))
 
     def logged_only(self, pipeline: str) -> None:
         """Note that there was no receiver for the alerts that nobody has tried to deliver."""
@@ -88,6 +124,8 @@ class Alerts(Store):
             & t.c.last_error.is_(None)
             & (t.c.attempts == 0)
         )
+        if not self._rows(t.select().where(mine).limit(1)):
+            return
         with writing(self.url) as connection:
             connection.execute(t.update().where(mine).values(last_error=LOGGED_ONLY))
 
@@ -158,6 +196,16 @@ class Alerts(Store):
         if only_open:
             query = query.where(t.c.closed_at.is_(None))
         return [_record(row) for row in self._rows(query)]
+
+
+def _waits(t: "FromClause") -> "ColumnElement[bool]":
+    """Not delivered; what was over before there was a receiver is not delivered any more."""
+    import sqlalchemy as sa
+
+    return sa.and_(
+        t.c.delivered_at.is_(None),
+        sa.or_(t.c.closed_at.is_(None), t.c.last_error.is_(None), t.c.last_error != LOGGED_ONLY),
+    )
 
 
 def _record(row: Any) -> AlertRecord:

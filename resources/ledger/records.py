@@ -198,6 +198,7 @@ class AlertRecord:
         closed_at: when it was over.
         delivered_at: when the receiver took it; None while it waits.
         next_attempt_at: on the machine's clock, as is `delivered_at`.
+        told_at: when it was logged, on the machine's clock; None until then.
     """
 
     pipeline: str
@@ -212,6 +213,7 @@ class AlertRecord:
     closed_at: datetime | None = None
     delivered_at: datetime | None = None
     last_error: str | None = None
+    told_at: datetime | None = None
     number: int = 0
 
 

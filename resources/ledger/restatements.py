@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resources.ledger.base import Store, chunks, fields_of, insert_into, upsert_statement
 from resources.ledger.engine import writing
 from resources.ledger.records import FolderRecord, RestatementRecord, utc
 from resources.ledger.tables import tables
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 OPEN_STATES = ("open", "approved")
 
@@ -139,20 +142,8 @@ class Watch(Store):
 
         Being attended anew keeps a date from being settled by a look that began before.
         """
-        if not dates:
-            return
-        t, now = tables().attention, datetime.now(UTC)
         with writing(self.url) as connection:
-            insert = insert_into(t, connection.dialect.name)
-            connection.execute(
-                insert.on_conflict_do_update(
-                    index_elements=list(t.primary_key), set_={"since": insert.excluded.since}
-                ),
-                [
-                    {"pipeline": pipeline, "date": day, "reason": why, "since": now}
-                    for day, why in dates.items()
-                ],
-            )
+            attend_in(connection, pipeline, dates)
 
     def attended(self, pipeline: str) -> dict[date, str]:
         """The dates that need another look, by date why."""
@@ -181,3 +172,20 @@ class Watch(Store):
                 if looked_at is not None:
                     mine &= t.c.since <= utc(looked_at)
                 connection.execute(t.delete().where(mine))
+
+
+def attend_in(connection: "Connection", pipeline: str, dates: Mapping[date, str]) -> None:
+    """Attend dates, in the transaction of that which makes it necessary."""
+    if not dates:
+        return
+    t, now = tables().attention, datetime.now(UTC)
+    insert = insert_into(t, connection.dialect.name)
+    connection.execute(
+        insert.on_conflict_do_update(
+            index_elements=list(t.primary_key), set_={"since": insert.excluded.since}
+        ),
+        [
+            {"pipeline": pipeline, "date": day, "reason": why, "since": now}
+            for day, why in dates.items()
+        ],
+    )

@@ -6,13 +6,21 @@ from datetime import date, datetime
 from functools import cache
 
 from platform_assets.domain.lease import Lease
-from resources.ledger.base import Store, chunks, columns_of, fields_of, insert_into
+from resources.ledger.base import (
+    Store,
+    chunks,
+    columns_of,
+    fields_of,
+    insert_into,
+    upsert_statement,
+)
 from resources.ledger.engine import reading, writing
 from resources.ledger.leases import require_held
 from resources.ledger.records import (
     ArrivalRecord,
     ChampionRecord,
     ScoreRecord,
+    TransitionRecord,
     VerdictRecord,
     VersionRecord,
     utc,
@@ -85,17 +93,46 @@ class Ledger(Store):
         )
         return [(hour, rows, bool(accepted)) for hour, rows, accepted in self._rows(query)]
 
+    def seen(self, zone: str, moment: datetime) -> list[datetime]:
+        """The hour of each file that was seen, new or changed, at exactly this instant."""
+        import sqlalchemy as sa
+
+        t = tables().arrivals
+        query = sa.select(t.c.hour).where(t.c.zone == zone, t.c.seen_at == utc(moment))
+        return [row.hour for row in self._rows(query)]
+
     # --- verdicts -------------------------------------------------------------------------------
 
     def record_verdict(self, report: VerdictRecord) -> None:
         """Keep the verdict on a partition in place of the one before."""
         self.record_verdicts([report])
 
-    def record_verdicts(self, reports: Sequence[VerdictRecord]) -> None:
-        """Keep verdicts in place of those before, all of them in one transaction."""
+    def record_verdicts(
+        self,
+        reports: Sequence[VerdictRecord],
+        transitions: Sequence[TransitionRecord] = (),
+    ) -> None:
+        """Keep verdicts in place of those before, and how they came to be, in one transaction."""
+        if not reports and not transitions:
+            return
         # Postgres refuses one statement that touches a row twice: of equal keys the last wins.
         latest = {(r.pipeline, r.asset, r.partition): r for r in reports}
-        self._upsert(tables().verdicts, [fields_of(report) for report in latest.values()])
+        with writing(self.url) as connection:
+            if latest:
+                statement = upsert_statement(tables().verdicts, connection.dialect.name)
+                connection.execute(statement, [fields_of(report) for report in latest.values()])
+            if transitions:
+                rows = [fields_of(transition) for transition in transitions]
+                connection.execute(tables().transitions.insert(), rows)
+
+    def transitions(self, pipeline: str, asset: str, partition: str) -> list[TransitionRecord]:
+        """What was ever said of a partition, oldest first."""
+        t = tables().transitions
+        mine = (t.c.pipeline == pipeline) & (t.c.asset == asset) & (t.c.partition == partition)
+        return [
+            TransitionRecord(**{k: v for k, v in row._mapping.items() if k != "id"})
+            for row in self._rows(t.select().where(mine).order_by(t.c.id))
+        ]
 
     def verdict(self, pipeline: str, asset: str, partition: str) -> VerdictRecord | None:
         """The latest verdict on a partition."""
@@ -118,6 +155,20 @@ class Ledger(Store):
             own = query if chunk is None else query.where(t.c.partition.in_(chunk))
             for record in (VerdictRecord(*row) for row in self._rows(own)):
                 found[record.partition] = record
+        return found
+
+    def verdicts_being(
+        self, pipeline: str, asset: str, verdict: str, partitions: Iterable[str]
+    ) -> dict[str, VerdictRecord]:
+        """Of some partitions those whose latest verdict is this one."""
+        t = tables().verdicts
+        query = t.select().where(
+            t.c.pipeline == pipeline, t.c.asset == asset, t.c.verdict == verdict
+        )
+        found: dict[str, VerdictRecord] = {}
+        for chunk in chunks(sorted(set(partitions))):
+            for row in self._rows(query.where(t.c.partition.in_(chunk))):
+                found[row.partition] = VerdictRecord(*row)
         return found
 
     def verdicts_but(

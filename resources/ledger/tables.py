@@ -224,6 +224,7 @@ def tables() -> Tables:
         number("attempts"),
         instant("next_attempt_at"),
         maybe("last_error"),
+        instant("told_at", nullable=True),
         sa.Index(
             "alerts_open",
             "key",

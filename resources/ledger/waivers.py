@@ -5,10 +5,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from platform_assets.domain.errors import UsageError
+from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.waiver import Waiver
 from resources.ledger.base import Store, chunks
 from resources.ledger.engine import writing
 from resources.ledger.records import utc
+from resources.ledger.restatements import attend_in
 from resources.ledger.tables import tables
 
 
@@ -16,7 +18,10 @@ class Waivers(Store):
     """The waivers of all pipelines."""
 
     def give(self, waiver: Waiver) -> Waiver:
-        """Record a waiver; returns it with the name that it was given (`W-0007`)."""
+        """Record a waiver; returns it with the name that it was given (`W-0007`).
+
+        Its date is attended in the same transaction: whoever dies after it leaves nothing undone.
+        """
         t = tables().waivers
         row = {
             "pipeline": waiver.pipeline,
@@ -30,10 +35,12 @@ class Waivers(Store):
         }
         with writing(self.url) as connection:
             number = connection.execute(t.insert().returning(t.c.id), row).scalar_one()
+            day = PartitionKey.parse(waiver.partition).date
+            attend_in(connection, waiver.pipeline, {day: f"waiver W-{number:04d}"})
         return waiver.model_copy(update={"name": f"W-{number:04d}"})
 
     def revoke(self, pipeline: str, name: str, by: str, reason: str, at: datetime) -> Waiver:
-        """End a waiver before its time.
+        """End a waiver before its time; its date is attended in the same transaction.
 
         Raises:
             UsageError: there is none of that name, or it was revoked already.
@@ -48,6 +55,9 @@ class Waivers(Store):
                 t.update().where(mine, t.c.revoked_at.is_(None)).values(**values)
             )
             found = connection.execute(t.select().where(mine)).one_or_none()
+            if done.rowcount and found is not None:
+                day = PartitionKey.parse(found.partition).date
+                attend_in(connection, pipeline, {day: f"waiver {name} was revoked"})
         if found is None:
             raise UsageError(
                 f"pipeline {pipeline} has no waiver {name!r}; see them with `signalbox waivers`"

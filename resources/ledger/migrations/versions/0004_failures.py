@@ -38,3 +38,6 @@ def upgrade() -> None:
         sa.Column("recorded_at", instant, nullable=False),
     )
     op.create_index("transitions_by_partition", "transitions", ["pipeline", "asset", "partition"])
+    op.add_column("alerts", sa.Column("told_at", instant))
+    # Those of before were told when they were raised.
+    op.execute("UPDATE alerts SET told_at = raised_at")
