@@ -158,7 +158,7 @@ class Book:
             if known.number in decision.closed:
                 continue
             new = decision.retold.get(known.number)
-            told = {"text": new.text, "advice": new.advice} if new else {}
+            told = {"text": new.text, "advice": new.advice, "key": new.key} if new else {}
             kept.append(known.model_copy(update=told))
         for alert in decision.raised:
             self.count += 1
@@ -176,6 +176,17 @@ class Book:
 
 def kinds(alerts: list[Alert]) -> list[str]:
     return [alert.kind.value for alert in alerts]
+
+
+def test_an_airport_that_breaks_again_is_told_again() -> None:
+    book, day = Book(), DAYS[1]
+    assert kinds(book.apply(findings(refused={day: {"JFK", "LGA"}}))) == ["quarantined"]
+    assert book.apply(findings(refused={day: {"JFK"}})) == []
+    (said,) = book.apply(findings(refused={day: {"JFK", "LGA"}}))
+    assert said.concerns == ("JFK", "LGA")
+    assert [o.concerns for o in book.open] == [("JFK", "LGA")]
+    assert book.apply(findings(refused={day: {"JFK", "LGA"}})) == []
+    assert kinds(book.apply(findings())) == ["healed"]
 
 
 def test_one_alert_a_date_and_kind_with_its_airports() -> None:

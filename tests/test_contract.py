@@ -24,20 +24,23 @@ from platform_assets.domain.parse import parse_spec
 from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.domain.source_spec import ContractSpec, WeekdayRowsSpec
 from platform_assets.domain.spec import PipelineSpec
-from platform_assets.line.clearance import assess
+from platform_assets.line.clearance import assess, assess_range
 from platform_assets.line.days import decide_snapshot
-from platform_assets.line.features import build_features
+from platform_assets.line.features import build_features, record_completeness
 from platform_assets.line.landing import land_flights
 from platform_assets.line.services import Services
+from platform_assets.line.waive import give_waiver
 from resources.catalog import catalog_folder
 from resources.home import Home
+from tests.landing_zone import weather
 from tests.small import small_spec
+from tests.test_quarantine import flights
 
 unhurried = settings(deadline=None)
 NEW_YORK = "America/New_York"
 DAY, SPRING, AUTUMN = date(2013, 1, 5), date(2013, 3, 10), date(2013, 11, 3)
 HOLD = ContractSpec()
-ACCEPT = ContractSpec(at_deadline="accept", accept_from=22)
+ACCEPT = ContractSpec(at_deadline="accept", accept_lacking=2)
 HELD = PartitionKey.parse("LGA|2013-01-06")
 """Its weather lacks one hour in the data."""
 
@@ -119,7 +122,7 @@ def test_nothing_that_is_short_is_clear_unless_the_catalog_accepts_it(
     if report.verdict in CLEAR - {Verdict.COMPLETE}:
         assert contract is ACCEPT
         assert late
-        assert report.observed >= 22
+        assert report.observed >= report.expected - 2
         assert not report.rejected
 
 
@@ -142,6 +145,48 @@ def test_rows_far_off_are_suspicious_and_hold() -> None:
     assert judged(contract, rows=21, trailing=(240,)).verdict is Verdict.COMPLETE
     # A plain look at the hours would have let it leave.
     assert judged(HOLD, rows=21, trailing=usual).verdict is Verdict.COMPLETE
+
+
+@pytest.mark.parametrize("day", [DAY, SPRING, AUTUMN])
+def test_acceptance_counts_what_lacks_on_days_of_any_length(day: date) -> None:
+    verdicts = [judged(ACCEPT, without=n, day=day).verdict for n in range(4)]
+    assert verdicts == [Verdict.COMPLETE, Verdict.ACCEPTED, Verdict.ACCEPTED, Verdict.LATE]
+
+
+def test_a_short_day_is_not_accepted_with_rows_that_a_whole_one_is_held_for() -> None:
+    contract = ContractSpec(
+        at_deadline="accept", accept_lacking=2, min_rows=50, weekday_rows=WeekdayRowsSpec()
+    )
+    empty = judged(contract, without=2, rows=0)
+    assert empty.verdict is Verdict.LATE
+    assert not empty.is_clear
+    assert empty.suspicion == "0 rows, at least 50 are expected"
+    assert judged(contract, without=2, rows=3).verdict is Verdict.ACCEPTED
+    few = judged(contract, without=2, rows=3, trailing=(240, 250))
+    assert few.verdict is Verdict.LATE
+    assert "66 rows, 122 to 490 are expected" in few.suspicion
+    # A day that is held for its hours is not told of its rows before that matters.
+    assert judged(contract, without=3, rows=0).suspicion == ""
+
+
+def test_a_feed_that_is_cut_short_stays_suspicious() -> None:
+    contract = ContractSpec(weekday_rows=WeekdayRowsSpec())
+    history: list[tuple[int, bool]] = [(100, False)] * 4
+    plain = [rows for rows, _ in history]
+    by_week, by_week_of_any_day = [], []
+    for _ in range(8):
+        clear = [rows for rows, doubted in history[-4:] if not doubted]
+        found = suspect_rows(contract, 30, clear, 4 - len(clear))
+        history.append((30, bool(found)))
+        by_week.append(bool(found))
+        by_week_of_any_day.append(bool(suspect_rows(contract, 30, plain[-4:])))
+        plain.append(30)
+    assert by_week == [True] * 8
+    assert by_week_of_any_day == [True] * 3 + [False] * 5, "as if every complete day counted"
+    assert "4 day(s) were suspicious themselves" in suspect_rows(contract, 30, (), 4)
+    # Two waived days are enough to compare with, and a first week is none.
+    assert suspect_rows(contract, 30, (30, 30), 2) == ""
+    assert suspect_rows(contract, 30, (), 1) == ""
 
 
 @unhurried
@@ -173,12 +218,13 @@ def with_contract(**fields: Any) -> dict[str, Any]:
         ({"deadline": "25:00"}, "deadline", "found '25:00'"),
         ({"deadline": "06:00+02:00"}, "", "local time of the pipeline, without an offset"),
         ({"at_deadline": "guess"}, "at_deadline", "found 'guess'"),
-        ({"at_deadline": "accept"}, "", "needs accept_from"),
-        ({"accept_from": 20}, "", "with hold nothing less does"),
-        ({"at_deadline": "accept", "accept_from": 26}, "accept_from", "found 26"),
+        ({"at_deadline": "accept"}, "", "needs accept_lacking"),
+        ({"accept_lacking": 4}, "", "with hold none may lack"),
+        ({"at_deadline": "accept", "accept_lacking": 23}, "accept_lacking", "found 23"),
+        ({"accept_from": 20}, "", "write accept_lacking, the hours that may be lacking"),
         ({"weekday_rows": {"weeks": 2, "at_least": 3}}, "weekday_rows", "allowed are 1 to weeks"),
         ({"weekday_rows": {"low": 1.5}}, "weekday_rows.low", "found 1.5"),
-        ({"minimum_rows": 3}, "minimum_rows", "is no field here; allowed are accept_from"),
+        ({"minimum_rows": 3}, "minimum_rows", "is no field here; allowed are accept_lacking"),
         ({"min_rows": -1}, "min_rows", "found -1"),
         ({"lateness_hours": -1}, "lateness_hours", "found -1"),
     ],
@@ -233,7 +279,7 @@ def with_rules(source: str, **contract: Any) -> PipelineSpec:
 def test_a_short_day_is_accepted_after_its_deadline_and_says_so_wherever_it_goes(
     home: Home,
 ) -> None:
-    spec = with_rules("weather", at_deadline="accept", accept_from=23)
+    spec = with_rules("weather", at_deadline="accept", accept_lacking=1)
     services = Services.open(spec, home)
     land_flights(services, date(2013, 1, 4), HELD.date, quiet=True)
     assert assess(services, HELD).verdict is Verdict.PARTIAL
@@ -280,3 +326,28 @@ def test_rows_are_compared_with_the_same_weekday_before(home: Home) -> None:
     # One look at many days finds the same as a look at each.
     reports = services.zone.reports(date(2013, 1, 3), key.date, services.clock.as_of())
     assert reports[key].sources[0] == report.sources[0]
+
+
+def test_held_days_are_no_measure_for_the_weeks_after(home: Home) -> None:
+    rule = {"weeks": 2, "at_least": 1, "low": 0.5, "high": 1.5}
+    spec = with_rules("flights", min_rows=0, weekday_rows=rule)
+    services = Services.open(spec, home)
+    days = [date(2013, 1, 2) + timedelta(days=7 * week) for week in range(3)]
+    for day, rows in zip(days, (9, 3, 3), strict=True):
+        for hour in local_hours(day, spec.partitions.timezone):
+            services.zone.deliver("flights", "JFK", hour, flights(hour, rows=rows))
+            services.zone.deliver("weather", "JFK", hour, weather(hour))
+    services.ledger.advance_clock("flights", datetime(2013, 2, 1, tzinfo=UTC))
+    keys = [PartitionKey(day, "JFK") for day in days]
+    services.zone.refresh(days[0], days[-1])
+    # In one look at all of them the second is found suspicious, and not counted for the third.
+    found = assess_range(services, days[0], days[-1])
+    assert [found[key].is_clear for key in keys] == [True, False, False]
+    assert "median 216 of the same weekday in 1 weeks" in found[keys[2]].reason()
+    # And in a look at each: by the verdict that was recorded.
+    record_completeness(services, {keys[1]: assess(services, keys[1])})
+    assert assess(services, keys[2]).sources == found[keys[2]].sources
+    # A person may say that it is as it should be.
+    give_waiver(services, str(keys[1]), "fewer flights", "ann", datetime(2013, 3, 1, tzinfo=UTC))
+    assert assess(services, keys[2]).is_clear
+    assert assess_range(services, days[0], days[-1])[keys[2]].is_clear

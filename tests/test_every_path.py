@@ -333,7 +333,7 @@ def test_a_batch_over_whole_waived_and_held_partitions(built: Line) -> None:
 
 def test_an_accepted_day_passes_and_says_so(home: Home) -> None:
     spec = small_spec().model_dump()
-    spec["sources"]["weather"]["contract"] |= {"at_deadline": "accept", "accept_from": 23}
+    spec["sources"]["weather"]["contract"] |= {"at_deadline": "accept", "accept_lacking": 1}
     with opened(home, small_spec(sources=spec["sources"])) as line:
         line.land("2013-01-06", "2013-01-07", airports=["LGA"])
         line.must("features", partition=HELD)

@@ -1,5 +1,6 @@
 """What a landing zone takes, refuses and gives back."""
 
+import gc
 import logging
 import os
 import subprocess
@@ -8,6 +9,7 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -747,3 +749,33 @@ def test_the_producer_of_the_documentation_works(tmp_path: Path) -> None:
     assert shown in text
     assert (tmp_path / shown).is_file()
     assert sorted(p.name for p in (tmp_path / shown).parent.iterdir()) == [Path(shown).name]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_collection_of_garbage_is_as_it_was_after_taking_files_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enabled: bool
+) -> None:
+    zone = make_zone(tmp_path)
+    zone.deliver("weather", "JFK", HOUR, weather())
+    seen: list[bool] = []
+    real = HourFormat.inspect
+
+    def inspect(*given: Any) -> Any:
+        seen.append(gc.isenabled())
+        if len(seen) > 1:
+            raise HomeError("the disk is gone")
+        return real(*given)
+
+    monkeypatch.setattr(HourFormat, "inspect", inspect)
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        assert zone.refresh(DAY, DAY) == 1
+        assert gc.isenabled() is enabled
+        zone.deliver("weather", "JFK", HOUR, weather(temp=1.0))
+        with pytest.raises(HomeError):
+            zone.refresh(DAY, DAY)
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert seen == [False, False]

@@ -319,7 +319,7 @@ def test_a_day_without_a_single_hour_of_its_rows_is_not_waived(line: Line) -> No
 
 
 def test_what_the_catalog_accepts_needs_no_waiver(line: Line) -> None:
-    contract = {"at_deadline": "accept", "accept_from": 20}
+    contract = {"at_deadline": "accept", "accept_lacking": 4}
     spec = line.spec.model_dump()
     spec["sources"]["weather"]["contract"] |= contract
     accepting = replace(line.services, spec=small_spec(sources=spec["sources"]))

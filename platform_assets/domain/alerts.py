@@ -90,7 +90,8 @@ class Decision(BaseModel):
 
     Attributes:
         raised: to be raised: the ledger ignores those whose key is open.
-        retold: open alerts whose text is to follow what is found now, by number; not said again.
+        retold: open alerts whose text and key are to follow what is found now, by number; that is
+            not said again.
         closed: open alerts that are over, by number with what is said of it; none: nothing, as
             another alert says it, or nobody can tell.
     """
@@ -198,9 +199,10 @@ def decide(found: Findings, open_alerts: Sequence[OpenAlert]) -> Decision:
         if not covering:
             raised.append(alert)
             continue
-        opened = max(covering, key=lambda o: o.number)
+        opened = max(covering, key=lambda o: (o.key == alert.key, o.number))
         kept.add(opened.number)
-        if (opened.text, opened.advice) != (alert.text, alert.advice):
+        # With its key: what it names no more is news when it comes back.
+        if (opened.text, opened.advice, opened.key) != (alert.text, alert.advice, alert.key):
             retold[opened.number] = alert
     closed = {
         opened.number: _healed(found, opened, now)

@@ -208,19 +208,32 @@ def deadline_of(contract: ContractSpec, day: date, timezone: str) -> datetime:
     return local.astimezone(UTC)
 
 
-def suspect_rows(contract: ContractSpec, rows: int, trailing: Sequence[int]) -> str:
-    """Why a complete day's number of rows is suspicious; empty if it is not.
+def suspect_rows(
+    contract: ContractSpec, rows: int, trailing: Sequence[int], doubted: int = 0
+) -> str:
+    """Why a day's number of rows is suspicious; empty if it is not.
+
+    What is suspicious is no measure for later days: else a feed that is cut short would be usual
+    after a few weeks. Where too few days are left to compare with because of that, the day is
+    suspicious too, until somebody has waived one of them or the rows are as they were.
 
     Args:
         contract: of the source.
         rows: of the day.
-        trailing: rows of the same weekday in the weeks before, of the complete days alone.
+        trailing: rows of the same weekday in the weeks before, of the clear days alone.
+        doubted: how many of these days have every hour, but were suspicious themselves.
     """
     if rows < contract.min_rows:
         return f"{rows} rows, at least {contract.min_rows} are expected"
     rule = contract.weekday_rows
-    if rule is None or len(trailing) < rule.at_least:
+    if rule is None or len(trailing) + doubted < rule.at_least:
         return ""
+    if len(trailing) < rule.at_least:
+        return (
+            f"{rows} rows cannot be compared: of the same weekday in the {rule.weeks} weeks before "
+            f"{doubted} day(s) were suspicious themselves, and {len(trailing)} clear, at least "
+            f"{rule.at_least} are needed (a waiver of such a day makes it one)"
+        )
     usual = median(trailing)
     low, high = rule.low * usual, rule.high * usual
     if low <= rows <= high:
@@ -277,6 +290,7 @@ def assess_source(
     *,
     deadline: datetime | None = None,
     trailing: Sequence[int] = (),
+    doubted: int = 0,
     found: str = "",
 ) -> SourceReport:
     """Compare the hours that a day must have with those that were delivered.
@@ -288,7 +302,8 @@ def assess_source(
         as_of: an expected hour that has not ended by then is not due, the rest is missing.
         contract: what the day has to be; none: every hour, and no more.
         deadline: when the day is due; none: never.
-        trailing: rows of the same weekday in the weeks before, of the complete days alone.
+        trailing: rows of the same weekday in the weeks before, of the clear days alone.
+        doubted: how many of these days were suspicious themselves.
         found: why these very rows are suspicious, as found when they were read to build from them.
     """
     rules = contract or ContractSpec()
@@ -302,19 +317,24 @@ def assess_source(
     }
     every = bool(expected) and len(accepted) == len(expected)
     rows = sum(by_hour[h].rows for h in accepted)
-    counted = suspect_rows(rules, rows, trailing) if every else ""
+    due = deadline is not None and as_of >= deadline
+    lacking = len(expected) - len(accepted)
+    may_be_accepted = (
+        due
+        and bool(accepted)
+        and rules.accept_lacking is not None
+        and 0 < lacking <= rules.accept_lacking
+    )
+    counted = ""
+    if every or may_be_accepted:  # of a day that stays held anyway its hours say enough
+        counted = suspect_rows(rules, rows, trailing, doubted)
     suspicion = ", ".join(why for why in (counted, found) if why)
-    overdue = deadline is not None and as_of >= deadline and (not every or bool(suspicion))
+    overdue = due and (not every or bool(suspicion))
     if every:
         verdict = Verdict.SUSPICIOUS if suspicion else Verdict.COMPLETE
     elif rejected:
         verdict = Verdict.QUARANTINED
-    elif (
-        overdue
-        and not suspicion
-        and rules.accept_from is not None
-        and len(accepted) >= rules.accept_from
-    ):
+    elif may_be_accepted and not suspicion:
         verdict = Verdict.ACCEPTED
     elif overdue:
         verdict = Verdict.LATE

@@ -163,8 +163,9 @@ class ContractSpec(Frozen):
         max_hour_bytes: a larger file is refused unopened.
         deadline: local time of the next day by which the day is due.
         at_deadline: what happens to a day that is not whole by then: `hold` it until it is, or a
-            person waives what is missing; or `accept` it down to `accept_from` sub-windows.
-        accept_from: sub-windows that must be there for a day to be accepted.
+            person waives what is missing; or `accept` it, with `accept_lacking` sub-windows lacking
+            at the most, if its rows are not suspicious.
+        accept_lacking: sub-windows that an accepted day may lack, whether it has 23, 24 or 25.
         lateness_hours: after the end of the day; what arrives or changes within is restated.
         within_lateness: whether by itself (`restate`) or by a person (`list`).
     """
@@ -176,18 +177,29 @@ class ContractSpec(Frozen):
     max_hour_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
     deadline: LocalTime = dt.time(6, 0)
     at_deadline: Literal["hold", "accept"] = "hold"
-    accept_from: int | None = Field(default=None, ge=1, le=25)
+    accept_lacking: int | None = Field(default=None, ge=1, le=22)
     lateness_hours: int = Field(default=72, ge=0)
     within_lateness: Literal["restate", "list"] = "restate"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _former(cls, document: object) -> object:
+        if isinstance(document, Mapping) and "accept_from" in document:
+            raise ValueError(
+                f"accept_from: {document['accept_from']!r} counted the hours that must be there, "
+                "which are not the same on days of 23 and 25 hours; write accept_lacking, the "
+                "hours that may be lacking: 24 less that number"
+            )
+        return document
+
     @model_validator(mode="after")
     def _acceptance(self) -> "ContractSpec":
-        if self.at_deadline == "accept" and self.accept_from is None:
+        if self.at_deadline == "accept" and self.accept_lacking is None:
             raise ValueError(
-                "at_deadline: accept needs accept_from, the hours that must be there (1 to 25)"
+                "at_deadline: accept needs accept_lacking, the hours that may be lacking (1 to 22)"
             )
-        if self.at_deadline == "hold" and self.accept_from is not None:
-            raise ValueError("accept_from is for at_deadline: accept, with hold nothing less does")
+        if self.at_deadline == "hold" and self.accept_lacking is not None:
+            raise ValueError("accept_lacking is for at_deadline: accept, with hold none may lack")
         if self.deadline.tzinfo is not None:
             raise ValueError("the deadline is local time of the pipeline, without an offset")
         return self

@@ -52,7 +52,7 @@ def update(
     if decision.raised:
         alerts.raise_all([_record(alert, as_of) for alert in decision.raised])
     if decision.retold:
-        alerts.retell({n: (alert.text, alert.advice) for n, alert in decision.retold.items()})
+        alerts.retell({n: (a.text, a.advice, a.key) for n, a in decision.retold.items()})
     if decision.closed:
         last_words = {
             number: _record(alert, as_of) if alert else None

@@ -93,7 +93,7 @@ class HourFormat:
 
     # --- arrival ----------------------------------------------------------------------------
 
-    def inspect(self, path: Path, hour: datetime, boundary: str | None = None) -> Inspection:
+    def inspect(self, path: Path | str, hour: datetime, boundary: str | None = None) -> Inspection:
         """Judge a file by its footer and its rows, but for the source's rules for values.
 
         Args:
@@ -216,7 +216,11 @@ class HourFormat:
         accepted = self._accepted
         assert accepted is not None
         exact = accepted.exact and schema is self._schema
-        table = file.read(columns=None if exact else schema.names, use_threads=False)
+        if exact:
+            # What `ParquetFile.read` does with all columns, without working their places out.
+            table = file.reader.read_all(use_threads=False)
+        else:
+            table = file.read(columns=schema.names, use_threads=False)
         if table.num_rows != file.metadata.num_rows:
             raise ValueError(
                 f"{table.num_rows} rows where the footer tells of {file.metadata.num_rows}"

@@ -1,12 +1,11 @@
 """Where the file of an hour lies: `<source>/<key>/2013-01-01/2013-01-01T10Z.parquet`, in UTC."""
 
-import re
 from datetime import UTC, date, datetime
 from pathlib import PurePosixPath
 
 from platform_assets.domain.errors import UsageError
 
-_NAME = re.compile(r"(\d{4}-\d{2}-\d{2})T(\d{2})Z\.parquet", re.ASCII)
+_HOURS = {f"T{hour:02d}Z.parquet": hour for hour in range(24)}
 
 
 def hour_path(source: str, key: str, hour: datetime) -> PurePosixPath:
@@ -32,7 +31,8 @@ def hour_path(source: str, key: str, hour: datetime) -> PurePosixPath:
 
 def hour_of(name: str, folder: date) -> datetime | None:
     """The hour that a file name stands for; None if it is malformed or in another day's folder."""
-    match = _NAME.fullmatch(name)
-    if match is None or match[1] != folder.isoformat() or int(match[2]) > 23:
+    # Done for each file that is new: a pattern takes several times as long.
+    hour = _HOURS.get(name[10:])
+    if hour is None or name[:10] != folder.isoformat():
         return None
-    return datetime(folder.year, folder.month, folder.day, int(match[2]), tzinfo=UTC)
+    return datetime(folder.year, folder.month, folder.day, hour, tzinfo=UTC)

@@ -25,7 +25,7 @@ class RawFile:
     refused: str | None = None
 
 
-def read_raw(path: Path, limit: int, boundary: str | None = None) -> RawFile:
+def read_raw(path: Path | str, limit: int, boundary: str | None = None) -> RawFile:
     """Read a file into memory, if it is a regular one, small enough and within a folder.
 
     Args:
@@ -37,14 +37,14 @@ def read_raw(path: Path, limit: int, boundary: str | None = None) -> RawFile:
         FileNotFoundError: it is gone.
         ChangedError: somebody wrote into it meanwhile.
     """
-    name = str(path)  # this is done for each file: Path takes as long as the system does
+    name = str(path)  # best given as text: a Path takes as long to make as the system does
     state = os.lstat(name)
     if stat.S_ISLNK(state.st_mode):
         try:
             refused = _climbs_out(os.path.realpath(name), boundary)
             if refused is not None:
                 return _refused(state, refused)
-            state = path.stat()
+            state = os.stat(name)  # noqa: PTH116
         except OSError as error:
             return _refused(state, f"a symbolic link to nothing readable ({error.strerror})")
     refused = _unfit(state, limit)

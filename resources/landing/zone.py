@@ -19,7 +19,7 @@ from resources.landing.atomic import write_whole
 from resources.landing.days import SourceDays
 from resources.landing.findings import Findings
 from resources.landing.hourfile import HourFormat, UnreadableError
-from resources.landing.intake import Intake, Look, was_fresh
+from resources.landing.intake import Intake, Look, no_collection, was_fresh
 from resources.landing.layout import hour_of, hour_path
 from resources.landing.rawfile import ChangedError, RawFile, is_within, printable, read_raw
 from resources.landing.schema import arrow_schema
@@ -161,16 +161,17 @@ class LandingZone:
         end = datetime.combine(days[-1], time(23), UTC)
         rules = self._formats[source]
         intake = Intake(rules.values, rules.rules, self.set_aside, self.spec.pipeline, seen_at)
-        for key in keys:
-            records = self.ledger.arrivals(self.spec.pipeline, source, key, begin, end)
-            known = {record.path: record for record in records}
-            for day in days:
-                for look in self._scan(source, key, day, known, boundary, seen_at, intake):
-                    intake.add(look)
-            # The scans took what they found out of `known`. The rest has vanished, unless it was
-            # being replaced: a listing may miss a name that is renamed over meanwhile.
-            intake.gone.extend(path for path in known if self._is_gone(path))
-        intake.judge()
+        with no_collection():
+            for key in keys:
+                records = self.ledger.arrivals(self.spec.pipeline, source, key, begin, end)
+                known = {record.path: record for record in records}
+                for day in days:
+                    for look in self._scan(source, key, day, known, boundary, seen_at, intake):
+                        intake.add(look)
+                # The scans took what they found out of `known`. The rest has vanished, unless it
+                # was being replaced: a listing may miss a name that is renamed over meanwhile.
+                intake.gone.extend(path for path in known if self._is_gone(path))
+            intake.judge()
         intake.settle(
             path
             for path, record in intake.open.items()
@@ -236,7 +237,7 @@ class LandingZone:
                         "a dot",
                     )
                     continue
-                look = self._formats[source].inspect(Path(entry.path), hour, boundary)
+                look = self._formats[source].inspect(entry.path, hour, boundary)
             except FileNotFoundError:
                 continue
             except ChangedError:

@@ -35,13 +35,14 @@ class Alerts(Store):
                     new.append(record)
         return new
 
-    def retell(self, texts: Mapping[int, tuple[str, str]]) -> None:
-        """Replace text and advice of open alerts, by number; they are not delivered again."""
+    def retell(self, texts: Mapping[int, tuple[str, str, str]]) -> None:
+        """Replace text, advice and key of open alerts, by number; they are not delivered again."""
         t = tables().alerts
         with writing(self.url) as connection:
-            for number, (text, advice) in texts.items():
+            for number, (text, advice, key) in texts.items():
                 mine = (t.c.id == number) & t.c.closed_at.is_(None)
-                connection.execute(t.update().where(mine).values(text=text, advice=advice))
+                told = {"text": text, "advice": advice, "key": key}
+                connection.execute(t.update().where(mine).values(**told))
 
     def settle(
         self, last_words: Mapping[int, AlertRecord | None], at: datetime

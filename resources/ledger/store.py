@@ -171,6 +171,22 @@ class Ledger(Store):
                 found[row.partition] = VerdictRecord(*row)
         return found
 
+    def with_verdict(
+        self, pipeline: str, asset: str, partitions: Iterable[str], verdict: str
+    ) -> set[str]:
+        """Of some partitions those whose latest verdict is this one."""
+        import sqlalchemy as sa
+
+        t = tables().verdicts
+        query = sa.select(t.c.partition).where(
+            t.c.pipeline == pipeline, t.c.asset == asset, t.c.verdict == verdict
+        )
+        return {
+            row.partition
+            for chunk in chunks(sorted(set(partitions)))
+            for row in self._rows(query.where(t.c.partition.in_(chunk)))
+        }
+
     def verdicts_but(
         self, pipeline: str, asset: str, verdicts: Iterable[str]
     ) -> dict[str, VerdictRecord]:
