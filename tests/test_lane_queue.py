@@ -15,12 +15,14 @@ from dagster._core.remote_origin import (
     RemoteRepositoryOrigin,
 )
 from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
+from dagster._core.storage import tags as dagster_tags
 from dagster._core.storage.dagster_run import DagsterRun
 from dagster._core.test_utils import create_run_for_test
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import (
     QueuedRunCoordinatorDaemon,
 )
 
+from platform_assets.domain import lanes as lane_tags
 from platform_assets.instance.coordinator import LaneRunCoordinator
 from platform_assets.instance.steered import SignalboxInstance
 from resources.home import Home
@@ -352,6 +354,23 @@ def test_runs_of_somebody_elses_pool_cannot_keep_the_daily_lane_waiting(
 
 
 # --- what is leant on -------------------------------------------------------------------------
+
+
+def test_the_tags_are_those_that_dagster_puts_onto_runs() -> None:
+    assert lane_tags.BACKFILL_TAG == dagster_tags.BACKFILL_ID_TAG
+    assert lane_tags.PARENT_TAG == dagster_tags.PARENT_RUN_ID_TAG
+    assert lane_tags.PRIORITY_TAG == dagster_tags.PRIORITY_TAG
+    assert lane_tags.SENSOR_TAG == dagster_tags.SENSOR_NAME_TAG
+    assert lane_tags.SCHEDULE_TAG == dagster_tags.SCHEDULE_NAME_TAG
+    assert lane_tags.AUTOMATION_TAGS == (
+        dagster_tags.AUTOMATION_CONDITION_TAG,
+        dagster_tags.AUTO_MATERIALIZE_TAG,
+    )
+    assert lane_tags.PARTITION_TAGS == (
+        dagster_tags.PARTITION_NAME_TAG,
+        dagster_tags.ASSET_PARTITION_RANGE_START_TAG,
+        dagster_tags.ASSET_PARTITION_RANGE_END_TAG,
+    )
 
 
 def test_dagster_asks_its_instance_for_the_limits_at_every_look(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from platform_assets.domain.errors import HomeError, SpecError
@@ -116,6 +116,7 @@ def test_another_declaration_can_be_named(tmp_path: Path, monkeypatch: pytest.Mo
     assert load_lanes().slots == 9
 
 
+@settings(deadline=None)
 @given(st.tuples(*[st.one_of(st.none(), st.integers(0, 9))] * 3), st.integers(-1, 20))
 def test_the_others_starve_the_daily_lane_exactly_if_they_can_fill_the_slots(
     limits: tuple[int | None, ...], slots: int
@@ -184,6 +185,7 @@ def test_a_retry_in_a_backfill_stays_in_it() -> None:
     assert lane_of({"dagster/backfill": "abc"}, Lane.DAILY) is Lane.BACKFILL
 
 
+@settings(deadline=None)
 @given(TAGS, ASKED)
 def test_asking_for_the_lane_that_was_given_changes_nothing(
     tags: dict[str, str], asked: str | None
@@ -194,6 +196,7 @@ def test_asking_for_the_lane_that_was_given_changes_nothing(
     assert list(Lane).index(first.lane) >= list(Lane).index(origin_of(tags).lane)
 
 
+@settings(deadline=None)
 @given(TAGS)
 def test_the_tags_of_a_run_that_has_its_lane_stay_as_they_are(tags: dict[str, str]) -> None:
     wanted = tags_of_lane(LANES, tags, ["flights/features"])
