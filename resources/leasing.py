@@ -136,8 +136,15 @@ class Keeper:
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def keep(self, lease: Lease) -> Iterator[Lease]:
-        """Renew a lease until the block is left, then give it back."""
+    def keep(self, lease: Lease, *, fences: bool = False) -> Iterator[Lease]:
+        """Renew a lease until the block is left, then give it back.
+
+        Args:
+            lease: that was just taken.
+            fences: work that succeeds shuts out a holder before that may only be asleep. Where it
+                fails, the lease is left to be taken over in its turn: so the next one does that.
+        """
+        clean = not (fences and lease.after_crash)
         with self._guard:
             self._held[lease.resource] = lease
             if self._thread is None:
@@ -145,12 +152,14 @@ class Keeper:
                 self._thread.start()
         try:
             yield lease
+            clean = True
         finally:
             with self._guard:
                 self._held.pop(lease.resource, None)
-            # Whoever waits finds out by itself that it is not renewed any more.
-            with suppress(SignalboxError):
-                self._leases.release(lease)
+            if clean:
+                # Whoever waits finds out by itself that it is not renewed any more.
+                with suppress(SignalboxError):
+                    self._leases.release(lease)
 
     def _renew(self) -> None:
         while True:

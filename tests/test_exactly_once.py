@@ -177,6 +177,25 @@ def test_a_restating_sleeper_meets_a_conflict_though_nothing_had_changed(
     assert in_table(line) == outcome.data_version == current(line).data_version
 
 
+def test_who_fails_after_a_take_over_leaves_the_fence_to_the_next(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Had it given the lease back, the next would find all done and commit nothing."""
+    build(line.services, run_id="first")
+    sleeper = Leases(line.home.ledger_url)
+    assert isinstance(sleeper.claim(f"{ASSET} {JFK4}", processes.holder("asleep")), Lease)
+    monkeypatch.setattr("platform_assets.domain.lease.TIMEOUT_SECONDS", 0.5)
+    before = line.services.table.version()
+    with monkeypatch.context() as patch:
+        patch.setattr("platform_assets.line.features.build_rows", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            build(line.services)
+    assert line.services.table.version() == before
+    assert "already_done_by" not in build(line.services).metadata
+    assert line.services.table.version() == (before or 0) + 1
+    assert build(line.services).metadata["already_done_by"]
+
+
 def build_back(line: Line) -> None:
     """The correction is taken back."""
     line.land("2013-01-04", airports=["JFK"])

@@ -180,7 +180,7 @@ class Services:
             limit=CLAIM_SECONDS,
             tell=self.tell,
         )
-        with keeper(self.home.ledger_url).keep(lease):
+        with keeper(self.home.ledger_url).keep(lease, fences=True):
             yield lease
 
     def record(
