@@ -199,7 +199,7 @@ def through_dagster(home: Home, catalog: Path) -> dict[str, Any]:
     variables = {"SIGNALBOX_CATALOG": str(catalog), "PYTHONPATH": str(ROOT)}
     with DagsterDev(home, port, variables) as server:
         server.wait_until_ready()
-        _settle(home)
+        _settle(home, server.log)
         before, kinds, used = time.time(), by_process(home), tree_cpu(home)
         started = time.perf_counter()
         backfill = server.api.launch_backfill(
@@ -227,9 +227,13 @@ def through_dagster(home: Home, catalog: Path) -> dict[str, Any]:
     }
 
 
-def _settle(home: Home) -> None:
-    """Wait until the services use little CPU: their start is over, the zygote's imports too."""
-    quiet = 0
+def _settle(home: Home, log: Path) -> None:
+    """Wait until the zygote has imported everything, and the services use little CPU."""
+    from platform_assets.instance.daemon import WARMED
+
+    quiet, deadline = 0, time.monotonic() + 300
+    while WARMED.encode() not in log.read_bytes() and time.monotonic() < deadline:
+        time.sleep(1)
     while quiet < 3:
         before = tree_cpu(home)
         time.sleep(1)

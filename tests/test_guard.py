@@ -1,5 +1,6 @@
 """What ends with its owner, however that ends; and what a killed Dagster leaves behind."""
 
+import json
 import subprocess
 import sys
 import time
@@ -15,7 +16,9 @@ from platform_assets.demo import guard
 from platform_assets.demo.server import require_no_daemon
 from platform_assets.domain.errors import RefusedError
 from platform_assets.factory.instance import end_orphaned_runs
+from platform_assets.instance.forked import PROCESS_TAG
 from resources.home import Home
+from resources.processes import holder
 
 FAMILY = "setsid sleep 300 & sleep 300 & wait"
 """A shell with a child, and one that left its session."""
@@ -90,6 +93,22 @@ def test_runs_in_progress_end_where_nothing_works_any_more(home: Home) -> None:
     }
     assert len(ended) == 3
     assert end_orphaned_runs(home) == []
+
+
+def test_a_forked_run_that_lives_on_is_not_ended(home: Home) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        worker = holder("a run", process.pid)
+        place = {"machine": worker.machine, "pid": worker.pid, "started": worker.started}
+        with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+            create_run_for_test(
+                instance,
+                status=dg.DagsterRunStatus.STARTED,
+                tags={PROCESS_TAG: json.dumps(place)},
+            )
+        assert end_orphaned_runs(home) == []
+        process.kill()
+        process.wait()
+        assert len(end_orphaned_runs(home)) == 1
 
 
 def test_a_home_with_a_daemon_is_refused(home: Home) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from platform_assets.instance.forked import is_alive
 from resources.home import DAGSTER_URL, Home, initialise
 from resources.tracking import Tracking
 
@@ -57,7 +58,8 @@ def end_orphaned_runs(home: Home) -> list[str]:
     """End the runs that are in progress although no process is: all were killed at once.
 
     Dagster itself would leave them as they are for good, and each would keep its slot in the
-    queue. To be called only while nothing works on the home.
+    queue. To be called only while no daemon works on the home. A forked run may have outlived the
+    daemon that launched it: it goes on, and the next daemon watches it.
 
     Returns:
         The ids of the runs that were ended.
@@ -68,7 +70,11 @@ def end_orphaned_runs(home: Home) -> list[str]:
             dg.DagsterRunStatus.STARTED,
             dg.DagsterRunStatus.CANCELING,
         ]
-        runs = instance.get_runs(dg.RunsFilter(statuses=in_progress))
+        runs = [
+            run
+            for run in instance.get_runs(dg.RunsFilter(statuses=in_progress))
+            if not is_alive(run)
+        ]
         for run in runs:
             if run.status is dg.DagsterRunStatus.CANCELING:
                 instance.report_run_canceled(run, "Its process was killed while it was canceled.")

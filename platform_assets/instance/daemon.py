@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 TICK_SECONDS = 2.0
 """How often backfills are looked at."""
 
+WARMED = "are forked from process"
+"""In the log once runs are launched without imports."""
+
 WARM_SECONDS = 1.0
 """How long to wait for a code location that is not loaded yet, before looking again."""
 
@@ -44,7 +47,7 @@ GOING_ON = [
     DagsterRunStatus.CANCELING,
 ]
 
-logger = logging.getLogger("signalbox.daemon")
+logger = logging.getLogger("dagster.daemon.signalbox")
 
 
 def look(instance: DagsterInstance) -> dict[str, Progress]:
@@ -126,7 +129,8 @@ def warm(
             origin = location.get_repository_python_origin(name)
             try:
                 if origin is not None:
-                    launcher.warm(origin)
+                    pid = launcher.warm(origin)
+                    logger.info("runs of %s %s %d", location.name, WARMED, pid)
             except CannotForkError as error:
                 logger.warning("runs of %s will not be forked: %s", location.name, error)
 

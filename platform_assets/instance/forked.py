@@ -41,6 +41,12 @@ def worker_of(run: DagsterRun) -> Holder | None:
     return Holder(run.run_id, **json.loads(text)) if text else None
 
 
+def is_alive(run: DagsterRun) -> bool:
+    """Whether the process that a run was forked into is known to live, on this machine."""
+    worker = worker_of(run)
+    return worker is not None and worker.machine == machine() and not is_dead(worker)
+
+
 class ForkedRunLauncher(DefaultRunLauncher):
     """Forks each run from a zygote that has the definitions and the trainers imported."""
 
