@@ -1,6 +1,7 @@
 """What of a selection is missing, complete, held or in work elsewhere; and what it will take."""
 
 import math
+from dataclasses import replace
 from datetime import date
 
 import pytest
@@ -357,6 +358,13 @@ def test_refused_failed_and_never_tried_are_told_apart() -> None:
     assert found.reasons[PARTS[2]] == "18 of 24"
     assert PARTS[0] not in found.reasons
     assert "its run ended before it was built" in found.reasons[PARTS[4]]
+
+
+def test_what_a_cancelling_ended_did_not_fail() -> None:
+    facts = StageFacts(PARTS, done=PARTS[:1], errors={PARTS[1]: "boom"}, lost=PARTS, started=PARTS)
+    ended = stage_progress(replace(facts, canceled=True))
+    assert (ended.done, ended.failed, ended.behind) == (1, 1, 6)
+    assert stage_progress(facts).failed == 7
 
 
 def test_the_time_left_is_that_of_what_is_left() -> None:

@@ -17,6 +17,7 @@ class StageFacts:
         errors: those that failed for another reason, and why.
         lost: those that Dagster counts as failed, or as behind a failed one.
         started: those that a run was requested for.
+        canceled: whether somebody ended the backfill: what was lost by it was not tried.
     """
 
     wanted: Collection[str]
@@ -25,6 +26,7 @@ class StageFacts:
     errors: Mapping[str, str] = field(default_factory=dict)
     lost: Collection[str] = ()
     started: Collection[str] = ()
+    canceled: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def stage_progress(facts: StageFacts) -> StageProgress:
     open_ = wanted - done
     held = open_ & set(facts.refused)
     lost = open_ & set(facts.lost)
-    failed = (open_ & set(facts.errors) | (lost & set(facts.started))) - held
+    tried = set() if facts.canceled else lost & set(facts.started)
+    failed = (open_ & set(facts.errors) | tried) - held
     behind = lost - held - failed
     rest = open_ - held - failed - behind
     running = rest & set(facts.started)

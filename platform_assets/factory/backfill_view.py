@@ -12,7 +12,11 @@ from typing import Any
 
 import dagster as dg
 from dagster._core.execution.asset_backfill import AssetBackfillData
-from dagster._core.execution.backfill import BULK_ACTION_TERMINAL_STATUSES, PartitionBackfill
+from dagster._core.execution.backfill import (
+    BULK_ACTION_TERMINAL_STATUSES,
+    BulkActionStatus,
+    PartitionBackfill,
+)
 from dagster._core.storage.dagster_run import DagsterRun, DagsterRunStatus
 
 from platform_assets.domain.backfill_progress import StageFacts, StageProgress, stage_progress
@@ -30,6 +34,7 @@ IN_PROGRESS = {
     DagsterRunStatus.STARTED,
     DagsterRunStatus.CANCELING,
 }
+CANCELED = {BulkActionStatus.CANCELING, BulkActionStatus.CANCELED}
 CHECKS = 500
 """Results of an asset check that are looked through for those of a backfill's runs."""
 
@@ -109,6 +114,7 @@ class Watcher:
                     errors=errors,
                     lost=_keys(data.failed_and_downstream_subset, key),
                     started=_keys(data.requested_subset, key),
+                    canceled=backfill.status in CANCELED,
                 )
             )
         return found
