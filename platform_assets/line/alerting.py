@@ -113,6 +113,7 @@ def gather(services: Services) -> Findings:
             if r.state == "open" and r.decision == "list"
         ),
         used=tuple(_used(services, as_of)),
+        misplaced=tuple(services.zone.misplaced.known()),
     )
 
 
