@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
@@ -97,7 +99,7 @@ def test_after_a_drill_nothing_is_left_and_the_environment_is_as_before(
     assert list(found.seconds) == ["making a home", "a part"]
 
 
-@pytest.mark.parametrize("how", ["failure", "interrupt", "terminated"])
+@pytest.mark.parametrize("how", ["failure", "interrupt", "terminated", "hangup"])
 def test_it_goes_too_when_the_drill_fails_or_is_interrupted(made: Path, how: str) -> None:
     def play(scene: Scene) -> DrillReport:
         assert scene.home.root.exists()
@@ -105,7 +107,7 @@ def test_it_goes_too_when_the_drill_fails_or_is_interrupted(made: Path, how: str
             raise RuntimeError("the drill broke")
         if how == "interrupt":
             raise KeyboardInterrupt
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGHUP if how == "hangup" else signal.SIGTERM)
         raise AssertionError("unreachable")
 
     expected = RuntimeError if how == "failure" else KeyboardInterrupt
@@ -113,6 +115,39 @@ def test_it_goes_too_when_the_drill_fails_or_is_interrupted(made: Path, how: str
         run_drill(toy(play), days=3)
     assert list(made.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+KILLED = """
+import os, signal
+from platform_assets.drills.harness import temporary_home
+with temporary_home(keep=False, say=print) as home:
+    print(home.root.parent, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_home_of_a_killed_drill_goes_with_the_next_one(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED], capture_output=True, text=True, check=False,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL
+    left = Path(killed.stdout.strip())
+    assert left.parent == temporary
+    assert left.exists(), "nobody could have removed it"
+    said: list[str] = []
+    with temporary_home(keep=True, say=said.append) as kept:
+        assert not left.exists()
+        assert said == [f"the home of a drill that was killed is removed: {left}"]
+        # Neither one that is at work nor one that was kept is taken away.
+        with temporary_home(keep=False, say=said.append):
+            assert kept.root.parent.exists()
+    with temporary_home(keep=False, say=said.append):
+        assert kept.root.parent.exists()
+    assert len([line for line in said if "was killed" in line]) == 1
 
 
 @pytest.mark.parametrize("fails", [False, True])

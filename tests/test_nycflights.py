@@ -13,12 +13,22 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from platform_assets.domain.completeness import Arrival, Verdict, assess_source
+from platform_assets.domain.clock import FixedClock
+from platform_assets.domain.completeness import (
+    Arrival,
+    CompletenessReport,
+    Verdict,
+    assess_source,
+)
 from platform_assets.domain.errors import HomeError, UsageError
-from platform_assets.domain.partition import date_range, local_hours
+from platform_assets.domain.partition import PartitionKey, date_range, local_hours
 from platform_assets.domain.spec import PipelineSpec
+from platform_assets.line.clearance import assess_range
+from platform_assets.line.services import Services
 from resources import nycflights
-from resources.landing import LandingZone
+from resources.home import Home
+from resources.landing import LandingZone, hour_path
+from resources.ledger import ArrivalRecord, upgrade
 from resources.nycflights import AIRPORTS, load_feed, replay
 from tests.landing_zone import LATER, arrivals, flights_spec, hours_of, make_zone, respecify
 
@@ -356,18 +366,109 @@ def test_a_killed_replay_leaves_whole_files_only(tmp_path: Path, attempt: int) -
 # --- the whole year ---------------------------------------------------------------------------
 
 
+def by_pandas(raw: dict[str, pd.DataFrame]) -> dict[tuple[str, date], tuple[int, int]]:
+    """(expected, observed) hours of weather of each airport and day, from the raw data alone.
+
+    Expected: the hours of the local calendar. Observed: those that the data has a row of. Of
+    flights every hour is delivered, if only to say that nothing departed.
+    """
+    weather = raw["weather"]
+    local = weather.time_hour.dt.tz_convert(NEW_YORK)
+    seen = weather.groupby([weather.origin, local.dt.date]).time_hour.nunique()
+    found = {}
+    for day in pd.date_range("2013-01-01", "2013-12-31"):
+        end = day + pd.Timedelta(days=1)
+        hours = pd.date_range(day, end, freq="h", tz=NEW_YORK, inclusive="left")
+        for key in ("EWR", "JFK", "LGA"):
+            found[key, day.date()] = (len(hours), int(seen.get((key, day.date()), 0)))
+    return found
+
+
+def test_the_computation_by_pandas_finds_the_known_numbers(raw: dict[str, pd.DataFrame]) -> None:
+    found = by_pandas(raw)
+    assert len(found) == 1_095
+    whole = [expected == observed for expected, observed in found.values()]
+    assert (sum(whole), len(whole) - sum(whole)) == (1_043, 52)
+    assert {found[key, SPRING] for key in AIRPORTS} == {(23, 23)}
+    assert {found[key, AUTUMN] for key in AIRPORTS} == {(25, 24)}
+    others = {expected for (_, day), (expected, _) in found.items() if day not in (SPRING, AUTUMN)}
+    assert others == {24}
+
+
+def year_of(folder: Path, spec: PipelineSpec) -> Services:
+    """A home with nothing in it, at the end of the year."""
+    home = Home.locate(folder / "home")
+    home.landing.mkdir(parents=True)
+    upgrade(home.ledger_url)
+    return Services(home, spec, FixedClock(datetime(2014, 1, 1, 5, tzinfo=UTC)))
+
+
+def require_verdicts_of(
+    services: Services, independent: dict[tuple[str, date], tuple[int, int]]
+) -> dict[PartitionKey, CompletenessReport]:
+    """Each of the 1,095 partitions against (expected, observed); returns the reports."""
+    reports = assess_range(services, nycflights.FIRST, nycflights.LAST)
+    hours = {
+        (str(partition.key), partition.date): {
+            s.source: (s.expected, s.observed) for s in report.sources
+        }
+        for partition, report in reports.items()
+    }
+    assert hours == {
+        place: {"flights": (expected, expected), "weather": (expected, observed)}
+        for place, (expected, observed) in independent.items()
+    }
+    for partition, report in reports.items():
+        expected, observed = independent[str(partition.key), partition.date]
+        assert report.is_clear == (expected == observed), partition
+        assert (report.verdict is Verdict.COMPLETE) == (expected == observed), partition
+    assert all(report.sources[0].verdict is Verdict.COMPLETE for report in reports.values())
+    return reports
+
+
 @pytest.mark.heavy
-def test_the_whole_year_lands_and_is_judged(zone: LandingZone) -> None:
+def test_the_verdicts_of_the_year_are_those_of_pandas(
+    tmp_path: Path, spec: PipelineSpec, raw: dict[str, pd.DataFrame]
+) -> None:
+    """With the hours that the replay would land written straight into the ledger."""
+    services = year_of(tmp_path, spec)
+    hours = [h for d in date_range(nycflights.FIRST, nycflights.LAST)
+             for h in local_hours(d, NEW_YORK)]  # fmt: skip
+    for source, declared in spec.sources.items():
+        feed = load_feed(source, declared)
+        landed = [
+            ArrivalRecord(
+                zone=spec.pipeline, source=source, key=key, hour=hour,
+                path=f"{spec.pipeline}/{hour_path(source, key, hour)}", size=1, mtime_ns=1,
+                rows=rows.num_rows, rejected=None, seen_at=LATER, digest="0" * 64,
+            )
+            for key in AIRPORTS
+            for hour in hours
+            if (rows := feed.rows(key, hour)) is not None
+        ]  # fmt: skip
+        services.ledger.upsert_arrivals(landed)
+    independent = by_pandas(raw)
+    require_verdicts_of(services, independent)
+    # It is no matter of course: an hour less is seen.
+    place = next(place for place, (expected, observed) in independent.items()
+                 if place[1] == SPRING and expected == observed)  # fmt: skip
+    expected, observed = independent[place]
+    with pytest.raises(AssertionError):
+        require_verdicts_of(services, {**independent, place: (expected, observed - 1)})
+
+
+@pytest.mark.heavy
+def test_the_whole_year_lands_and_is_judged_as_pandas_says(
+    tmp_path: Path, spec: PipelineSpec, raw: dict[str, pd.DataFrame]
+) -> None:
+    services = year_of(tmp_path, spec)
+    zone = services.zone
     first, last = nycflights.FIRST, nycflights.LAST
-    as_of = replay(zone.spec, zone, first, last)
-    assert as_of == datetime(2014, 1, 1, 5, tzinfo=UTC)
+    assert replay(spec, zone, first, last) == services.clock.as_of()
     assert zone.refresh(first, last) == 3 * 8_760 + 26_115
     started = time.process_time()
     assert zone.refresh(first, last) == 0
     unchanged = time.process_time() - started
-    reports = zone.reports(first, last, as_of)
-    assert len(reports) == 1_095
-    assert sum(report.is_whole for report in reports.values()) == 1_043
-    assert all(report.sources[0].verdict is Verdict.COMPLETE for report in reports.values())
+    reports = require_verdicts_of(services, by_pandas(raw))
     assert sum(source.rows for r in reports.values() for source in r.sources) == 336_776 + 26_115
     assert unchanged < 6, "unchanged files are not opened: 1 to 2 s of CPU, 15 to 20 if they were"

@@ -98,7 +98,7 @@ def in_ui(
 def in_range(
     defs: dg.Definitions, job: str, instance: dg.DagsterInstance, asset: dg.AssetKey, key: str
 ) -> ExecutionResult:
-    """A run whose tags carry a range of partitions."""
+    """A run whose tags carry a range, here of one partition; of three see below."""
     return defs.resolve_implicit_global_asset_job_def().execute_in_process(
         instance=instance,
         tags={START: key, END: key},
@@ -177,6 +177,42 @@ def test_signalbox_refuses_what_the_accident_trained_on(partial: Line, way: Way)
     assert "flights 18 of 24 hours, not due yet 18:00-23:00" in said
     assert "weather 18 of 24 hours, not due yet 18:00-23:00" in said
     assert partial.services.table.version() is None
+
+
+RANGE = ("JFK|2013-01-02", "JFK|2013-01-03", "JFK|2013-01-04")
+"""Two whole days, and the one of 18 hours."""
+
+
+@pytest.mark.parametrize("backfill", [{}, {"dagster/backfill": "wxyzabcd"}])
+def test_the_accident_in_a_range_of_three(line: Line, backfill: dict[str, str]) -> None:
+    """Plain Dagster: 66 of 72 hours, one run over three partitions, SUCCESS for each."""
+    line.land("2013-01-02", "2013-01-04", until_hour=18)
+    keys = [line.dagster_key(key) for key in RANGE]
+    careless_job = careless(line.home, line.spec).resolve_implicit_global_asset_job_def()
+    ran = careless_job.execute_in_process(
+        instance=line.instance,
+        tags={START: keys[0], END: keys[-1], **backfill},
+        asset_selection=[dg.AssetKey("careless_model")],
+        raise_on_error=False,
+    )
+    assert ran.success
+    events = ran.asset_materializations_for_node("careless_model")
+    assert sorted(str(event.partition) for event in events) == sorted(keys)
+    assert {event.metadata["hours"].value for event in events} == {24 + 24 + 18}
+
+
+@pytest.mark.parametrize("backfill", [{}, {"dagster/backfill": "wxyzabcd"}])
+def test_of_a_range_of_three_the_whole_ones_leave_and_the_held_one_is_named(
+    line: Line, backfill: dict[str, str]
+) -> None:
+    line.land("2013-01-02", "2013-01-04", until_hour=18)
+    ran = line.run("features", span=(RANGE[0], RANGE[-1]), tags=backfill)
+    assert_refused(line, ran, "features", RANGE[-1])
+    assert "flights 18 of 24 hours, not due yet 18:00-23:00" in failure_of(ran)
+    for key in RANGE[:2]:
+        assert [version.run_id for version in line.history("features", key)] == [ran.run_id]
+    told = {event.partition for event in line.materializations("features")}
+    assert told == {line.dagster_key(key) for key in RANGE[:2]}
 
 
 def test_a_refused_run_tells_of_what_has_landed(partial: Line) -> None:

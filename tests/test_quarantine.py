@@ -890,7 +890,10 @@ def test_the_command_lists_what_is_open_and_what_has_ended(
 
     zone.deliver("flights", "JFK", HOUR, flights())
     judged(zone)
-    assert json.loads(said("--json")) == {"pipelines": {"flights": []}}
+    assert json.loads(said("--json")) == {
+        "pipelines": {"flights": []},
+        "misplaced": {"flights": []},
+    }
     (ended,) = json.loads(said("--all", "--json"))["pipelines"]["flights"]
     assert ended["ended_by"] == "healed"
     assert ended["what_to_do"].startswith("nothing: a good file")

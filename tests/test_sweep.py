@@ -1,5 +1,6 @@
 """Late and changed files of any day are found, each folder once a round, and nothing else is."""
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from platform_assets.domain.attention import next_position, portion
 from platform_assets.domain.clock import FixedClock
 from platform_assets.domain.partition import local_hours
+from platform_assets.line.alerting import update
+from platform_assets.line.quarantine import misplaced_folders
 from platform_assets.line.services import Services
 from platform_assets.line.sweep import (
     MOST_LISTED,
@@ -324,3 +327,38 @@ def test_the_rotation_goes_on_where_it_was_while_days_are_added(services: Servic
         position, looked = swept.position, looked + swept.looked
     assert looked == 21 * 4
     assert sweep(later, 10_000_000, 30).looked == 30, "a place that is not there is the first one"
+
+
+def test_folders_that_no_source_reads_are_told_of_once_and_alerted(
+    home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    services = Services.open(small_spec(), home)
+    services.ledger.advance_clock("flights", datetime(2013, 1, 12, tzinfo=UTC))
+    root = home.landing / "flights"
+    for place in ("wether/JFK", "weather/jfk", "weather/JFK/2013-2-9", "weather/JFK/2013-02-09"):
+        (root / place).mkdir(parents=True)
+    (root / ".incoming").mkdir()
+    with caplog.at_level(logging.WARNING):
+        sweep(services, 0)
+        sweep(services, 0)
+    assert services.zone.misplaced.known() == misplaced_folders(services)
+    assert [place.split(" ")[0] for place in misplaced_folders(services)] == [
+        "weather/JFK/2013-2-9",
+        "weather/jfk",
+        "wether",
+    ]
+    said = [line for line in caplog.messages if "is not looked at" in line]
+    assert len(said) == 3
+    assert said[2] == "flights/wether (sources are flights, weather) is not looked at"
+    (alert,) = [a for a in update(services) if a.kind == "misplaced"]
+    assert "weather/jfk (airport is one of JFK, LGA)" in alert.text
+    assert not [a for a in update(services) if a.kind == "misplaced"]
+    for place in ("wether", "weather/jfk", "weather/JFK/2013-2-9"):
+        shutil.rmtree(root / place)
+    sweep(services, 0)
+    (healed,) = [a for a in update(services) if a.subject == "flights/landing"]
+    assert healed.kind == "healed"
+    # In the middle of a round nothing is listed for it.
+    (root / "wether").mkdir()
+    sweep(services, 3)
+    assert services.zone.misplaced.known() == []

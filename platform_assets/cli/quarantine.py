@@ -25,15 +25,18 @@ def quarantine(
 ) -> None:
     """The refused files of the landing zone: why, since when, where kept, what to do."""
     from platform_assets.cli.app import pipeline_of
-    from platform_assets.line.quarantine import refused_files
+    from platform_assets.line.quarantine import misplaced_folders, refused_files
 
-    specs = [pipeline_of(pipeline)] if pipeline else load_catalog().values()
+    specs = [pipeline_of(pipeline)] if pipeline else list(load_catalog().values())
     found = {spec.pipeline: refused_files(Services.open(spec), every=every) for spec in specs}
+    places = {spec.pipeline: misplaced_folders(Services.open(spec)) for spec in specs}
     if as_json:
-        print_json({"pipelines": found})
+        print_json({"pipelines": found, "misplaced": places})
         return
     for name, files in found.items():
         _print(name, files)
+        for place in places[name]:
+            print(f"  not looked at: {name}/{place}")
 
 
 def _print(pipeline: str, files: list[dict[str, Any]]) -> None:

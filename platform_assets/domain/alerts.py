@@ -11,6 +11,7 @@ from enum import StrEnum
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from platform_assets.domain.completeness import CompletenessReport
+from platform_assets.domain.digests import digest_of
 from platform_assets.domain.freshness import DueReport, DueState
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.waiver import Waiver
@@ -37,6 +38,8 @@ class Kind(StrEnum):
     """Hours changed after they had been used, and a person has to decide."""
     WAIVER = "waiver"
     """A waiver that is in use ends soon, or has ended."""
+    MISPLACED = "misplaced"
+    """Something was delivered to a folder that no source reads."""
     HEALED = "healed"
     """What was alerted is over."""
 
@@ -149,6 +152,7 @@ class Findings(BaseModel):
         reports: of those days the partitions that are neither clear nor built.
         refusals: of live days.
         used: the waivers that partitions which were built rest on, and that still count.
+        misplaced: folders of the landing zone that no source reads, each with what is expected.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -165,6 +169,7 @@ class Findings(BaseModel):
     restatements: tuple[Restated, ...] = ()
     used: tuple[Waiver, ...] = ()
     failed: tuple[Failed, ...] = ()
+    misplaced: tuple[str, ...] = ()
 
 
 def wanted(found: Findings) -> tuple[Alert, ...]:
@@ -176,6 +181,7 @@ def wanted(found: Findings) -> tuple[Alert, ...]:
         *_stale(found),
         *_restatements(found),
         *_waivers(found),
+        *_misplaced(found),
     )
 
 
@@ -221,6 +227,8 @@ def _healed(found: Findings, opened: OpenAlert, now: Sequence[Alert]) -> Alert |
             text = f"{due.asset} {due.due} is there"
     elif opened.kind == Kind.FAILED:
         text = f"{opened.subject}: it was made, is being made again, or has other inputs now"
+    elif opened.kind == Kind.MISPLACED and not found.misplaced:
+        text = f"{opened.subject}: every folder is one that is looked at"
     elif opened.kind in (Kind.HELD, Kind.LATE, Kind.QUARANTINED):
         day = date.fromisoformat(opened.subject.rsplit(" ", 1)[1])
         same = {Kind.HELD, Kind.LATE} if opened.kind != Kind.QUARANTINED else {Kind.QUARANTINED}
@@ -350,6 +358,21 @@ def _restatements(found: Findings) -> Iterable[Alert]:
             f"{', '.join(_keys(partitions))}: {shortened(reasons)}",
             advice=f"look at `signalbox restatements --pipeline {found.pipeline}`, then let it be "
             f'built again: `signalbox restate "{first}" --by YOU --pipeline {found.pipeline}`',
+        )
+
+
+def _misplaced(found: Findings) -> Iterable[Alert]:
+    if found.misplaced:
+        yield Alert(
+            pipeline=found.pipeline,
+            kind=Kind.MISPLACED,
+            subject=f"{found.pipeline}/landing",
+            concerns=tuple(sorted(digest_of(place)[:8] for place in found.misplaced)),
+            text=f"{len(found.misplaced)} folder(s) of the landing zone of {found.pipeline} are "
+            f"not looked at: {shortened(found.misplaced)}",
+            advice="have what lies there delivered where it belongs, and remove the folder, or let "
+            f"its name start with a dot; `signalbox quarantine --pipeline {found.pipeline}` lists "
+            "them",
         )
 
 

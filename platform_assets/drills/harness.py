@@ -1,5 +1,6 @@
 """Plays a drill in a home of its own, which is removed however the drill ends."""
 
+import fcntl
 import logging
 import os
 import shutil
@@ -26,6 +27,12 @@ _FOREIGN = (
     "SIGNALBOX_DAGSTER_URL",
     "SIGNALBOX_LAKE_URL",
 )
+
+_PREFIX = "signalbox-drill-"
+_OWNER = "owner.lock"
+"""Locked for as long as the drill runs; the lock ends with its process, however that ends."""
+
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
@@ -104,7 +111,13 @@ def run_drill(
 @contextmanager
 def temporary_home(*, keep: bool, say: Callable[[str], None]) -> Iterator[Home]:
     """A folder for a home; the environment points at it and at nothing else meanwhile."""
-    root = Path(tempfile.mkdtemp(prefix="signalbox-drill-"))
+    remove_stale(Path(tempfile.gettempdir()), say)
+    root = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    owner = root / _OWNER
+    beginning = root / f".{_OWNER}"
+    held = beginning.open("w")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    beginning.rename(owner)  # only now, with its lock, does anybody else know of it
     before = dict(os.environ)
     try:
         for name in _FOREIGN:
@@ -119,16 +132,33 @@ def temporary_home(*, keep: bool, say: Callable[[str], None]) -> Iterator[Home]:
             else:
                 os.environ.pop(name, None)
         if keep:
+            owner.unlink(missing_ok=True)  # or the next drill would take it away
             say(f"the drill's home is kept: {root / 'home'}")
         else:
             shutil.rmtree(root, ignore_errors=True)
+            held.close()
             if root.exists():
                 say(f"{root} could not be removed; remove it by hand")
 
 
+def remove_stale(folder: Path, say: Callable[[str], None] = lambda _: None) -> None:
+    """Remove the homes of drills that were killed: nobody holds the lock of their owner any more.
+
+    Homes that were kept have no owner and stay, as do those of other users.
+    """
+    for root in sorted(folder.glob(f"{_PREFIX}*")):
+        try:
+            with (root / _OWNER).open("r+") as owner:
+                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(root, ignore_errors=True)
+        except OSError:  # it is kept, in use, or somebody else's
+            continue
+        say(f"the home of a drill that was killed is removed: {root}")
+
+
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let SIGTERM end the drill as Ctrl-C does, so that its home goes too."""
+    """Let SIGTERM and a closed terminal end the drill as Ctrl-C does, so that its home goes too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -136,11 +166,12 @@ def _interruptible() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in _ENDING}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

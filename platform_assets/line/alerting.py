@@ -128,6 +128,7 @@ def gather(services: Services) -> Findings:
             for record in open_failures(services)
             if record.step != "wait"
         ),
+        misplaced=tuple(services.zone.misplaced.known()),
     )
 
 

@@ -4,6 +4,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from platform_assets.line.services import Services
+from resources.landing.misplaced import misplaced
 from resources.ledger.records import QuarantineRecord
 
 _AFTERWARDS = {
@@ -22,6 +23,11 @@ def refused_files(services: Services, *, every: bool = False) -> list[dict[str, 
     """
     records = services.quarantine.all(services.spec.pipeline, only_open=not every)
     return [_described(services, record) for record in records]
+
+
+def misplaced_folders(services: Services) -> list[str]:
+    """Folders of the landing zone that no source reads now, each with what is expected there."""
+    return misplaced(services.home.landing, services.spec)
 
 
 def _described(services: Services, record: QuarantineRecord) -> dict[str, Any]:

@@ -104,6 +104,7 @@ def sweep(services: Services, position: int, most: int = 400) -> Swept:
 
     A folder that changed counts also where somebody else has told the ledger of its files since
     the last sweep. The first time, a folder counts only if its files are not what the ledger knows.
+    A new round begins by looking for folders that no source reads.
 
     Args:
         services: of the pipeline.
@@ -113,6 +114,8 @@ def sweep(services: Services, position: int, most: int = 400) -> Swept:
     Raises:
         HomeError: a folder cannot be looked at.
     """
+    if position == 0:  # once a round
+        services.zone.note_misplaced(services.clock.as_of())
     rotation = _Rotation.of(services)
     places = portion(position, most, len(rotation))
     folders = rotation.at(places)

@@ -21,6 +21,7 @@ from resources.landing.findings import Findings
 from resources.landing.hourfile import HourFormat, UnreadableError
 from resources.landing.intake import Intake, Look, no_collection, was_fresh
 from resources.landing.layout import hour_of, hour_path
+from resources.landing.misplaced import MisplacedPlaces, misplaced
 from resources.landing.rawfile import ChangedError, RawFile, is_within, printable, read_raw
 from resources.landing.schema import arrow_schema
 from resources.ledger.records import ArrivalRecord
@@ -64,6 +65,7 @@ class LandingZone:
         self.spec = spec
         self.ledger = ledger
         self.findings = Findings(spec, ledger)
+        self.misplaced = MisplacedPlaces(spec, ledger)
         self._folder = root / spec.pipeline
         self._formats = {name: HourFormat(source) for name, source in spec.sources.items()}
         self._warned: set[str] = set()
@@ -265,6 +267,13 @@ class LandingZone:
                 digest=self._formats[source].rules if look.rejected else look.digest,
             )
             yield Look(record, fresh, look.content, look.table)
+
+    def note_misplaced(self, as_of: datetime) -> list[str]:
+        """Look for folders that no source reads, and keep what is found; returns what is new."""
+        new = self.misplaced.record(misplaced(self.root, self.spec), as_of)
+        for place in new:
+            _log.warning("%s/%s is not looked at", self.spec.pipeline, place)
+        return new
 
     def _is_settled(self, record: ArrivalRecord, intake: Intake) -> bool:
         """Whether a file need not be opened as long as it is the same by size and time."""

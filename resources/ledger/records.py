@@ -192,7 +192,7 @@ class AlertRecord:
     """Something that a person should know; `key` tells which alerts are the same one.
 
     Attributes:
-        kind: held, late, stale, failed, quarantined, restatement, waiver, healed.
+        kind: held, late, stale, failed, quarantined, restatement, waiver, misplaced, healed.
         subject: asset and partition, `flights/features JFK|2013-02-09`.
         advice: what to do.
         closed_at: when it was over.
