@@ -99,6 +99,27 @@ def test_after_a_drill_nothing_is_left_and_the_environment_is_as_before(
     assert list(found.seconds) == ["making a home", "a part"]
 
 
+@pytest.fixture
+def hangup_ends() -> Iterator[None]:
+    """SIGHUP as a terminal has it, also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_drill_under_nohup_goes_on_when_the_terminal_is_closed(
+    made: Path, hangup_ends: None
+) -> None:
+    def play(scene: Scene) -> DrillReport:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return report()
+
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert run_drill(toy(play), days=3).ok
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("hangup_ends")
 @pytest.mark.parametrize("how", ["failure", "interrupt", "terminated", "hangup"])
 def test_it_goes_too_when_the_drill_fails_or_is_interrupted(made: Path, how: str) -> None:
     def play(scene: Scene) -> DrillReport:
@@ -225,7 +246,8 @@ def test_without_a_name_the_drills_are_listed(run: Run) -> None:
 def test_an_unknown_drill_is_a_sentence(run: Run) -> None:
     code, out, err = run("power-cut")
     assert (code, out) == (2, "")
-    assert err == "signalbox: 'power-cut' is no drill; allowed are partial-day\n"
+    drills = "backfill-starvation, duplicate-cities, partial-day"
+    assert err == f"signalbox: 'power-cut' is no drill; allowed are {drills}\n"
     code, out, err = run("partial-day", "--days", "1")
     assert code == 2
     assert "--days" in err

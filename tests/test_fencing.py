@@ -1,10 +1,12 @@
 """A writer that slept between its last look and its commit overwrites nothing.
 
 Each case is played through in one process: the guard of a commit is the moment at which the
-writer sleeps, and what others do meanwhile is done in it.
+writer sleeps, and what others do meanwhile is done in it, in a thread of their own: what a table
+has open belongs to a thread.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -29,6 +31,12 @@ def table(tmp_path: Path) -> DatasetTable:
     return DatasetTable(tmp_path / "features", "airport")
 
 
+def elsewhere(work: Callable[[], object]) -> None:
+    """Do something as another writer does it."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work).result()
+
+
 class Sleeper:
     """The guard of a writer that sleeps, once, while others write."""
 
@@ -38,7 +46,7 @@ class Sleeper:
     def __call__(self) -> None:
         self.asked += 1
         if self.asked == 1:
-            self.meanwhile()
+            elsewhere(self.meanwhile)
         elif self.lost:
             raise LOST
 
@@ -176,7 +184,7 @@ def test_conflicts_without_end_are_given_up_with_nothing_written(table: DatasetT
     something(table)
 
     def always() -> None:
-        table.commit(KEY, rows(mark=2.0), previous=None)
+        elsewhere(lambda: table.commit(KEY, rows(mark=2.0), previous=None))
 
     with pytest.raises(TransientError, match="other writers changed it"):
         table.commit(KEY, rows(mark=1.0), previous=None, guard=always)

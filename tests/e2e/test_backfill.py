@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from datetime import date
@@ -21,7 +22,9 @@ from resources.ledger.backfills import Backfills
 from tests.e2e.conftest import Start, server_on
 from tests.e2e.station import FIRST, HELD, Station, until, write_small_catalog
 
-pytestmark = pytest.mark.timeout(2400)
+pytestmark = [pytest.mark.e2e, pytest.mark.heavy, pytest.mark.timeout(2400)]
+
+SIGNALBOX = str(Path(sys.executable).with_name("signalbox"))
 
 MIDDLE, LAST_LANDED = date(2013, 1, 8), date(2013, 1, 13)
 ENDS = 1200.0
@@ -49,7 +52,7 @@ class Shell:
 
     def begin(self, *arguments: str) -> Any:
         variables = {**self.depot.home.environment(), "SIGNALBOX_CATALOG": str(self.depot.catalog)}
-        return self.start(["signalbox", "backfill", *arguments], **variables)
+        return self.start([SIGNALBOX, "backfill", *arguments], **variables)
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
         child = self.begin(*arguments)
