@@ -74,6 +74,9 @@ def undecided(instance: dg.DagsterInstance, job: str) -> Undecided | None:
     if not runs or runs[0].status is not dg.DagsterRunStatus.FAILURE:
         return None
     run = runs[0]
-    # A re-execution goes on with what the run before it has written.
-    ids = frozenset(filter(None, (run.run_id, run.parent_run_id, run.root_run_id)))
-    return Undecided(run.tags.get("dagster/partition", ""), ids)
+    # A re-execution, and another attempt, go on with what the run before them has written.
+    ids = {run.run_id, run.parent_run_id, run.root_run_id}
+    request = run.tags.get(REQUEST_TAG)
+    if request:
+        ids |= {past.run_id for past in LaunchedRuns(instance).of(request)}
+    return Undecided(run.tags.get("dagster/partition", ""), frozenset(filter(None, ids)))

@@ -21,6 +21,7 @@ from dagster_shared.serdes import deserialize_value, serialize_value
 
 import platform_assets.line.features
 import platform_assets.line.models
+from platform_assets.factory.events import RESTATE_TAG
 from platform_assets.line.waive import give_waiver, until_of
 from resources.home import Home
 from resources.landing import LandingZone
@@ -307,7 +308,8 @@ def test_a_refused_run_fails_before_any_work(built: Line, monkeypatch: pytest.Mo
         assert "work was done" not in said
         assert not built.check(stage).passed
     # The same traps are sprung by what is clear.
-    assert "work was done" in failure_of(built.run("features", partition="LGA|2013-01-05"))
+    again = built.run("features", partition="LGA|2013-01-05", tags={RESTATE_TAG: "true"})
+    assert "work was done" in failure_of(again)
 
 
 def test_a_batch_over_whole_waived_and_held_partitions(built: Line) -> None:

@@ -155,7 +155,8 @@ def _launch(
         RefusedError: the webserver works on another home; what was launched there is cancelled.
         TransientError: it does not answer.
     """
-    from platform_assets.factory.backfills import RESTATE_TAG, ranges_of
+    from platform_assets.factory.backfills import ranges_of
+    from platform_assets.factory.events import RESTATE_TAG
     from platform_assets.factory.lanes import LANE_TAG, PIPELINE_TAG
     from resources.dagster_api import DagsterApi
     from resources.ledger.backfills import RUNNING, Backfills

@@ -22,9 +22,6 @@ from platform_assets.factory.lanes import BACKFILL_TAG, LANE_TAG, PIPELINE_TAG
 from platform_assets.factory.pipeline import STAGES_OF_JOB, job_name
 from platform_assets.line.backfill import span_of
 
-RESTATE_TAG = "signalbox/restate"
-"""With `true`, a run computes anew what it has computed from the same inputs before."""
-
 PARTITION_TAG = "dagster/partition"
 RANGE_TAGS = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 

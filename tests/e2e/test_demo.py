@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -76,18 +75,17 @@ def test_make_demo_is_interrupted_and_typed_again(
     stamp = Path(sys.prefix) / ".ready"  # the environment that runs the tests is set up
     typed = ["make", "demo", f"VENV={sys.prefix}", "-o", str(stamp), f"PORT={port}", "ARGS=--exit"]
 
-    def training() -> bool:
+    def building() -> bool:
         try:
             runs = api.runs({"signalbox/lane": "backfill"})
         except Exception:
             return False
         return any(
-            run["status"] == "STARTED" and ["flights", "model"] in paths(run) for run in runs
+            run["status"] == "STARTED" and ["flights", "features"] in paths(run) for run in runs
         )
 
     first = command(typed, SIGNALBOX_HOME=str(root))
-    until(training, 600, "the first models to be trained")
-    time.sleep(5)
+    until(building, 600, "the first features to be built")
     first.send_signal(signal.SIGTERM)
     printed, errors = first.communicate(timeout=120)
     assert first.returncode != 0, printed
