@@ -36,7 +36,8 @@ STORE_FIXTURES = {"home", "home_template", "services"}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that work on a home: they run on Postgres as well."""
     for item in items:
-        if STORE_FIXTURES & set(getattr(item, "fixturenames", ())):
+        on_a_home = STORE_FIXTURES & set(getattr(item, "fixturenames", ()))
+        if on_a_home and item.get_closest_marker("embedded") is None:
             item.add_marker("store")
 
 

@@ -20,10 +20,10 @@ from platform_assets.line.features import build_features
 from platform_assets.line.models import train_model
 from platform_assets.line.services import Services
 from resources import processes
-from resources.home import Home
 from resources.lake import DatasetTable
 from resources.ledger.leases import Leases
 from resources.tracking.run import TrackedRun
+from tests.homes import home_at
 from tests.small import small_spec
 
 context = multiprocessing.get_context("forkserver")
@@ -34,7 +34,7 @@ MODEL_STEPS = ("claimed", "trained", "registered", "recorded")
 
 
 def services_of(root: Path) -> Services:
-    home = Home.locate(root)
+    home = home_at(root)
     os.environ.update(home.environment())
     return Services.open(small_spec(), home)
 

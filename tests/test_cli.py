@@ -396,6 +396,7 @@ def test_the_doctor_sees_an_alias_that_was_moved(small: Line, signalbox: Shell) 
     assert signalbox("doctor").code == 0
 
 
+@pytest.mark.embedded
 def test_the_doctor_names_what_is_broken(
     home: Home, signalbox: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

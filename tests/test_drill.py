@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from pathlib import Path
@@ -17,6 +18,8 @@ import pytest
 import platform_assets.drills.registry
 from platform_assets.cli.app import main
 from platform_assets.domain.errors import UsageError
+from platform_assets.drills import duplicate_cities
+from platform_assets.drills.crowd import overlapping
 from platform_assets.drills.harness import Drill, Scene, run_drill, temporary_home
 from platform_assets.drills.measure import Rows, chosen_dates, partial_against_whole
 from platform_assets.drills.partial_day import Case, play_case
@@ -27,6 +30,8 @@ from resources.home import Home
 from tests.nyc import sources
 from tests.small import small_spec
 from tests.test_status_html import HOSTILE, Page
+
+pytestmark = pytest.mark.embedded
 
 Play = Callable[[Scene], DrillReport]
 
@@ -386,3 +391,28 @@ def test_partial_day_on_the_real_pipeline(run: Run, temporary: Path, tmp_path: P
     assert [m["n"] for m in document["measurements"]] == [3] * 6
     assert "Plain Dagster trained on 18 of 24 hours" in Page(file.read_text()).text
     assert list(temporary.iterdir()) == []
+
+
+# --- duplicate-cities -----------------------------------------------------------------------------
+
+
+@pytest.mark.heavy
+def test_backfills_at_once_double_rows_in_an_appending_table_and_not_here() -> None:
+    case = duplicate_cities.Case(small_spec(), days=4, backfills=6)
+    found = run_drill(toy(lambda scene: duplicate_cities.play_case(scene, case)), days=2)
+    assert found.ok, found.verdict
+    rows, twice, trained, after = found.figures
+    assert rows.ideal == rows.signalbox
+    assert rows.plain > rows.signalbox
+    assert (twice.plain, twice.signalbox) == (rows.plain - rows.signalbox, 0)
+    assert trained.signalbox == trained.ideal != trained.plain
+    assert after.signalbox == after.ideal != after.plain
+
+
+def test_runs_overlap_and_each_is_of_one_city() -> None:
+    jobs = overlapping(("EWR", "JFK"), date(2013, 1, 7), days=4, count=6)
+    asked = Counter(partition for job in jobs for partition in job.partitions)
+    assert len(asked) == 8
+    assert min(asked.values()) >= 1
+    assert max(asked.values()) > 1
+    assert {job.days for job in jobs} == {2}

@@ -28,7 +28,10 @@ SECONDS = 60.0
 JOBS = Path(fork_jobs.__file__)
 OPS = {"telling": "tell", "waiting": "wait", "failing": "fail", "vanishing": "vanish"}
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux")
+pytestmark = [
+    pytest.mark.embedded,
+    pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux"),
+]
 
 
 def until(done: Callable[[], Any], what: str) -> Any:

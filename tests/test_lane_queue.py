@@ -260,6 +260,7 @@ def test_without_the_instances_own_class_the_queue_would_not_ask(
     assert "abc" not in values
 
 
+@pytest.mark.embedded
 def test_while_the_ledger_does_not_answer_the_last_steering_counts(
     home: Home, instance: dg.DagsterInstance, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -277,6 +278,7 @@ def test_while_the_ledger_does_not_answer_the_last_steering_counts(
     assert "1 steered backfill(s) go on as last known" in said[0]
 
 
+@pytest.mark.embedded
 def test_a_queue_that_never_knew_lets_all_but_backfills_go(
     home: Home, instance: dg.DagsterInstance
 ) -> None:

@@ -29,6 +29,7 @@ def line(shared_folder: Path, home_template: Path, tmp_path: Path) -> Iterator[L
         yield found
 
 
+@pytest.mark.embedded
 def test_the_instance_of_a_home_runs_its_sensors_side_by_side(home: Home) -> None:
     assert (home.dagster / "dagster.yaml").read_text() == dagster_yaml().read_text()
     with dg.DagsterInstance.from_config(str(home.dagster)) as instance:

@@ -201,6 +201,7 @@ def test_with_json_it_says_where_the_page_is(line: Line, run: Run, tmp_path: Pat
     assert file.read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.embedded
 def test_before_the_first_day_there_is_a_page_too(line: Line, run: Run, tmp_path: Path) -> None:
     with sqlite3.connect(line.home.root / "ledger.db") as database:
         database.execute("delete from clocks")
@@ -221,6 +222,7 @@ def refused(run: Run, path: Path, *words: str) -> None:
         assert word in err
 
 
+@pytest.mark.embedded
 def test_a_page_replaces_a_file_of_its_kind_alone(line: Line, run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "folder.html"
     folder.mkdir()

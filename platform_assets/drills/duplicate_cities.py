@@ -152,6 +152,8 @@ def _distinct(table: "pa.Table") -> int:
 def _trained(spec: PipelineSpec, table: "pa.Table", held_out: "pa.Table") -> tuple[float, float]:
     """Log loss of a model on the rows that it was trained on, and on the days after."""
     trainer = load_trainer(spec.model.trainer)
+    # A model depends on the order of its rows too: only what the tables hold is to make it differ.
+    table = table.sort_by([(name, "ascending") for name in sorted(table.column_names)])
     frame, target = training_frame(table, spec)
     model = trainer.fit(
         frame,
