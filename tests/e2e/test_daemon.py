@@ -16,6 +16,9 @@ import psutil
 import pytest
 import yaml
 
+from platform_assets.demo.play import ENDED
+from platform_assets.domain.partition import PartitionKey
+from platform_assets.factory.grid import dagster_key
 from platform_assets.factory.instance import dagster_yaml
 from platform_assets.factory.lanes import RETRIED_IF_KILLED
 from resources.dagster_api import DagsterApi
@@ -191,6 +194,30 @@ def test_a_second_daemon_on_a_home_is_refused(command: Start, station: Station) 
     assert "works on" in errors
     assert len(errors.strip().splitlines()) == 1
     assert station.server.api.loaded()
+
+
+def test_a_backfill_over_a_held_partition_builds_the_clear_ones(station: Station) -> None:
+    """As the UI launches it, with nobody looking at what is held before."""
+    spec, api = station.flights.spec, station.server.api
+    assert station.history.status in ENDED  # not beside it: it builds the same partitions
+    first, last = (dagster_key(spec, PartitionKey.parse(f"LGA|2013-01-{d:02}")) for d in (5, 7))
+    backfill = api.launch_backfill(
+        {"flights/features": [(first, last)]}, title="over a held day", tags={}
+    )
+    until(lambda: api.backfill(backfill)["status"] in ENDED, 300, "its end", station.server)
+    found = api.backfill(backfill)
+    assert found["status"] == "COMPLETED_FAILED"
+    assert found["assets"]["flights/features"] == (2, 1, 3)
+    ledger = station.flights.ledger
+    assert ledger.current_version("flights/features", HELD) is None
+    verdict = ledger.verdict("flights", "flights/features", HELD)
+    assert verdict is not None
+    assert verdict.verdict == "late"
+    runs = api.runs({"dagster/backfill": backfill})
+    assert [run["status"] for run in runs] == ["FAILURE"]
+    assert {tag["value"] for tag in runs[0]["tags"] if tag["key"] == "signalbox/lane"} == {
+        "backfill"
+    }
 
 
 class TestHistory:

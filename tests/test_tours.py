@@ -1,0 +1,67 @@
+"""The commands of the docs' tours, typed as they stand there, on a fresh home."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"^```\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+COMMANDS = ("source ", "export ", "signalbox ", "dg ")
+
+pytestmark = [pytest.mark.heavy, pytest.mark.embedded, pytest.mark.timeout(900)]
+
+
+def typed(page: str, begin: str, end: str, home: str) -> list[str]:
+    """The commands of a page between two of its words, with a home of the test's own."""
+    text = (ROOT / "docs" / page).read_text()
+    part = text[text.index(begin) : text.index(end)]
+    lines = [
+        line
+        for block in BLOCK.findall(part)
+        if block.startswith(COMMANDS)
+        for line in block.splitlines()
+    ]
+    (named,) = {
+        line.partition("=")[2] for line in lines if line.startswith("export SIGNALBOX_HOME")
+    }
+    found = [line.replace(named, home).replace("/tmp/", f"{home}-") for line in lines]
+    return [line for line in found if not line.startswith("source ")]
+
+
+def run(commands: list[str]) -> str:
+    """Type them into one shell, which ends at the first that fails; what was printed."""
+    foreign = ("SIGNALBOX_", "DAGSTER_")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    script = "\n".join(["set -ex", *commands])
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_tour_of_completeness(tmp_path: Path) -> None:
+    commands = typed("completeness.md", "## See it", "**The heat map**", str(tmp_path / "home"))
+    assert len(commands) == 9
+    said = run(commands)
+    assert "weather 23 of 24 hours, missing 06:00" in said
+    assert "18 of 24 hours" in said
+    assert "LGA|2013-01-06 is waived: W-0001 by you@example.com" in said
+    assert "under waiver W-0001" in said
+    page = (tmp_path / "home-status.html").read_text()
+    assert "LGA 2013-01-06" in page
+
+
+def test_the_tour_of_waivers(tmp_path: Path) -> None:
+    commands = typed("waivers.md", "## Two days", "## What a waiver covers", str(tmp_path / "home"))
+    assert len(commands) == 9
+    said = run(commands)
+    assert "weather 20 of 24 hours, missing 20:00-23:00, past the deadline" in said
+    assert "JFK|2013-10-25 is waived: W-0001 by ann until 2013-11-30" in said
+    assert "flights/features JFK|2013-10-25: done" in said
+    assert "waiver W-0001 was revoked by bob" in said
