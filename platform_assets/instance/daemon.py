@@ -1,8 +1,9 @@
 """Dagster's daemon, which looks at backfills every two seconds: `signalbox daemon`.
 
 Dagster looks at them every 30 s, a constant in its source. Everything here goes through the
-arguments of its own functions, nothing is patched; tests/test_own_daemon.py fails where a release
-of Dagster changes what this leans on. Dagster's own daemon does the same work, later.
+arguments of its own functions, and tests/test_own_daemon.py fails where a release of Dagster
+changes what this leans on. (What is replaced is alembic's reading of Dagster's migrations, in
+instance/migrations.py.) Dagster's own daemon does the same work, later.
 """
 
 import logging

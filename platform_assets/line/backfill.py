@@ -35,8 +35,8 @@ from platform_assets.line.services import Services
 from platform_assets.line.status import reached
 from resources.ledger.records import VersionRecord
 
-TICK_SECONDS = 30.0
-"""Between two looks of Dagster's backfill daemon, a constant there."""
+TICK_SECONDS = 2.0
+"""Between two looks at backfills of `signalbox dev` and `signalbox daemon`; Dagster's own: 30."""
 
 Versions = Mapping[str, Mapping[str, VersionRecord]]
 
