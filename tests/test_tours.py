@@ -25,10 +25,12 @@ def typed(page: str, begin: str, end: str, home: str) -> list[str]:
         if block.startswith(COMMANDS)
         for line in block.splitlines()
     ]
-    (named,) = {
-        line.partition("=")[2] for line in lines if line.startswith("export SIGNALBOX_HOME")
-    }
-    found = [line.replace(named, home).replace("/tmp/", f"{home}-") for line in lines]
+    (named,) = (line.partition("=")[2] for line in lines if "export SIGNALBOX_HOME=" in line)
+
+    def moved(place: re.Match[str]) -> str:
+        return home if place[0] == named else f"{home}-{place[1]}"
+
+    found = [re.sub(r"/tmp/([\w.-]+)", moved, line) for line in lines]
     return [line for line in found if not line.startswith("source ")]
 
 
@@ -59,7 +61,7 @@ def test_the_tour_of_completeness(tmp_path: Path) -> None:
 
 def test_the_tour_of_waivers(tmp_path: Path) -> None:
     commands = typed("waivers.md", "## Two days", "## What a waiver covers", str(tmp_path / "home"))
-    assert len(commands) == 9
+    assert len(commands) == 10
     said = run(commands)
     assert "weather 20 of 24 hours, missing 20:00-23:00, past the deadline" in said
     assert "JFK|2013-10-25 is waived: W-0001 by ann until 2013-11-30" in said
