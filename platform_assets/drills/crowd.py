@@ -57,7 +57,7 @@ def overlapping(keys: Sequence[str], first: date, days: int, count: int) -> tupl
     span = max(1, days // 2)
     found = []
     for number in range(count):
-        begin = first + timedelta(days=(number * 2) % (days - span + 1))
+        begin = first + timedelta(days=(number // len(keys)) % (days - span + 1))
         key = keys[number % len(keys)]
         found.append(Job(number, key, begin, begin + timedelta(days=span - 1)))
     return tuple(found)
