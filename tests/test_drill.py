@@ -18,7 +18,7 @@ import pytest
 import platform_assets.drills.registry
 from platform_assets.cli.app import main
 from platform_assets.domain.errors import UsageError
-from platform_assets.drills import duplicate_cities
+from platform_assets.drills import duplicate_cities, starvation
 from platform_assets.drills.crowd import overlapping
 from platform_assets.drills.harness import Drill, Scene, run_drill, temporary_home
 from platform_assets.drills.measure import Rows, chosen_dates, partial_against_whole
@@ -416,3 +416,22 @@ def test_runs_overlap_and_each_is_of_one_city() -> None:
     assert min(asked.values()) >= 1
     assert max(asked.values()) > 1
     assert {job.days for job in jobs} == {2}
+
+
+# --- backfill-starvation --------------------------------------------------------------------------
+
+
+def test_a_side_shows_what_it_should_only_if_it_starved_or_did_not() -> None:
+    case = starvation.Case(idle=3)
+    starved = starvation.Timed([10.0, 12.0, 11.0], busy=23.0, ahead=25, unfinished=True)
+    spared = starvation.Timed([10.0, 12.0, 11.0], busy=21.0, ahead=25, unfinished=False)
+    assert all(step.ok for step in starvation._plain_steps(starved, case))
+    assert not starvation._plain_steps(spared, case)[-1].ok
+    assert all(step.ok for step in starvation._signalbox_steps(starved))
+    # The model that came when nothing was left to wait for shows nothing.
+    assert not starvation._signalbox_steps(spared)[-1].ok
+
+
+def test_what_did_not_show_what_it_should_takes_the_verdicts_place() -> None:
+    assert report().concluded("as it should").verdict == "as it should"
+    assert "did not show what it should: asked" in report(ok=False).concluded("fine").verdict

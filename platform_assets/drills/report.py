@@ -105,6 +105,13 @@ class DrillReport(BaseModel):
         """Whether every step showed what it should; a measurement may come out either way."""
         return all(step.ok for step in (*self.plain, *self.signalbox))
 
+    def concluded(self, verdict: str) -> "DrillReport":
+        """The report with its verdict, or with what did not show what it should."""
+        wrong = [step.did for step in (*self.plain, *self.signalbox) if not step.ok]
+        if wrong:
+            verdict = f"The drill did not show what it should: {'; '.join(wrong)}."
+        return self.model_copy(update={"verdict": verdict})
+
     def document(self) -> dict[str, object]:
         """As JSON, verdict and conclusions included."""
         found = self.model_dump(mode="json")
