@@ -287,8 +287,8 @@ class DatasetTable:
 
     def _create(self, schema: "pa.Schema") -> "DeltaTable":
         """Create the table, or open the one that another process has created meanwhile."""
-        from deltalake import DeltaTable, Schema
-        from deltalake.exceptions import DeltaError
+        from deltalake import CommitProperties, DeltaTable, Schema
+        from deltalake.exceptions import CommitFailedError, DeltaError
 
         try:
             return DeltaTable.create(
@@ -296,8 +296,11 @@ class DatasetTable:
                 Schema.from_arrow(schema),
                 partition_by=[self.key_column, DATE],
                 configuration=dict(_CONFIGURATION),
+                # Of two creations at once delta-rs would commit the second as version 1, and its
+                # columns would replace those of the first.
+                commit_properties=CommitProperties(max_commit_retries=0),
             )
-        except DeltaError:
+        except (CommitFailedError, DeltaError):
             table = open_table(self.path)
             if table is None:
                 raise

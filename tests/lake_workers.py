@@ -14,7 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake import DeltaTable
+from deltalake import DeltaTable, Schema
+from deltalake.exceptions import CommitFailedError, DeltaError
 
 from platform_assets.domain.errors import TransientError
 from platform_assets.domain.partition import PartitionKey
@@ -62,6 +63,24 @@ def commit_days(path: Path, barrier: Any, key: str, count: int, results: Any) ->
         partition = PartitionKey(DAY + timedelta(days=i), key)
         done.append((str(partition), table.commit(partition, rows(partition), previous=None)))
     results.put(done)
+
+
+def create_plainly(path: Path, barrier: Any, results: Any) -> None:
+    """Create the table as delta-rs does it by default; tell at which version it says it is."""
+    schema = Schema.from_arrow(rows().schema)
+    barrier.wait()
+    try:
+        results.put(DeltaTable.create(path, schema, partition_by=["airport"]).version())
+    except (CommitFailedError, DeltaError) as error:
+        results.put(str(error))
+
+
+def commit_with_own_column(path: Path, barrier: Any, key: str, results: Any) -> None:
+    """Commit one partition, whose rows have a column that no other process has."""
+    table, partition = DatasetTable(path, "airport"), PartitionKey(DAY, key)
+    ours = rows(partition).append_column(f"of_{key}", pa.array([key] * 50, pa.string()))
+    barrier.wait()
+    results.put(table.commit(partition, ours, previous=None).table_version)
 
 
 def commit_marks(path: Path, barrier: Any, marks: list[float], results: Any) -> None:

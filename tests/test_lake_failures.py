@@ -65,6 +65,31 @@ def test_two_processes_on_a_brand_new_table(tmp_path: Path, round_: int) -> None
     assert DeltaTable(path).metadata().configuration["delta.enableExpiredLogCleanup"] == "false"
 
 
+def test_two_plain_creations_may_both_be_committed(tmp_path: Path) -> None:
+    """The accident: delta-rs commits a creation that came second as the table's version 1."""
+    for round_ in range(20):
+        path, barrier, queue = tmp_path / str(round_), context.Barrier(4), context.Queue()
+        gathered(queue, [work.start(work.create_plainly, path, barrier, queue) for _ in range(4)])
+        operations = [entry["operation"] for entry in DeltaTable(path).history()]
+        if len(operations) > 1:
+            assert set(operations) == {"CREATE TABLE"}
+            return
+    raise AssertionError("delta-rs creates a table only once now: the guard may go")
+
+
+def test_of_first_writers_with_columns_of_their_own_each_keeps_them(tmp_path: Path) -> None:
+    keys = ["EWR", "JFK", "LGA", "SWF"]
+    for round_ in range(5):
+        path, barrier, queue = tmp_path / str(round_), context.Barrier(4), context.Queue()
+        versions = gathered(
+            queue,
+            [work.start(work.commit_with_own_column, path, barrier, key, queue) for key in keys],
+        )
+        assert sorted(versions) == [1, 2, 3, 4]
+        for key in keys:
+            assert held(path, PartitionKey(DAY, key))[f"of_{key}"].to_pylist() == [key] * 50
+
+
 def test_of_two_writers_on_one_partition_one_wins_whole(tmp_path: Path) -> None:
     path, barrier, queue = tmp_path / "table", context.Barrier(2), context.Queue()
     marks = [[float(i) for i in range(10)], [float(100 + i) for i in range(10)]]
