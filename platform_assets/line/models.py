@@ -12,6 +12,7 @@ from platform_assets.domain.partition import PartitionKey
 from platform_assets.line.clearance import described, lapsed
 from platform_assets.line.days import load_snapshot
 from platform_assets.line.inputs import already_done, done_before, inputs_of, made_of
+from platform_assets.line.recipes import RECIPE, recipe_of
 from platform_assets.line.services import Outcome, Services
 from resources import plots
 from resources.ledger.records import VersionRecord
@@ -186,6 +187,7 @@ def _train(
             "held": dict(snapshot.held),
             "short": snapshot.short,
             "waivers": list(snapshot.waivers),
+            RECIPE: recipe_of(spec).model_dump(mode="json"),
             **made_of(services, inputs),
         }
         # Within the run: where this is refused, the training has failed in MLflow too.
