@@ -13,6 +13,7 @@ from platform_assets.line.clearance import described, lapsed
 from platform_assets.line.days import load_snapshot
 from platform_assets.line.fingerprints import detail_of, fingerprint_of, known_model, tags_of
 from platform_assets.line.inputs import already_done, done_before, made_of
+from platform_assets.line.recipes import RECIPE, recipe_of
 from platform_assets.line.services import Outcome, Services
 from resources import plots
 from resources.ledger.records import VersionRecord
@@ -112,6 +113,7 @@ def _train(
         "short": snapshot.short,
         "waivers": list(snapshot.waivers),
         **detail_of(fingerprint, environment),
+        RECIPE: recipe_of(spec).model_dump(mode="json"),
         **made_of(services, inputs),
     }
     done = done_before(services, asset, name, inputs)
