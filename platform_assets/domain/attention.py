@@ -19,10 +19,16 @@ def recent_days(spec: PipelineSpec) -> int:
     return -(-lateness // 24) + spec.evaluation.days + 2
 
 
-def rules_version(spec: PipelineSpec) -> str:
-    """Digest of what decides which days are held: with another one, any of them may be clear."""
+def rules_version(spec: PipelineSpec, code: str = "") -> str:
+    """Digest of what decides which days are held: with another one, any of them may be clear.
+
+    Args:
+        spec: the pipeline.
+        code: version of what builds the dataset, which may refuse rows too.
+    """
     return digest_of(
         {
+            "code": code,
             "partitions": spec.partitions.model_dump(mode="json"),
             "sources": {n: s.model_dump(mode="json") for n, s in spec.sources.items()},
             "window": [spec.model.window_days, spec.model.min_days, spec.evaluation.days],

@@ -9,8 +9,10 @@ from datetime import date, datetime
 
 from platform_assets.domain.attention import with_weekdays
 from platform_assets.domain.completeness import CLEAR, REFUSED, CompletenessReport
+from platform_assets.domain.digests import digest_of
 from platform_assets.domain.partition import PartitionKey, local_date
 from platform_assets.domain.waiver import Waiver, apply_waivers
+from platform_assets.line.inputs import stage_version
 from platform_assets.line.services import Services
 from resources.ledger.records import VerdictRecord
 
@@ -123,8 +125,13 @@ def refused(services: Services, reports: Iterable[CompletenessReport]) -> dict[s
     return {
         name: refusal_of(record)
         for name, record in found.items()
-        if record.report[REFUSED]["inputs"] == clear[name].inputs()
+        if record.report[REFUSED]["inputs"] == judged_for(services, clear[name])
     }
+
+
+def judged_for(services: Services, report: CompletenessReport) -> str:
+    """Digest of what a run judges: with other files, terms, rules or code it may come to pass."""
+    return digest_of([report.inputs(), stage_version(services.spec, "features")])
 
 
 def described(services: Services, names: Iterable[str]) -> dict[str, str]:
