@@ -125,6 +125,14 @@ class Tracking:
         batch = [Metric(name, value, now, 0) for name, value in metrics.items()]
         attempt(self.uri, lambda: client.log_batch(run_id, metrics=batch))
 
+    def tag_run(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Sets tags of a run that has ended, in place of those of the same names."""
+        client = self._client()
+        from mlflow.entities import RunTag
+
+        batch = [RunTag(key, str(value)[:TAG_LENGTH]) for key, value in tags.items()]
+        attempt(self.uri, lambda: client.log_batch(run_id, tags=batch))
+
     def set_alias(self, model: str, alias: str, version: int) -> None:
         """Points the alias at that version. The last writer wins: MLflow compares nothing."""
         client = self._client()
@@ -138,6 +146,17 @@ class Tracking:
         except UsageError:
             return None
         return int(found.version)
+
+    def absence(self, model: str, version: int) -> str | None:
+        """Why a version is not to be used: deleted or archived; None where it is there."""
+        client = self._client()
+        try:
+            found = attempt(self.uri, lambda: client.get_model_version(model, str(version)))
+        except UsageError:
+            return "is not in MLflow's registry, it was deleted there or never registered"
+        if found.current_stage == "Archived":
+            return "is archived in MLflow's registry"
+        return None
 
     def load(self, model: str, version: int, flavor: str) -> object:
         """The model of that version, as its flavor gives it back (a Booster, an estimator).
