@@ -162,7 +162,7 @@ def test_what_cannot_be_promoted(line: Line, refused: Callable[..., Said]) -> No
     refused(1, ("promote", "flights", seventh, *BY), "on the present rows and terms")
     refused(2, ("promote", "flights", "99", *BY), "has no version 99", "the latest are")
     refused(1, ("promote", "flights", str(v["04"]), *BY), "is champion already")
-    refused(2, ("promote", "flights", "0", *BY), "0 is not in the range")
+    refused(2, ("promote", "flights", "0", *BY), "greater than or equal to 1")
     refused(2, ("promote", "nosuch", "1", *BY), "'nosuch' is no pipeline")
     refused(2, ("promote", "flights", seventh), "--by")
     refused(2, ("promote", "flights", seventh, "--by", " "), "a promotion needs a name")
