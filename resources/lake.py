@@ -184,7 +184,7 @@ class DatasetTable:
         try:
             whole, found = self._verified(version, {k: wanted[k].data_version for k in ordered})
         except RefusedError:
-            if not ordered:
+            if not ordered or version > (self.version() or 0):
                 raise
             # A file of that version is gone. Each partition may still lie where it was committed.
             found = {}
