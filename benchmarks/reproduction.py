@@ -209,8 +209,8 @@ def main() -> None:
         print(
             f"{result['models']} models from {result['from']} to {result['to']}, "
             f"{result['champions']} of them were champion ({result['promotions']} promotions)\n"
-            f"then {result['partitions_rebuilt']} times a partition was built anew of other rows, and "
-            f"{result['files_removed']} files removed; {result['files_pinned']} replaced ones "
+            f"then partitions were built anew of other rows {result['partitions_rebuilt']} times, "
+            f"and {result['files_removed']} files removed; {result['files_pinned']} replaced ones "
             "stayed, since models are rebuilt from them\n"
             f"rebuilt {result['rebuilt']}: "
             + ", ".join(f"{count} {verdict}" for verdict, count in result["verdicts"].items())
