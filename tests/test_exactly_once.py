@@ -31,6 +31,7 @@ from resources.ledger import upgrade
 from resources.ledger.leases import Leases
 from tests import once_workers as work
 from tests.lake_workers import held, rows
+from tests.promoting import crowned
 from tests.small import Line, Templates, copied, opened
 from tests.test_lake_failures import gathered
 
@@ -434,13 +435,12 @@ def test_who_sets_the_alias_late_sets_it_right_again(
     whole = services.tracking.set_alias
 
     def sleeps(model: str, alias: str, version: int) -> None:
-        if version == first.version and crowned:
-            record = replace(first, version=crowned.pop())
-            services.ledger.record_champion(record)
+        if version == first.version and waiting:
+            record = crowned(services.ledger, waiting.pop())
             whole(model, alias, record.version)
         whole(model, alias, version)
 
-    crowned = [newer]
+    waiting = [newer]
     monkeypatch.setattr(services.tracking, "set_alias", sleeps)
     decide_champion(services, "late")
     assert services.tracking.alias("flight-delay", "champion") == newer

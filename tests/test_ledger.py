@@ -27,7 +27,6 @@ from sqlalchemy.dialects import postgresql
 from platform_assets.domain.errors import HomeError, TransientError
 from resources.ledger import (
     ArrivalRecord,
-    ChampionRecord,
     Ledger,
     ScoreRecord,
     VerdictRecord,
@@ -103,18 +102,6 @@ def version(partition: str, number: int, asset: str = "flights/features") -> Ver
         detail={"excluded": {"cancelled": number}, "note": None},
         run_id=f"run-{number}",
         committed_at=NOON,
-    )
-
-
-def champion(number: int, pipeline: str = "flights") -> ChampionRecord:
-    return ChampionRecord(
-        pipeline=pipeline,
-        model="flight-delay",
-        version=number,
-        model_date=date(2013, 1, 28),
-        reason="it was better",
-        decided_at=NOON,
-        run_id="run",
     )
 
 
@@ -347,16 +334,6 @@ def test_metrics_that_json_cannot_hold_survive(ledger: Ledger) -> None:
     assert found.metrics["mae"] == 1.0
 
 
-def test_champions_in_the_order_of_their_reign(ledger: Ledger) -> None:
-    assert ledger.champion("flights") is None
-    for number in (4, 7, 4):
-        ledger.record_champion(champion(number))
-    ledger.record_champion(champion(9, pipeline="trains"))
-    assert ledger.champion("flights") == champion(4)
-    assert [record.version for record in ledger.champions("flights")] == [4, 7, 4]
-    assert ledger.champions("trains") == [champion(9, pipeline="trains")]
-
-
 # --- clocks -----------------------------------------------------------------------------------
 
 
@@ -536,6 +513,29 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     drop_database(made)
 
 
+class _Busy:
+    """A connection that another one keeps from the write-ahead log, as SQLite says so: at once."""
+
+    def __init__(self, code: int) -> None:
+        self.refusals, self.code, self.asked = 3, code, 0
+
+    def execute(self, statement: str) -> None:
+        self.asked += 1
+        if self.asked <= self.refusals:
+            error = sqlite3.OperationalError("database is locked")
+            error.sqlite_errorcode = self.code
+            raise error
+
+
+def test_the_write_ahead_log_is_asked_for_until_nobody_else_does() -> None:
+    busy, broken = _Busy(sqlite3.SQLITE_BUSY), _Busy(sqlite3.SQLITE_IOERR)
+    engine._use_wal(busy)
+    assert busy.asked == 4
+    with pytest.raises(sqlite3.OperationalError):
+        engine._use_wal(broken)
+    assert broken.asked == 1
+
+
 def test_processes_that_make_the_schema_at_once_make_one(empty_url: str) -> None:
     run_together(_upgrade, [(empty_url,)] * 3)
     with engine.reading(empty_url) as connection:
@@ -600,7 +600,7 @@ def _die_at_the_third_table(url: str, _: Barrier, guarded: bool) -> None:
 def test_a_migration_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/new.db"
     run_together(_die_at_the_third_table, [(url, True)])
-    with pytest.raises(HomeError, match="has schema none, this version needs 0004"):
+    with pytest.raises(HomeError, match="has schema none, this version needs 0005"):
         open_ledger(url).clock("flights")
     upgrade(url)
     assert open_ledger(url).clock("flights") is None

@@ -5,7 +5,8 @@
     │   └── SpecError         a catalog entry that cannot be read
     ├── RefusedError          the signal is at danger: something is missing or held  (exit code 1)
     │   ├── HeldError         partitions that may not be built, each with its reason
-    │   └── LeaseLostError    a writer that slept through the loss of its lease (domain/lease.py)
+    │   ├── LeaseLostError    a writer that slept through the loss of its lease (domain/lease.py)
+    │   └── PromotionConflictError  somebody else changed the champion first
     ├── HomeError             the home cannot be used as it is                       (exit code 1)
     └── TransientError        may succeed if tried again: a full disk, a conflict    (exit code 1)
         └── LeaseTakenError   somebody else works on it for too long (domain/lease.py)
@@ -57,6 +58,29 @@ class HeldError(RefusedError):
         super().__init__(
             f"{asset} is held for {len(self.held)} partition(s), nothing was written for them. "
             f"{listed}"
+        )
+
+
+class PromotionConflictError(RefusedError):
+    """Somebody else changed what an alias points at, after one had looked: they won.
+
+    It is no TransientError: the same promotion must not be tried again, for what it was judged
+    against is gone. The candidate is to be evaluated against the winner.
+
+    Attributes:
+        expected, found: the version that the alias was to point at, and does; None: nothing.
+    """
+
+    def __init__(
+        self, what: str, *, version: int, expected: int | None, found: int | None, winner: str
+    ) -> None:
+        self.version, self.expected, self.found = version, expected, found
+        against = f"version {expected}" if expected is not None else "no version"
+        now = f"version {found} is" if found is not None else "none is"
+        super().__init__(
+            f"{what}: version {version} was to replace {against}, but {now} in force by now "
+            f"({winner}); nothing was changed. Evaluate version {version} against it and promote "
+            "it then, with `signalbox promote PIPELINE VERSION --evaluate`"
         )
 
 

@@ -17,7 +17,8 @@ from platform_assets.line.inputs import already_done, done_before, inputs_of, ma
 from platform_assets.line.models import require_version
 from platform_assets.line.services import Outcome, Services
 from resources import plots
-from resources.ledger.records import ChampionRecord, ScoreRecord, VersionRecord
+from resources.ledger.promotions import EvaluationRecord
+from resources.ledger.records import ScoreRecord, VersionRecord
 from resources.scoring import score
 from resources.training import load_trainer, training_frame
 
@@ -269,20 +270,35 @@ def _crown(
     spec, ledger = services.spec, services.ledger
     asset, version = spec.asset("champion"), int(champion.detail["model_version"])
     won = next(d for d in reversed(decisions) if d.promoted)
-    before = ledger.champion(spec.pipeline)
+    before = ledger.alias_state(spec.model.name)
     changed = before is None or before.version != version
     if changed:
-        ledger.record_champion(
-            ChampionRecord(
+        verdict = ledger.record_evaluation(
+            EvaluationRecord(
                 pipeline=spec.pipeline,
                 model=spec.model.name,
-                version=version,
-                model_date=date.fromisoformat(champion.partition),
-                reason=won.reason,
-                decided_at=datetime.now(UTC),
+                candidate=version,
+                champion=before.version if before else None,
+                judged_date=date.fromisoformat(champion.partition),
+                rows_digest="",
+                passed=True,
+                report={"reason": won.reason},
+                recorded_at=datetime.now(UTC),
                 run_id=run_id,
-            ),
-            lease,
+            )
+        )
+        ledger.promote(
+            spec.pipeline,
+            spec.model.name,
+            version,
+            model_date=date.fromisoformat(champion.partition),
+            expected=before,
+            evaluation_id=verdict.id,
+            reason=won.reason,
+            by="signalbox",
+            run_id=run_id,
+            at=services.clock.as_of(),
+            lease=lease,
         )
     _set_alias(services, version)
     metadata: dict[str, Any] = {

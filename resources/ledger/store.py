@@ -7,7 +7,6 @@ from functools import cache
 
 from platform_assets.domain.lease import Lease
 from resources.ledger.base import (
-    Store,
     chunks,
     columns_of,
     fields_of,
@@ -16,9 +15,9 @@ from resources.ledger.base import (
 )
 from resources.ledger.engine import reading, writing
 from resources.ledger.leases import require_held
+from resources.ledger.promotions import Promotions
 from resources.ledger.records import (
     ArrivalRecord,
-    ChampionRecord,
     ScoreRecord,
     TransitionRecord,
     VerdictRecord,
@@ -37,7 +36,7 @@ def open_ledger(url: str) -> "Ledger":
     return Ledger(url)
 
 
-class Ledger(Store):
+class Ledger(Promotions):
     """What neither Dagster nor MLflow can hold: arrivals, verdicts, versions, scores, champions."""
 
     # --- arrivals -------------------------------------------------------------------------------
@@ -283,31 +282,6 @@ class Ledger(Store):
             values["metrics"] = {k: float(v) for k, v in row.metrics.items()}
             return ScoreRecord(**values)
         return None
-
-    # --- champions ------------------------------------------------------------------------------
-
-    def record_champion(self, record: ChampionRecord, lease: Lease | None = None) -> None:
-        """Append a champion: it is the one in force.
-
-        Raises:
-            LeaseLostError: the lease was taken over meanwhile; nothing was appended.
-        """
-        with writing(self.url) as connection:
-            if lease is not None:
-                require_held(connection, lease)
-            connection.execute(tables().champions.insert(), fields_of(record))
-
-    def champion(self, pipeline: str) -> ChampionRecord | None:
-        """The champion in force."""
-        t = tables().champions
-        query = columns_of(t).where(t.c.pipeline == pipeline).order_by(t.c.id.desc()).limit(1)
-        return next((ChampionRecord(*row) for row in self._rows(query)), None)
-
-    def champions(self, pipeline: str) -> list[ChampionRecord]:
-        """All champions that there were, oldest first."""
-        t = tables().champions
-        query = columns_of(t).where(t.c.pipeline == pipeline).order_by(t.c.id)
-        return [ChampionRecord(*row) for row in self._rows(query)]
 
     # --- clocks ---------------------------------------------------------------------------------
 

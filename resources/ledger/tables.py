@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqlalchemy import MetaData, Table
 
-SCHEMA = "0004"
+SCHEMA = "0005"
 """The newest migration: what this version reads and writes."""
 
 
@@ -21,7 +21,6 @@ class Tables:
     verdicts: "Table"
     partition_versions: "Table"
     scores: "Table"
-    champions: "Table"
     clocks: "Table"
     waivers: "Table"
     quarantine: "Table"
@@ -33,6 +32,10 @@ class Tables:
     backfills: "Table"
     failures: "Table"
     transitions: "Table"
+    alias_states: "Table"
+    promotions: "Table"
+    evaluations: "Table"
+    holds: "Table"
 
 
 @cache
@@ -137,19 +140,6 @@ def tables() -> Tables:
         number("rows"),
         sa.Column("metrics", document, nullable=False),
         instant("recorded_at"),
-    )
-    champions = sa.Table(
-        "champions",
-        metadata,
-        identity(),
-        text("pipeline"),
-        text("model"),
-        number("version"),
-        sa.Column("model_date", sa.Date, nullable=False),
-        text("reason"),
-        instant("decided_at"),
-        text("run_id"),
-        sa.Index("champions_newest", "pipeline", "id"),
     )
     clocks = sa.Table("clocks", metadata, text("name", primary_key=True), instant("as_of"))
     waivers = sa.Table(
@@ -308,13 +298,71 @@ def tables() -> Tables:
         instant("recorded_at"),
         sa.Index("transitions_by_partition", "pipeline", "asset", "partition"),
     )
+    alias_states = sa.Table(
+        "alias_states",
+        metadata,
+        text("model", primary_key=True),
+        text("alias", primary_key=True),
+        number("version"),
+        number("counter"),
+        instant("changed_at"),
+    )
+    promotions = sa.Table(
+        "promotions",
+        metadata,
+        identity(),
+        text("pipeline"),
+        text("model"),
+        text("alias"),
+        text("action"),
+        number("version"),
+        sa.Column("model_date", sa.Date, nullable=False),
+        number("previous", nullable=True),
+        number("counter"),
+        number("evaluation_id", nullable=True),
+        text("reason"),
+        text("by"),
+        text("run_id"),
+        instant("decided_at"),
+        # The history is a line: of two writers that would both be the next one fails.
+        sa.Index("promotions_in_order", "model", "alias", "counter", unique=True),
+        sa.Index("promotions_by_pipeline", "pipeline", "alias", "id"),
+    )
+    evaluations = sa.Table(
+        "evaluations",
+        metadata,
+        identity(),
+        text("pipeline"),
+        text("model"),
+        number("candidate"),
+        number("champion", nullable=True),
+        sa.Column("judged_date", sa.Date, nullable=False),
+        text("rows_digest"),
+        sa.Column("passed", sa.Boolean, nullable=False),
+        sa.Column("report", document, nullable=False),
+        instant("recorded_at"),
+        text("run_id"),
+        sa.Index("evaluations_of_a_pair", "model", "candidate", "champion", "id"),
+    )
+    holds = sa.Table(
+        "holds",
+        metadata,
+        identity(),
+        text("model"),
+        number("version"),
+        text("reason"),
+        text("by"),
+        instant("since"),
+        instant("until", nullable=True),
+        instant("ended_at", nullable=True),
+        sa.Index("holds_by_model", "model", "version"),
+    )
     return Tables(
         metadata,
         arrivals,
         verdicts,
         partition_versions,
         scores,
-        champions,
         clocks,
         waivers,
         quarantine,
@@ -326,4 +374,8 @@ def tables() -> Tables:
         backfills,
         failures,
         transitions,
+        alias_states,
+        promotions,
+        evaluations,
+        holds,
     )

@@ -168,6 +168,10 @@ class TrackedRun:
         self._model_id = entry.model_id
         return LoggedModel(version=version, uri=f"models:/{name}/{version}", digest=digest)
 
+    def log_document(self, name: str, document: Mapping[str, object]) -> None:
+        """A JSON document, stored under that name."""
+        self._write(name, json.dumps(document, indent=2, sort_keys=True).encode())
+
     def log_figure(self, name: str, png: bytes) -> None:
         """A picture, stored as figures/<name>.png."""
         if not _NAME.fullmatch(name):

@@ -27,7 +27,7 @@ from resources.tracking.client import (
     sqlite_path,
 )
 from resources.tracking.models import load_model
-from resources.tracking.run import TrackedRun
+from resources.tracking.run import DIGEST_TAG, TrackedRun
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -124,6 +124,23 @@ class Tracking:
 
         batch = [Metric(name, value, now, 0) for name, value in metrics.items()]
         attempt(self.uri, lambda: client.log_batch(run_id, metrics=batch))
+
+    def retag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Adds tags to a run that has ended, or replaces them."""
+        client = self._client()
+        for key, value in tags.items():
+            text = value[:TAG_LENGTH]
+            attempt(self.uri, partial(client.set_tag, run_id, key, text))
+
+    def recorded_digest(self, model: str, version: int) -> str | None:
+        """The digest that the registry shows of a version; None where there is no such version."""
+        client = self._client()
+        try:
+            found = attempt(self.uri, lambda: client.get_model_version(model, str(version)))
+        except UsageError:
+            return None
+        digest = found.tags.get(DIGEST_TAG)
+        return str(digest) if digest else None
 
     def set_alias(self, model: str, alias: str, version: int) -> None:
         """Points the alias at that version. The last writer wins: MLflow compares nothing."""
