@@ -6,6 +6,8 @@ now, with the catalog and the trainer as they are now.
 
 import importlib.metadata
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -438,6 +440,22 @@ def test_the_command(line: Line, catalog: Path, capsys: pytest.CaptureFixture[st
     assert code == 1
     assert "it first diverged in parameters: num_boost_round was 4, is 9" in out
     assert command(capsys, "reproduce", "flights@2", "--declared", "--tolerance", "1")[0] == 0
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("seed", ["1", "2"])
+def test_a_fresh_process_rebuilds_the_same_bytes(line: Line, catalog: Path, seed: str) -> None:
+    """Sets have another order in each process: nothing of that may be in the digest."""
+    code = "from platform_assets.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "reproduce", "flights@2", "--json"],
+        env=os.environ | {"PYTHONHASHSEED": seed},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["verdict"] == "identical"
 
 
 def test_wrong_use_of_the_command(
