@@ -191,6 +191,9 @@ def predictions_on(
     frame, target = training_frame(table, spec)
     trainer = load_trainer(spec.model.trainer)
     fitted = services.tracking.load(
-        spec.model.name, int(model.detail["model_version"]), trainer.flavor
+        spec.model.name,
+        int(model.detail["model_version"]),
+        trainer.flavor,
+        digest=model.data_version,
     )
     return table, target.to_numpy(), trainer.predict(fitted, frame)
