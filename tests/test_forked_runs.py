@@ -56,16 +56,17 @@ class Yard:
         self.launcher: ForkedRunLauncher = instance.run_launcher
         self.file = JOBS
 
-    def create(self, job: str) -> dg.DagsterRun:
+    def create(self, job: str, tags: dict[str, str] | None = None) -> dg.DagsterRun:
         return self.instance.create_run_for_job(
             getattr(fork_jobs, job),
+            tags=tags,
             run_config={"ops": {OPS[job]: {"config": {"folder": str(self.folder)}}}},
             job_code_origin=code_in(self.file).get_reconstructable_job(job).get_python_origin(),
             status=dg.DagsterRunStatus.STARTING,
         )
 
-    def launch(self, job: str) -> dg.DagsterRun:
-        run = self.create(job)
+    def launch(self, job: str, tags: dict[str, str] | None = None) -> dg.DagsterRun:
+        run = self.create(job, tags)
         self.launcher.launch_run(LaunchRunContext(run, None))
         return run
 
@@ -138,6 +139,22 @@ def test_what_a_run_prints_is_in_its_compute_logs(yard: Yard) -> None:
     data = yard.instance.compute_log_manager.get_log_data(key)
     assert f"said by {run.run_id}".encode() in (data.stdout or b"")
     assert b"written past Python" in (data.stderr or b"")
+
+
+@pytest.mark.parametrize(("lane", "niceness"), [("backfill", 15), ("late", 5), ("daily", 0)])
+def test_runs_that_rebuild_history_stand_back_behind_todays(
+    yard: Yard, lane: str, niceness: int
+) -> None:
+    run = yard.launch("waiting", {"signalbox/lane": lane})
+    process = yard.running(run)
+    own = psutil.Process().nice()
+    assert process.nice() == max(niceness, own)
+    # Where sessions are weighed first, the niceness of a process in one of its own says nothing.
+    group = Path(f"/proc/{process.pid}/autogroup")
+    if group.exists() and Path("/proc/sys/kernel/sched_autogroup_enabled").read_text() == "1\n":
+        assert group.read_text().split()[-1] == str(niceness)
+    assert yard.launcher.terminate(run.run_id)
+    assert yard.ended(run) == "CANCELED"
 
 
 def test_a_failing_run_fails_with_its_reason(yard: Yard) -> None:

@@ -8,6 +8,8 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
+from platform_assets.domain.lanes import LANE_TAG
+
 if TYPE_CHECKING:
     from dagster import DagsterInstance, DagsterRun
 
@@ -16,11 +18,31 @@ NAME_LENGTH = 15
 
 DEADLY = (signal.SIGINT, signal.SIGTERM)
 
+NICENESS = {"backfill": 15, "late": 5}
+"""How far the runs of a lane stand back where CPU is short; those of the others do not."""
+
 
 def name_process(name: str) -> None:
     """Show a name in `ps` and `top`, where the system has a place for it."""
     with suppress(OSError), open("/proc/self/comm", "w") as file:  # noqa: PTH123 - no Path here
         file.write(name[:NAME_LENGTH])
+
+
+def give_way(lane: str | None, autogroup: str = "/proc/self/autogroup") -> None:
+    """Stand back behind the runs of better lanes and the services, where CPU is short.
+
+    Slots keep a lane's runs from being started; this keeps the ones that are at work from taking
+    turns with today's. Each run is a session of its own, and Linux may weigh sessions first and
+    processes within them only (autogroups): then the session has to stand back too.
+    """
+    niceness = NICENESS.get(lane or "", 0)
+    if niceness == 0:
+        return
+    with suppress(OSError):
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        os.setpriority(os.PRIO_PROCESS, 0, max(own, niceness))
+    with suppress(OSError), open(autogroup, "w") as file:  # noqa: PTH123 - no Path here
+        file.write(str(niceness))
 
 
 def become_worker(run_id: str, instance_ref: str, go: int) -> NoReturn:
@@ -78,6 +100,7 @@ def _execute(run_id: str, instance_ref: str) -> bool:
         run = instance.get_run_by_id(run_id)
         if run is None or run.job_code_origin is None:
             raise LookupError(f"run {run_id} is not in the instance, or has no origin")
+        give_way(run.tags.get(LANE_TAG))
         instance.report_engine_event(
             f"Run forked into process {os.getpid()}.", run, EngineEventData.in_process(os.getpid())
         )
