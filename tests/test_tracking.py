@@ -366,13 +366,13 @@ def test_model_is_on_the_run_in_the_registry_and_behind_an_alias(tracking: Track
     assert tracking.alias("nobody", "champion") is None
     tracking.set_alias("flight-delay", "champion", 1)
     assert tracking.alias("flight-delay", "champion") == 1
-    loaded: Any = tracking.load("flight-delay", 1, "lightgbm")
+    loaded: Any = tracking.load("flight-delay", 1, "lightgbm", digest=logged.digest)
     assert (loaded.predict(frame) == expected).all()
     wrong: list[Callable[[], object]] = [
-        lambda: tracking.load("flight-delay", 9, "lightgbm"),
+        lambda: tracking.load("flight-delay", 9, "lightgbm", digest=logged.digest),
         lambda: tracking.set_alias("flight-delay", "champion", 9),
-        lambda: tracking.load("flight-delay", 1, "tracking"),
-        lambda: tracking.load("flight-delay", 1, "no_such_flavor"),
+        lambda: tracking.load("flight-delay", 1, "tracking", digest=logged.digest),
+        lambda: tracking.load("flight-delay", 1, "no_such_flavor", digest=logged.digest),
     ]
     for call in wrong:
         with pytest.raises(UsageError):
@@ -662,7 +662,7 @@ def test_tracking_server_works_like_the_local_store(tmp_path: Path) -> None:
         tracking.set_alias("served", "champion", 2)
         assert tracking.alias("served", "champion") == 2
         assert tracking.alias("served", "other") is None
-        loaded: Any = tracking.load("served", 2, "lightgbm")
+        loaded: Any = tracking.load("served", 2, "lightgbm", digest=logged.digest)
         assert (loaded.predict(frame) == expected).all()
         client = client_of(tracking)
         found = client.get_run(run.run_id)

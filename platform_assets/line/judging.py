@@ -167,7 +167,9 @@ def _scored(
     table = services.table.read(rows.partitions, rows.read_version)
     frame, target = training_frame(table, spec)
     trainer = load_trainer(spec.model.trainer)
-    fitted = services.tracking.load(spec.model.name, version, trainer.flavor)
+    fitted = services.tracking.load(
+        spec.model.name, version, trainer.flavor, digest=model.data_version
+    )
     predictions = trainer.predict(fitted, frame)
     record = ScoreRecord(
         pipeline=spec.pipeline,

@@ -26,7 +26,7 @@ from resources.tracking.client import (
     quiet_mlflow,
     sqlite_path,
 )
-from resources.tracking.models import load_model
+from resources.tracking.models import load_model, model_digest, private_copy
 from resources.tracking.run import DIGEST_TAG, TrackedRun
 
 if TYPE_CHECKING:
@@ -156,29 +156,64 @@ class Tracking:
             return None
         return int(found.version)
 
-    def load(self, model: str, version: int, flavor: str) -> object:
+    def load(self, model: str, version: int, flavor: str, *, digest: str) -> object:
         """The model of that version, as its flavor gives it back (a Booster, an estimator).
+
+        Its bytes are compared with the ledger's digest before anything of them is read as a
+        model: loading runs what the files say.
+
+        Args:
+            digest: as it was recorded when the model was registered, 64 hexadecimal digits.
 
         Raises:
             UsageError: there is no such model or version.
+            RefusedError: its files are others than those that were recorded, or gone.
+        """
+        with self.verified(model, version, digest=digest) as folder:
+            return load_model(folder, flavor)
+
+    @contextmanager
+    def verified(self, model: str, version: int, *, digest: str) -> Iterator[Path]:
+        """A private copy of a version's files, of exactly the digest; gone when the block is left.
+
+        Raises:
+            UsageError: there is no such model or version.
+            RefusedError: its files are others than those that were recorded, or gone.
         """
         client = self._client()
         from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+        from mlflow.utils.file_utils import local_file_uri_to_path
         from mlflow.utils.uri import is_local_uri
 
         place = attempt(
             self.uri, lambda: client.get_model_version_download_uri(model, str(version))
         )
-        if is_local_uri(place):
-            return load_model(Path(download_artifacts(place, tracking_uri=self.uri)), flavor)
-        with tempfile.TemporaryDirectory(prefix="signalbox-") as folder:
-            fetched = attempt(
-                self.uri,
-                lambda: download_artifacts(
-                    place, dst_path=folder, tracking_uri=self.uri, registry_uri=self.uri
-                ),
-            )
-            return load_model(Path(fetched), flavor)
+        with tempfile.TemporaryDirectory(prefix="signalbox-") as temporary:
+            try:
+                if is_local_uri(place):
+                    found = local_file_uri_to_path(place)
+                else:
+                    fetch = partial(download_artifacts, place, dst_path=temporary)
+                    found = attempt(
+                        self.uri,
+                        lambda: fetch(tracking_uri=self.uri, registry_uri=self.uri),
+                    )
+                folder = private_copy(Path(found), Path(temporary))
+            except (FileNotFoundError, MlflowException) as error:
+                raise RefusedError(
+                    f"the files of model {model} version {version} cannot be had from {place} "
+                    f"({str(error).splitlines()[0]}), those with digest {digest} are needed; "
+                    "restore them, or train the model again"
+                ) from error
+            found = model_digest(folder)
+            if found != digest:
+                raise RefusedError(
+                    f"the files of model {model} version {version} have digest {found}, recorded "
+                    f"was {digest}: they were changed since, and nothing of them was loaded; "
+                    "restore them, or train the model again"
+                )
+            yield folder
 
     def reconcile(self, state_of: Callable[[str], str | None]) -> list[tuple[str, str]]:
         """Ends the RUNNING runs whose Dagster run is over: their process was killed.
