@@ -278,7 +278,9 @@ def _predictions(
     recipe = recorded_recipe(record)
     before_spec = told_again(services.spec, recipe) if recipe else spec
     before_trainer = load_trainer(before_spec.model.trainer)
-    registered = services.tracking.load(spec.model.name, version, before_trainer.flavor)
+    registered = services.tracking.load(
+        spec.model.name, version, before_trainer.flavor, digest=record.data_version
+    )
     rows, on = _rows_to_compare(services, record, trained_on)
     before = _predicted(before_trainer, registered, before_spec, rows)
     after = _predicted(rebuilt.trainer, rebuilt.model, spec, rows)

@@ -27,6 +27,7 @@ from resources.ledger.quarantine import Quarantine
 from resources.ledger.records import TransitionRecord, VerdictRecord, VersionRecord
 from resources.ledger.restatements import Restatements, Watch
 from resources.ledger.waivers import Waivers
+from resources.serving import FolderSlot
 from resources.tracking import Tracking
 
 CLAIM_SECONDS = 600.0
@@ -146,6 +147,11 @@ class Services:
     @cached_property
     def tracking(self) -> Tracking:
         return Tracking(self.home.mlflow_uri, self.home.mlflow_artifacts)
+
+    @cached_property
+    def slot(self) -> FolderSlot:
+        root = self.home.root / "serving" / self.spec.model.name
+        return FolderSlot(root, self.spec.serving.keep)
 
     @property
     def clock(self) -> Clock:
