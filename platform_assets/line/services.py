@@ -30,6 +30,7 @@ from resources.ledger.quarantine import Quarantine
 from resources.ledger.records import TransitionRecord, VerdictRecord, VersionRecord
 from resources.ledger.restatements import Restatements, Watch
 from resources.ledger.waivers import Waivers
+from resources.serving import FolderSlot
 from resources.tracking import Tracking
 from resources.tracking.client import shown
 
@@ -156,6 +157,11 @@ class Services:
             spool=self.home.root / "tracking",
             owner=ledger[:16],
         )
+
+    @cached_property
+    def slot(self) -> FolderSlot:
+        root = self.home.root / "serving" / self.spec.model.name
+        return FolderSlot(root, self.spec.serving.keep)
 
     @property
     def clock(self) -> Clock:

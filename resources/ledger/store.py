@@ -273,6 +273,12 @@ class Ledger(Promotions):
         query = columns_of(t).where(t.c.asset == asset).order_by(t.c.id)
         return [VersionRecord(*row) for row in self._rows(query)]
 
+    def newest_version(self, asset: str) -> VersionRecord | None:
+        """The version of an asset that was recorded last, of whatever partition."""
+        t = tables().partition_versions
+        query = columns_of(t).where(t.c.asset == asset).order_by(t.c.id.desc()).limit(1)
+        return next((VersionRecord(*row) for row in self._rows(query)), None)
+
     def histories(self, asset: str, partitions: Iterable[str]) -> list[VersionRecord]:
         """All versions of some partitions, oldest first."""
         t = tables().partition_versions
