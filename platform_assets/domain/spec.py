@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from platform_assets.domain.digests import digest_of
 from platform_assets.domain.errors import UsageError
 from platform_assets.domain.expressions import names_in as names_in
+from platform_assets.domain.gate import EvaluationSpec as EvaluationSpec
 from platform_assets.domain.partition import PartitionKey, date_range
 from platform_assets.domain.promotion import Kind
 from platform_assets.domain.source_spec import (
@@ -89,13 +90,6 @@ class ModelSpec(Frozen):
                 "else no model would ever train"
             )
         return self
-
-
-class EvaluationSpec(Frozen):
-    """A model of date D is judged on D+1 .. D+days."""
-
-    days: int = Field(ge=1, le=60)
-    ndcg_at: int = Field(default=50, ge=1)
 
 
 class PartitionsSpec(Frozen):
@@ -211,6 +205,12 @@ class PipelineSpec(Frozen):
         readable = self._readable(problems)
         if not problems:
             self._expressions(readable, problems)
+        for n, column in enumerate(self.evaluation.gate.slices):
+            if column not in self.dataset.categories:
+                problems[f"evaluation.gate.slices.{n}"] = (
+                    f"{column!r} is not among the categories; allowed are "
+                    f"{listed(self.dataset.categories)}"
+                )
         if self.first_model_date > self.last_judged_date:
             problems["partitions"] = (
                 f"run from {self.partitions.start} to {self.partitions.end}, too short for one "

@@ -13,6 +13,7 @@ from platform_assets.factory.assets import build_assets
 from platform_assets.factory.due import due_selection
 from platform_assets.factory.grid import asset_key
 from platform_assets.factory.lanes import PIPELINE_TAG
+from platform_assets.factory.promoting import build_rollback_job
 from platform_assets.factory.sources import build_source
 from platform_assets.factory.upkeep import build_maintenance_job
 from platform_assets.factory.waiving import build_waive_job
@@ -79,5 +80,10 @@ def build_pipeline(
     check_spec(spec, origin)
     return dg.Definitions(
         assets=[*(build_source(spec, name) for name in spec.sources), *build_assets(spec, origin)],
-        jobs=[*jobs, build_waive_job(spec), build_maintenance_job(spec)],
+        jobs=[
+            *jobs,
+            build_waive_job(spec),
+            build_rollback_job(spec),
+            build_maintenance_job(spec),
+        ],
     )

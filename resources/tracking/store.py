@@ -128,9 +128,10 @@ class Tracking:
     def retag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Adds tags to a run that has ended, or replaces them."""
         client = self._client()
-        for key, value in tags.items():
-            text = value[:TAG_LENGTH]
-            attempt(self.uri, partial(client.set_tag, run_id, key, text))
+        from mlflow.entities import RunTag
+
+        batch = [RunTag(key, str(value)[:TAG_LENGTH]) for key, value in tags.items()]
+        attempt(self.uri, lambda: client.log_batch(run_id, tags=batch))
 
     def recorded_digest(self, model: str, version: int) -> str | None:
         """The digest that the registry shows of a version; None where there is no such version."""
@@ -155,6 +156,17 @@ class Tracking:
         except UsageError:
             return None
         return int(found.version)
+
+    def absence(self, model: str, version: int) -> str | None:
+        """Why a version is not to be used: deleted or archived; None where it is there."""
+        client = self._client()
+        try:
+            found = attempt(self.uri, lambda: client.get_model_version(model, str(version)))
+        except UsageError:
+            return "is not in MLflow's registry, it was deleted there or never registered"
+        if found.current_stage == "Archived":
+            return "is archived in MLflow's registry"
+        return None
 
     def load(self, model: str, version: int, flavor: str, *, digest: str) -> object:
         """The model of that version, as its flavor gives it back (a Booster, an estimator).
