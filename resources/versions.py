@@ -58,6 +58,70 @@ def trainer_file(entry_point: str, origin: str) -> Path:
     return path
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def sources_of(path: Path) -> dict[str, Path]:
+    """A module's source file and those that it imports from its own folder or below.
+
+    By their path from that folder. Found by reading, not by running: what is imported by a
+    computed name is not seen. A module that lies elsewhere is a library, or ours.
+    """
+    root, found, waiting = path.parent, dict[str, Path](), [path]
+    while waiting:
+        file = waiting.pop()
+        name = file.relative_to(root).as_posix()
+        if name in found:
+            continue
+        found[name] = file
+        if file.suffix == ".py":
+            waiting += _imported(file, root)
+    return dict(sorted(found.items()))
+
+
+def _imported(file: Path, root: Path) -> Iterator[Path]:
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    package = _package(root)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield from _beneath(root, package, alias.name.split("."))
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module.split(".") if node.module else []
+            if node.level:
+                above = file.parents[node.level - 1]
+                if above == root or root in above.parents:
+                    module = [*package, *above.relative_to(root).parts, *module]
+                else:
+                    module = [*_package(above), *module]
+            yield from _beneath(root, package, module)
+            for alias in node.names:  # `from package import module`
+                yield from _beneath(root, package, [*module, alias.name])
+
+
+def _package(folder: Path) -> list[str]:
+    """The dotted name of the package that a folder is; empty for one that is on the path."""
+    parts: list[str] = []
+    while (folder / "__init__.py").exists():
+        parts.insert(0, folder.name)
+        folder = folder.parent
+    return parts
+
+
+def _beneath(root: Path, package: list[str], module: list[str]) -> Iterator[Path]:
+    if module[: len(package)] != package or len(module) == len(package):
+        return
+    place = root.joinpath(*module[len(package) :])
+    for file in (place.with_name(f"{place.name}.py"), place / "__init__.py"):
+        if file.is_file():
+            yield file
+
+
 def top_level_names(path: Path) -> set[str] | None:
     """The names that a module defines or imports, read without running it.
 

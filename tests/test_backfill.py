@@ -452,6 +452,21 @@ def test_only_what_goes_on_can_be_steered(line: Line, backfill: Shell) -> None:
     assert "give --runs N, or --no-limit" in backfill.refused(2, "resize", "fromthui")
 
 
+def test_the_only_one_that_goes_on_need_not_be_named(line: Line, backfill: Shell) -> None:
+    assert "no backfill goes on in this home" in backfill.refused(1, "pause")
+    one = {"features": ["JFK|2013-01-03"]}
+    pretend(line, one, "first", BulkActionStatus.COMPLETED_SUCCESS)
+    pretend(line, one, "second")
+    assert backfill.json("pause")["backfill"] == "second"
+    assert backfill.json("resize", "--runs", "1")["max_runs"] == 1
+    pretend(line, one, "third")
+    said = backfill.refused(2, "resume")
+    assert "2 backfills go on, " in said
+    assert "second" in said
+    assert "third" in said
+    assert backfill.json("status", "second")["paused"] is True
+
+
 def test_without_a_webserver_nothing_is_launched_or_recorded(line: Line, backfill: Shell) -> None:
     nowhere = ("--url", "http://127.0.0.1:9")
     backfill("launch", "flights", *RANGE, *nowhere)

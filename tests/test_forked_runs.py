@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.launcher import LaunchRunContext, WorkerStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 
-from platform_assets.instance import forked, nursery, preload
+from platform_assets.domain.lanes import LANE_TAG, Lane
+from platform_assets.instance import forked, nursery, preload, worker
 from platform_assets.instance.forked import ForkedRunLauncher, worker_of
 from platform_assets.instance.nursery import CannotForkError, Fork
 from platform_assets.instance.zygote import foreign_threads
 from resources.home import Home
+from resources.lanes import load_lanes
 from tests import fork_jobs
 
 SECONDS = 60.0
@@ -56,16 +58,17 @@ class Yard:
         self.launcher: ForkedRunLauncher = instance.run_launcher
         self.file = JOBS
 
-    def create(self, job: str) -> dg.DagsterRun:
+    def create(self, job: str, tags: Mapping[str, str] | None = None) -> dg.DagsterRun:
         return self.instance.create_run_for_job(
             getattr(fork_jobs, job),
             run_config={"ops": {OPS[job]: {"config": {"folder": str(self.folder)}}}},
             job_code_origin=code_in(self.file).get_reconstructable_job(job).get_python_origin(),
             status=dg.DagsterRunStatus.STARTING,
+            tags=tags,
         )
 
-    def launch(self, job: str) -> dg.DagsterRun:
-        run = self.create(job)
+    def launch(self, job: str, tags: Mapping[str, str] | None = None) -> dg.DagsterRun:
+        run = self.create(job, tags)
         self.launcher.launch_run(LaunchRunContext(run, None))
         return run
 
@@ -124,6 +127,34 @@ def test_a_run_is_forked_with_everything_imported_and_differs_from_its_siblings(
     assert told[0][0] != told[1][0], "each has a process of its own"
     assert told[0][2] != told[1][2], "numpy's random numbers would be the same in each fork"
     until(lambda: not zygote.children(), "its children to be gone, zombies too")
+
+
+def test_runs_of_backfills_give_way_to_the_others(yard: Yard) -> None:
+    """Two cores, two backfill runs at work: without it today's training gets half a core less."""
+    ours = os.nice(0)
+    found = {
+        lane: yard.running(yard.launch("waiting", {LANE_TAG: lane})).nice()
+        for lane in map(str, (*Lane, "no such lane"))
+    }
+    for lane in (Lane.BACKFILL, Lane.LATE):
+        standing_back = load_lanes().nice(lane)
+        assert standing_back > 0
+        assert found.pop(lane) == min(19, ours + standing_back)
+    assert set(found.values()) == {ours}
+
+
+def test_the_session_stands_back_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run is a session of its own; where there are autogroups, nice alone changes nothing."""
+    said: list[int] = []
+    monkeypatch.setattr(os, "nice", said.append)
+    group = tmp_path / "autogroup"
+    for lane in (Lane.DAILY, Lane.ADHOC, "no such lane"):
+        group.unlink(missing_ok=True)
+        worker.stand_back({LANE_TAG: str(lane)}, str(group))
+        assert not group.exists()
+    assert said == []
+    worker.stand_back({LANE_TAG: "backfill"}, str(group))
+    assert [group.read_text()] == [str(n) for n in said] == ["15"]
 
 
 def test_what_a_run_prints_is_in_its_compute_logs(yard: Yard) -> None:

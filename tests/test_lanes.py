@@ -79,6 +79,7 @@ def test_a_declaration_that_is_right_is_taken() -> None:
     assert LANES.limit(Lane.DAILY) == LANES.slots
     assert slots_of(LANES, Lane.LATE) == ["lane/late/0"]
     assert len(slots_of(LANES, Lane.DAILY)) == LANES.slots
+    assert LANES.nice(Lane.DAILY) == 0
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,8 @@ def test_a_declaration_that_is_right_is_taken() -> None:
         ({"lanes__late__priority": 10}, "they must go down: daily > late > adhoc > backfill"),
         ({"lanes__adhoc__limit": 0}, "lanes.adhoc.limit: found 0"),
         ({"lanes__daily__limit": 1}, "lanes.daily.limit"),
+        ({"lanes__daily__nice": 1}, "lanes.daily.nice"),
+        ({"lanes__backfill__nice": -1}, "lanes.backfill.nice: found -1"),
         ({"backfill__per_key": "many"}, "found 'many'"),
         ({"slot": 5}, "slot: found 5"),
     ],

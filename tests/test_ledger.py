@@ -513,6 +513,29 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     drop_database(made)
 
 
+class _Busy:
+    """A connection that another one keeps from the write-ahead log, as SQLite says so: at once."""
+
+    def __init__(self, code: int) -> None:
+        self.refusals, self.code, self.asked = 3, code, 0
+
+    def execute(self, statement: str) -> None:
+        self.asked += 1
+        if self.asked <= self.refusals:
+            error = sqlite3.OperationalError("database is locked")
+            error.sqlite_errorcode = self.code
+            raise error
+
+
+def test_the_write_ahead_log_is_asked_for_until_nobody_else_does() -> None:
+    busy, broken = _Busy(sqlite3.SQLITE_BUSY), _Busy(sqlite3.SQLITE_IOERR)
+    engine._use_wal(busy)
+    assert busy.asked == 4
+    with pytest.raises(sqlite3.OperationalError):
+        engine._use_wal(broken)
+    assert broken.asked == 1
+
+
 def test_processes_that_make_the_schema_at_once_make_one(empty_url: str) -> None:
     run_together(_upgrade, [(empty_url,)] * 3)
     with engine.reading(empty_url) as connection:

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from platform_assets.demo.server import DagsterDev
+from resources.home import Home
+from tests.e2e.station import free_port
+
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMANDS = ("source ", "export ", "signalbox ", "dg ")
@@ -25,7 +29,7 @@ def typed(page: str, begin: str, end: str, home: str) -> list[str]:
         if block.startswith(COMMANDS)
         for line in block.splitlines()
     ]
-    (named,) = (line.partition("=")[2] for line in lines if "export SIGNALBOX_HOME=" in line)
+    (named,) = {line.partition("=")[2] for line in lines if "export SIGNALBOX_HOME=" in line}
 
     def moved(place: re.Match[str]) -> str:
         return home if place[0] == named else f"{home}-{place[1]}"
@@ -67,3 +71,25 @@ def test_the_tour_of_waivers(tmp_path: Path) -> None:
     assert "JFK|2013-10-25 is waived: W-0001 by ann until 2013-11-30" in said
     assert "flights/features JFK|2013-10-25: done" in said
     assert "waiver W-0001 was revoked by bob" in said
+
+
+def test_the_tour_of_backfills(tmp_path: Path) -> None:
+    """With Dagster beside it, as in the second terminal; the port is the test's own."""
+    home, port = tmp_path / "home", free_port()
+    commands = typed("backfills.md", "## Try it", "## 1. Plan", str(home))
+    (at,) = (i for i, line in enumerate(commands) if line.startswith("signalbox dev "))
+    run(commands[:at])
+    with DagsterDev(Home.locate(home), port) as server:
+        server.wait_until_ready()
+        second = [
+            f"{line} --url {server.url}" if line.split()[2] in ("launch", "cancel") else line
+            for line in commands[at + 1 :]
+            if line.startswith("signalbox ")
+        ]
+        assert len(second) == 9
+        said = run([f"export SIGNALBOX_HOME={home}", *second])
+    assert said.count("is launched: ") == 2
+    assert "is paused, at most 1 run(s) at once" in said
+    assert "is running, at most 2 run(s) at once" in said
+    assert "is being cancelled" in said
+    assert "elsewhere" in said

@@ -144,7 +144,7 @@ def audited() -> None:
     with tracking.run("audited", "run", {}) as run:
         run.log_parameters({"seed": 1})
         logged = log_model(run, "lightgbm", "audited")
-    tracking.load("audited", logged.version, "lightgbm")
+    tracking.load("audited", logged.version, "lightgbm", digest=logged.digest)
     from mlflow.telemetry.client import get_telemetry_client
 
     result = {"reached": reached, "telemetry": get_telemetry_client() is not None}

@@ -30,7 +30,12 @@ if TYPE_CHECKING:
     from resources.ledger.backfills import Backfills
     from resources.ledger.records import BackfillRecord
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="As in `signalbox backfill status`.")]
+Id = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[ID]", help="As in `signalbox backfill status`; default: the only open one."
+    ),
+]
 
 
 @backfill_app.command()
@@ -64,28 +69,30 @@ def status(
 
 
 @backfill_app.command()
-def watch(backfill_id: Id) -> None:
+def watch(given: Id = None) -> None:
     """Show the progress of a backfill until it ends; Ctrl-C ends the watching only."""
-    home = Home.locate()
+    home, backfill_id = Home.locate(), _the_one(given)
     with dagster_of(home) as instance:
         watch_to_its_end(instance, home, backfill_id)
 
 
 @backfill_app.command()
-def pause(backfill_id: Id, by: By = None, as_json: AsJson = False) -> None:
+def pause(given: Id = None, by: By = None, as_json: AsJson = False) -> None:
     """Start none of its queued runs; those in progress go on to their end."""
     from resources.ledger.backfills import PAUSED
 
+    backfill_id = _the_one(given)
     with _steering(backfill_id, by) as (store, name):
         store.set_state(backfill_id, PAUSED, name)
     _tell_steered(backfill_id, as_json)
 
 
 @backfill_app.command()
-def resume(backfill_id: Id, by: By = None, as_json: AsJson = False) -> None:
+def resume(given: Id = None, by: By = None, as_json: AsJson = False) -> None:
     """Let a paused backfill go on."""
     from resources.ledger.backfills import RUNNING
 
+    backfill_id = _the_one(given)
     with _steering(backfill_id, by) as (store, name):
         store.set_state(backfill_id, RUNNING, name)
     _tell_steered(backfill_id, as_json)
@@ -93,7 +100,7 @@ def resume(backfill_id: Id, by: By = None, as_json: AsJson = False) -> None:
 
 @backfill_app.command()
 def resize(
-    backfill_id: Id,
+    given: Id = None,
     runs: Runs = None,
     no_limit: Annotated[
         bool, typer.Option("--no-limit", help="As many as its lane lets it have.")
@@ -104,18 +111,19 @@ def resize(
     """Say how many of its runs may be in progress at once."""
     if (runs is None) != no_limit:
         raise UsageError("give --runs N, or --no-limit, one of the two")
+    backfill_id = _the_one(given)
     with _steering(backfill_id, by) as (store, name):
         store.set_size(backfill_id, runs, name)
     _tell_steered(backfill_id, as_json)
 
 
 @backfill_app.command()
-def cancel(backfill_id: Id, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def cancel(given: Id = None, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """End its queued runs and those in progress; what is built stays built."""
     from platform_assets.factory.backfill_view import require_backfill
     from resources.dagster_api import DagsterApi
 
-    home = Home.locate()
+    home, backfill_id = Home.locate(), _the_one(given)
     with dagster_of(home) as instance:
         _require_open(require_backfill(instance, backfill_id))
         DagsterApi(url).cancel_backfill(backfill_id)
@@ -127,6 +135,29 @@ def cancel(backfill_id: Id, url: Url = DEFAULT_URL, as_json: AsJson = False) -> 
         f"backfill {backfill_id} is being cancelled: its runs end within a minute, what they have "
         "committed stays; the same launch goes on where it ended"
     )
+
+
+def _the_one(given: str | None) -> str:
+    """The backfill that is meant: as given, or the only one that goes on.
+
+    Raises:
+        RefusedError: none was given and none goes on.
+        UsageError: none was given and several go on.
+    """
+    from platform_assets.factory.backfills import OPEN_STATUSES
+
+    if given is not None:
+        return given
+    with dagster_of() as instance:
+        known = instance.get_backfills(limit=100)
+        names = [one.backfill_id for one in known if one.status in OPEN_STATUSES]
+    if not names:
+        raise RefusedError(
+            "no backfill goes on in this home; `signalbox backfill status` lists those that were"
+        )
+    if len(names) > 1:
+        raise UsageError(f"{len(names)} backfills go on, {', '.join(names)}; name one of them")
+    return names[0]
 
 
 def _print_list(found: Sequence[dict[str, Any]]) -> None:

@@ -53,10 +53,16 @@ OTHERS = (Lane.LATE, Lane.ADHOC, Lane.BACKFILL)
 
 
 class LaneSpec(Frozen):
-    """A lane but the daily one: its slots at the most, and its place in the queue."""
+    """A lane but the daily one: its slots at the most, and its place in the queue.
+
+    Attributes:
+        nice: by how much its runs give way to the others where all want the same cores, as in
+            nice(1): 0 for not at all, 19 for whatever nobody else wants.
+    """
 
     limit: int = Field(ge=1)
     priority: int
+    nice: int = Field(default=0, ge=0, le=19)
 
 
 class DailySpec(Frozen):
@@ -113,6 +119,10 @@ class Lanes(Frozen):
 
     def priority(self, lane: Lane) -> int:
         return int(getattr(self.lanes, lane.value).priority)
+
+    def nice(self, lane: Lane) -> int:
+        """By how much its runs give way on a machine whose cores are all taken; never the daily."""
+        return int(getattr(getattr(self.lanes, lane.value), "nice", 0))
 
 
 def starving(limits: Mapping[Lane, int | None], slots: int) -> str | None:

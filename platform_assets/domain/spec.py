@@ -14,6 +14,7 @@ from platform_assets.domain.expressions import names_in as names_in
 from platform_assets.domain.gate import EvaluationSpec as EvaluationSpec
 from platform_assets.domain.partition import PartitionKey, date_range
 from platform_assets.domain.promotion import Kind
+from platform_assets.domain.serving import ServingSpec
 from platform_assets.domain.source_spec import (
     ColumnSpec,
     Frozen,
@@ -187,6 +188,7 @@ class PipelineSpec(Frozen):
     schedule: ScheduleSpec
     freshness: FreshnessSpec = FreshnessSpec()
     limits: LimitsSpec = LimitsSpec()
+    serving: ServingSpec = ServingSpec()
 
     @field_validator("owners")
     @classmethod
@@ -212,6 +214,8 @@ class PipelineSpec(Frozen):
                     f"{column!r} is not among the categories; allowed are "
                     f"{listed(self.dataset.categories)}"
                 )
+        ranking = f"ndcg_at_{self.evaluation.ndcg_at}" if self.dataset.relevance else ""
+        problems |= self.serving.problems(self.model.kind, ranking)
         if self.first_model_date > self.last_judged_date:
             problems["partitions"] = (
                 f"run from {self.partitions.start} to {self.partitions.end}, too short for one "

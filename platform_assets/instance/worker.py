@@ -9,6 +9,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dagster import DagsterInstance, DagsterRun
 
 NAME_LENGTH = 15
@@ -81,12 +83,35 @@ def _execute(run_id: str, instance_ref: str) -> bool:
         instance.report_engine_event(
             f"Run forked into process {os.getpid()}.", run, EngineEventData.in_process(os.getpid())
         )
+        stand_back(run.tags)
         ended = False
         with suppress(Exception):  # each was written into the event log before it was raised
             job = recon_job_from_origin(run.job_code_origin)
             for event in core_execute_run(job, run, instance, inject_env_vars=True):
                 ended = ended or event.is_job_event
         return ended and _is_over(instance, run_id)
+
+
+def stand_back(tags: "Mapping[str, str]", autogroup: str = "/proc/self/autogroup") -> None:
+    """Give way to the lanes that are in a hurry: this process, and every thread it will start.
+
+    Each run is a session of its own, and Linux may weigh sessions first and processes within them
+    only (autogroups): then the session has to stand back too. Lanes that cannot be read are said
+    so where the run claims its slot.
+    """
+    from platform_assets.domain.errors import SignalboxError
+    from platform_assets.domain.lanes import LANE_TAG, Lane
+    from resources.lanes import load_lanes
+
+    nice = 0
+    with suppress(SignalboxError, ValueError):
+        nice = load_lanes().nice(Lane(tags.get(LANE_TAG, Lane.ADHOC)))
+    if nice == 0:
+        return
+    with suppress(OSError):
+        os.nice(nice)
+    with suppress(OSError), open(autogroup, "w") as file:  # noqa: PTH123 - no Path here
+        file.write(str(nice))
 
 
 def _is_over(instance: "DagsterInstance", run_id: str) -> bool:

@@ -6,7 +6,6 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from platform_assets.domain.alerts import (
-    Alert,
     Failed,
     Findings,
     OpenAlert,
@@ -23,6 +22,7 @@ from platform_assets.line.clearance import assess_range, refresh
 from platform_assets.line.days import built_and_lapsed
 from platform_assets.line.due import read_due
 from platform_assets.line.launching import asset_of, describe, open_failures
+from platform_assets.line.projection import alert_record, serving_alerts
 from platform_assets.line.services import Services
 from resources.ledger.alerts import LOGGED_ONLY
 from resources.ledger.records import AlertRecord
@@ -50,12 +50,12 @@ def update(
     decision = decide(gather(services), opened)
     # Raised before the old one is closed: what dies in between is made up for by the next look.
     if decision.raised:
-        alerts.raise_all([_record(alert, as_of) for alert in decision.raised])
+        alerts.raise_all([alert_record(alert, as_of) for alert in decision.raised])
     if decision.retold:
         alerts.retell({n: (a.text, a.advice, a.key) for n, a in decision.retold.items()})
     if decision.closed:
         last_words = {
-            number: _record(alert, as_of) if alert else None
+            number: alert_record(alert, as_of) if alert else None
             for number, alert in decision.closed.items()
         }
         alerts.settle(last_words, as_of)
@@ -81,19 +81,6 @@ def _opened(record: AlertRecord) -> OpenAlert:
         text=record.text,
         advice=record.advice,
         raised_at=record.raised_at,
-    )
-
-
-def _record(alert: Alert, as_of: datetime) -> AlertRecord:
-    return AlertRecord(
-        pipeline=alert.pipeline,
-        kind=alert.kind.value,
-        subject=alert.subject,
-        key=alert.key,
-        text=alert.text,
-        advice=alert.advice,
-        raised_at=as_of,
-        next_attempt_at=datetime.now(UTC),
     )
 
 
@@ -129,6 +116,7 @@ def gather(services: Services) -> Findings:
             if record.step != "wait"
         ),
         misplaced=tuple(services.zone.misplaced.known()),
+        worded=serving_alerts(services),
     )
 
 

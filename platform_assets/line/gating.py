@@ -229,7 +229,7 @@ def _show(services: Services, candidate: VersionRecord, report: GateReport) -> N
     run_id = candidate.detail["mlflow_run_id"]
     against = "no champion" if report.champion is None else f"champion {report.champion}"
     values = ("passed" if report.passed else "refused", against, report.reason)
-    services.tracking.tag_run(run_id, dict(zip(GATE_TAGS, values, strict=True)))
+    services.tracking.retag(run_id, dict(zip(GATE_TAGS, values, strict=True)))
     found: dict[str, Any] = {"gate_passed": float(report.passed)}
     if report.evidence.interval is not None:
         found |= {f"gate_{k}": v for k, v in report.evidence.interval.model_dump().items()}

@@ -30,6 +30,7 @@ from platform_assets.line.features import (
     record_completeness,
     told_key,
 )
+from platform_assets.line.inputs import stage_version
 from platform_assets.line.late import left_to_late
 from platform_assets.line.launching import NoRuns, Runs, Undecided, launchable
 from platform_assets.line.services import Services
@@ -122,7 +123,9 @@ def look(
     keys = [key for day in live for key in spec.keys_of(day)]
     versions = ledger.current_versions(spec.asset("features"), keys)
     built, lapsed_waivers = built_and_lapsed(services, versions)
-    plan = plan_features(spec.pipeline, reports.values(), list(built))
+    plan = plan_features(
+        spec.pipeline, reports.values(), list(built), stage_version(spec, "features")
+    )
     held = {r.partition: r.reason() for r in reports.values() if not r.is_clear}
     unfit = refused(services, (r for r in reports.values() if r.partition not in built))
     plan += Plan(held=unfit)
@@ -140,7 +143,7 @@ def look(
         day for day, found in days.items() if found.state is DayState.WHOLE and day not in trained
     ]
     snapshots = decide_snapshots(services, ready, days)
-    plan += plan_training(spec.pipeline, days, snapshots, trained)
+    plan += plan_training(spec.pipeline, days, snapshots, trained, stage_version(spec, "model"))
     over = [day for day in live if local_hours(day, spec.partitions.timezone)[-1] + HOUR <= as_of]
     rolled = {
         name: record.data_version
@@ -266,7 +269,8 @@ def _judgement(
     needed = {d for day in waiting for d in spec.judged_on(day)}
     days = {**known, **_as_recorded(services, needed - set(known), attended)}
     following = {day: [days[d] for d in spec.judged_on(day)] for day in waiting}
-    return plan_judgement(spec.pipeline, models, judged, following), following
+    code = stage_version(spec, "evaluation")
+    return plan_judgement(spec.pipeline, models, judged, following, code), following
 
 
 def _without_champion(services: Services, undecided: Undecided | None) -> set[date]:

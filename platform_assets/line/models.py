@@ -11,7 +11,10 @@ from platform_assets.domain.manifest import Snapshot
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.line.clearance import described, lapsed
 from platform_assets.line.days import load_snapshot
-from platform_assets.line.inputs import already_done, done_before, inputs_of, made_of
+from platform_assets.line.fingerprints import detail_of, fingerprint_of, known_model, tags_of
+from platform_assets.line.inputs import already_done, done_before, made_of
+from platform_assets.line.links import dagster_run_url, mlflow_run_url, require_addresses
+from platform_assets.line.recipes import RECIPE, recipe_of
 from platform_assets.line.services import Outcome, Services
 from resources import plots
 from resources.ledger.records import VersionRecord
@@ -19,6 +22,9 @@ from resources.training import load_trainer, training_frame
 
 EXAMPLE_ROWS = 5
 """Rows of the input example that is stored with each model."""
+
+IDENTITY = ("model_version", "mlflow_run_id", "mlflow_experiment_id", "snapshot")
+"""Keys of a model version's detail that say which model it is."""
 
 
 def require_version(services: Services, stage: str, day: date) -> VersionRecord:
@@ -74,9 +80,11 @@ def train_model(
     Raises:
         HeldError: the date has no snapshot, or it was refused.
         RefusedError: a partition of it can no longer be read as it was, or the lease was lost.
+        HomeError: a variable names no image digest, no commit, or no address of a UI.
         LeaseTakenError: another run trains this date for too long.
     """
     asset = services.spec.asset("model")
+    require_addresses()
     with services.claim(asset, str(partition), run_id) as lease:
         return _train(services, partition, run_id, lease, lane=lane, log=log)
 
@@ -95,42 +103,62 @@ def _train(
     snapshot_record = require_snapshot(services, day)
     snapshot = load_snapshot(services, day, snapshot_record.data_version)
     upstream = {spec.asset("snapshot"): snapshot_record.data_version}
-    inputs = inputs_of(
-        services,
-        "model",
-        snapshot=snapshot_record.data_version,
-        terms=[snapshot.short, list(snapshot.waivers)],
-        dataset=spec.dataset.model_dump(mode="json"),
+    trainer = load_trainer(spec.model.trainer)
+    fingerprint, environment = fingerprint_of(spec, trainer, snapshot_record.data_version)
+    # What is made, and on what terms: the same model of rows that somebody else has waived is
+    # recorded again, so that this person is found.
+    inputs = digest_of(
+        {"fingerprint": fingerprint.value, "terms": [snapshot.short, list(snapshot.waivers)]}
     )
+    made = {
+        "held": dict(snapshot.held),
+        "short": snapshot.short,
+        "waivers": list(snapshot.waivers),
+        **detail_of(fingerprint, environment),
+        RECIPE: recipe_of(spec).model_dump(mode="json"),
+        **made_of(services, inputs),
+    }
     done = done_before(services, asset, name, inputs)
     if done is not None:
         if lease.after_crash:  # it was recorded, and killed before it could tell MLflow
             services.tracking.finish(done.detail["mlflow_run_id"])
         services.attend([day], "its model was trained")
         return already_done(services, done, _described(services, snapshot, done.detail), upstream)
+    terms = _terms(services, snapshot)
+    known = known_model(services, asset, name, fingerprint)
+    if known is not None:
+        detail = {**{key: known.detail.get(key) for key in IDENTITY}, **made}
+        services.tracking.retag(known.detail["mlflow_run_id"], terms)
+        services.record(
+            lease=lease,
+            asset=asset,
+            partition=name,
+            data_version=known.data_version,
+            rows=known.rows,
+            run_id=run_id,
+            always=True,
+            detail=detail,
+        )
+        services.attend([day], "its model is known")
+        log(
+            f"{asset} {name}: version {known.detail['model_version']} of {spec.model.name} has "
+            f"this fingerprint ({fingerprint.value[:12]}); nothing is to be trained"
+        )
+        told = {**_described(services, snapshot, detail), "known_model_of_run": known.run_id}
+        told |= {"rows": known.rows, "lease_token": lease.token}
+        return Outcome(asset, name, known.data_version, True, told, {}, upstream)
     table = services.table.read(snapshot.partitions, snapshot.read_version)
     frame, target = training_frame(table, spec)
-    trainer = load_trainer(spec.model.trainer)
     parameters = dict(spec.model.parameters)
-    fingerprint = digest_of(
-        {
-            "snapshot": snapshot_record.data_version,
-            "trainer": spec.model.trainer,
-            "parameters": parameters,
-            "seed": spec.model.seed,
-        }
-    )
-    waivers = described(services, snapshot.waivers)
     tags = {
         "signalbox.dagster_run_id": run_id,
         "signalbox.pipeline": spec.pipeline,
         "signalbox.partition": name,
         "signalbox.lane": lane,
         "signalbox.snapshot": snapshot_record.data_version,
-        "signalbox.held_days": ", ".join(snapshot.held) or "none",
-        "signalbox.waivers": ", ".join(snapshot.waivers) or "none",
-        "signalbox.short_partitions": ", ".join(snapshot.short) or "none",
-        **{f"signalbox.waiver.{waiver}": text for waiver, text in waivers.items()},
+        **_link(run_id, f"{asset} {name}"),
+        **tags_of(fingerprint, environment),
+        **terms,
     }
     with services.tracking.run(spec.pipeline, f"{spec.model.name} {name}", tags) as run:
         run.log_parameters(
@@ -143,6 +171,7 @@ def _train(
                 "days": len(snapshot.days),
             }
         )
+        run.log_document("environment.json", detail_of(fingerprint, environment))
         run.log_snapshot(
             f"{asset} {name}",
             snapshot_record.data_version,
@@ -181,12 +210,9 @@ def _train(
         detail = {
             "model_version": logged.version,
             "mlflow_run_id": run.run_id,
+            "mlflow_experiment_id": run.begun.experiment_id,
             "snapshot": snapshot_record.data_version,
-            "fingerprint": fingerprint,
-            "held": dict(snapshot.held),
-            "short": snapshot.short,
-            "waivers": list(snapshot.waivers),
-            **made_of(services, inputs),
+            **made,
         }
         # Within the run: where this is refused, the training has failed in MLflow too.
         services.record(
@@ -209,17 +235,46 @@ def _train(
     return Outcome(asset, name, logged.digest, True, metadata, figures, upstream)
 
 
+def _link(run_id: str, what: str) -> dict[str, str]:
+    """Tags of the MLflow run by which its Dagster run is found.
+
+    MLflow's UI shows the note as the run's description, and the address in it as a link.
+    """
+    url = dagster_run_url(run_id)
+    if url is None:
+        return {}
+    note = f"{what}, trained by [Dagster run {run_id[:8]}]({url})"
+    return {"signalbox.dagster_run": url, "mlflow.note.content": note}
+
+
+def _terms(services: Services, snapshot: Snapshot) -> dict[str, str]:
+    """As tags of the MLflow run: what the snapshot lacks, and who let that go."""
+    return {
+        "signalbox.held_days": ", ".join(snapshot.held) or "none",
+        "signalbox.waivers": ", ".join(snapshot.waivers) or "none",
+        "signalbox.short_partitions": ", ".join(snapshot.short) or "none",
+        **{
+            f"signalbox.waiver.{waiver}": text
+            for waiver, text in described(services, snapshot.waivers).items()
+        },
+    }
+
+
 def _described(services: Services, snapshot: Snapshot, detail: Mapping[str, Any]) -> dict[str, Any]:
     """A model for people, whoever trained it."""
     return {
         "registered_model": services.spec.model.name,
         "registered_version": detail["model_version"],
         "mlflow_run_id": detail["mlflow_run_id"],
+        "mlflow_run": mlflow_run_url(
+            services.home, str(detail.get("mlflow_experiment_id")), detail["mlflow_run_id"]
+        ),
         "days": len(snapshot.days),
         "held": dict(snapshot.held),
         "short": snapshot.short or None,
         "waivers": described(services, snapshot.waivers) or None,
         "snapshot": detail["snapshot"],
+        "fingerprint": detail["fingerprint"],
     }
 
 

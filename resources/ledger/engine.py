@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def upgrade(url: str) -> None:
                 with engine.connect() as connection:
                     raw = connection.connection.driver_connection
                     assert raw is not None
-                    raw.execute("PRAGMA journal_mode = WAL")
+                    _use_wal(raw)
             with engine.execution_options(signalbox_writes=True).begin() as connection:
                 if engine.dialect.name == "postgresql":
                     # SQLite has its write lock by now; here two upgrades at once would collide.
@@ -106,6 +107,24 @@ def upgrade(url: str) -> None:
             ) from error
         finally:
             engine.dispose()
+
+
+def _use_wal(raw: Any) -> None:
+    """Turn the write-ahead log on; of several at once SQLite refuses all but one, without waiting.
+
+    Raises:
+        sqlite3.OperationalError: it was refused for as long as a writer waits.
+    """
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            raw.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def _is_current(url: str) -> bool:

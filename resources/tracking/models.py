@@ -27,6 +27,18 @@ MODEL_FILE = "MLmodel"
 # Ids and times of this save, the pip and interpreter of this machine, and what MLflow writes
 # into the folder when somebody loads it by its registered name: not the model's.
 VOLATILE = frozenset({MODEL_FILE, "conda.yaml", "python_env.yaml", "registered_model_meta"})
+# Of the MLmodel file: ids, times and sizes. All else of it says how the model is loaded.
+VOLATILE_KEYS = frozenset(
+    {
+        "artifact_path",
+        "model_id",
+        "model_size_bytes",
+        "model_uuid",
+        "run_id",
+        "utc_time_created",
+    }
+)
+TRUSTED = "skops_trusted_types"
 LOADER = "signalbox_category_loader"
 EXAMPLE_ROWS = 5
 SIGNATURE_ROWS = 1000
@@ -110,7 +122,7 @@ def save_model(
     if flavor == "sklearn":
         # Not MLflow's default everywhere: on Databricks it would be a pickle.
         arguments["serialization_format"] = "skops"
-        arguments["skops_trusted_types"] = _types_of(model)
+        arguments[TRUSTED] = _types_of(model)
     elif flavor == "lightgbm":
         arguments["serialization_format"] = "skops"  # of its sklearn classes; a Booster is text
     with warnings.catch_warnings():
@@ -134,12 +146,12 @@ def save_model(
 
 
 def model_digest(folder: Path) -> str:
-    """SHA-256 over names and contents of a model's files, and its signature.
+    """SHA-256 over names and contents of a model's files.
 
-    Left out: MLmodel (ids, times; its signature is put in), conda.yaml and python_env.yaml (the
-    machine's pip), registered_model_meta (appears when somebody loads it). A `.skops` archive
-    counts by its contents: its own bytes hold the time of the save and the memory addresses of
-    the objects.
+    The MLmodel file counts without its ids, times and sizes: it names the files that are loaded,
+    and by what. Left out are conda.yaml and python_env.yaml (the machine's pip) and
+    registered_model_meta (appears when somebody loads it). A `.skops` archive counts by its
+    contents: its own bytes hold the time of the save and the memory addresses of the objects.
     """
     digests = {}
     for path in sorted(folder.rglob("*")):
@@ -150,12 +162,21 @@ def model_digest(folder: Path) -> str:
                 if path.suffix == ".skops"
                 else hashlib.sha256(path.read_bytes()).hexdigest()
             )
-    digests["signature"] = hashlib.sha256(_signature(folder / MODEL_FILE).encode()).hexdigest()
+    digests[MODEL_FILE] = hashlib.sha256(_lasting(folder / MODEL_FILE).encode()).hexdigest()
     return combine(digests)
 
 
+def private_copy(source: Path, folder: Path) -> Path:
+    """A copy of a model's files, which nobody changes between the look at them and the load.
+
+    Without what is not in the digest and can be run: byte code that lies beside the sources.
+    """
+    ignored = shutil.ignore_patterns("__pycache__", "registered_model_meta")
+    return Path(shutil.copytree(source, folder / "verified", ignore=ignored))
+
+
 def load_model(folder: Path, flavor: str) -> object:
-    """The model that `save_model` wrote into `folder`."""
+    """The model that `save_model` wrote into `folder`. Loading runs what the files say."""
     loaded: object = flavor_module(flavor).load_model(str(folder))
     return loaded
 
@@ -203,7 +224,7 @@ def _types_of(model: object) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="signalbox-") as folder:
         path = Path(folder, "model.skops")
         skops.io.dump(model, path)
-        return list(skops.io.get_untrusted_types(file=path))
+        return sorted(skops.io.get_untrusted_types(file=path))
 
 
 def _skops_digest(path: Path) -> str:
@@ -232,8 +253,16 @@ def _without_addresses(node: Any, files: dict[str, str]) -> Any:
     return node
 
 
-def _signature(path: Path) -> str:
+def _lasting(path: Path) -> str:
     import yaml
 
-    document = yaml.safe_load(path.read_text())
-    return canonical_json(document.get("signature"))
+    try:
+        document = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return ""
+    if not isinstance(document, dict):
+        return ""
+    for flavor in (document.get("flavors") or {}).values():
+        if isinstance(flavor, dict) and isinstance(flavor.get(TRUSTED), list):
+            flavor[TRUSTED] = sorted(map(str, flavor[TRUSTED]))  # MLflow makes it of a set
+    return canonical_json({k: v for k, v in document.items() if k not in VOLATILE_KEYS})
