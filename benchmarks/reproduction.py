@@ -31,9 +31,10 @@ from platform_assets.domain.errors import HeldError, RefusedError
 from platform_assets.domain.partition import PartitionKey, date_range, local_hours
 from platform_assets.domain.reproduction import Verdict
 from platform_assets.factory.instance import make_home
+from platform_assets.line.crowning import decide_champion
 from platform_assets.line.days import build_day, build_snapshot
 from platform_assets.line.features import build_features
-from platform_assets.line.judging import decide_champion, evaluate_model
+from platform_assets.line.judging import evaluate_model
 from platform_assets.line.landing import land_flights
 from platform_assets.line.maintenance import maintain, vacuum
 from platform_assets.line.models import train_model

@@ -17,9 +17,10 @@ from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.waiver import Shortage, Waiver
 from platform_assets.line.audit import audit
 from platform_assets.line.audit_page import audit_page
+from platform_assets.line.crowning import decide_champion
 from platform_assets.line.days import build_day, build_snapshot
 from platform_assets.line.impact import read_impact
-from platform_assets.line.judging import decide_champion, evaluate_model
+from platform_assets.line.judging import evaluate_model
 from platform_assets.line.models import train_model
 from platform_assets.line.registered import model_record
 from resources.ledger.records import VersionRecord
