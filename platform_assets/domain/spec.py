@@ -207,7 +207,8 @@ class PipelineSpec(Frozen):
         readable = self._readable(problems)
         if not problems:
             self._expressions(readable, problems)
-        for n, column in enumerate(self.evaluation.gate.slices):
+        # After the others: of a wrong list of categories this would only be the echo.
+        for n, column in enumerate(() if problems else self.evaluation.gate.slices):
             if column not in self.dataset.categories:
                 problems[f"evaluation.gate.slices.{n}"] = (
                     f"{column!r} is not among the categories; allowed are "
