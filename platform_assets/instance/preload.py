@@ -68,6 +68,7 @@ def preload() -> list[str]:
     missing = _import([*OF_DAGSTER, *OF_THE_LINE])
     remember_migrations()
     _remember_distributions()
+    _remember_fonts_and_mappers()
     try:
         specs = load_catalog().values()
     except SignalboxError:
@@ -98,6 +99,20 @@ def _remember_distributions() -> None:
     find = getattr(requirements_utils, "_init_modules_to_packages_map", None)
     if find is not None:
         find()
+
+
+def _remember_fonts_and_mappers() -> None:
+    """What every training would find out anew: fonts for its plots, the tables of MLflow's store.
+
+    Neither starts a thread nor keeps a connection; a file of a font is only read.
+    """
+    from sqlalchemy.orm import configure_mappers
+
+    from resources import plots
+
+    plots.training_curve("loss", [1.0, 0.5])
+    plots.importance({"feature": 1.0, "other": 0.5})
+    configure_mappers()
 
 
 def _import(names: Iterable[str]) -> list[str]:
