@@ -21,17 +21,8 @@ from hypothesis import strategies as st
 
 from platform_assets.cli.app import main
 from platform_assets.cli.doctor import examine
-from platform_assets.domain.alerts import (
-    WAIVER_NOTICE,
-    Alert,
-    Findings,
-    Kind,
-    OpenAlert,
-    Refusal,
-    decide,
-    next_attempt,
-    wanted,
-)
+from platform_assets.domain.alert import Alert, Findings, Kind, OpenAlert, Refusal
+from platform_assets.domain.alerts import WAIVER_NOTICE, decide, next_attempt, wanted
 from platform_assets.domain.clock import FixedClock
 from platform_assets.domain.completeness import CompletenessReport, SourceReport, Verdict
 from platform_assets.domain.freshness import AssetDue, DueReport, DueState

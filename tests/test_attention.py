@@ -309,6 +309,7 @@ def test_a_day_is_kept_until_all_its_changes_have_been_told(
     hour = local_hours(old, looks.services.spec.partitions.timezone)[5]
     looks.services.zone.deliver("weather", "LGA", hour, weather(hour))
     monkeypatch.setattr(live, "MOST_CHANGES", 1)
+    monkeypatch.setattr(live, "LEAST_CHANGES", 1)
     looks.at(noon(APRIL)).until_quiet()
     told = [told_key(c.asset, c.partition) for tick in looks.seen for c in tick.changes]
     assert told == [f"flights/landed_weather {key}|{old}" for key in ("JFK", "LGA")]
@@ -424,3 +425,17 @@ def test_other_rules_have_all_days_looked_at_once(box: Box) -> None:
     attended = set(services.watch.attended("flights"))
     assert date(2013, 4, 10) in attended
     assert min(attended) > date(2013, 2, 20) + timedelta(days=MOST_ATTENDED - 1)
+
+
+def test_a_look_that_takes_in_many_files_leaves_changes_to_the_next(
+    looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Telling Dagster of them is what costs most beside; nothing is lost by it."""
+    monkeypatch.setattr(live, "MOST_CHANGES", 3)
+    monkeypatch.setattr(live, "LEAST_CHANGES", 1)
+    monkeypatch.setattr(live, "FILES_A_CHANGE", 2)
+    days = [date(2013, 4, day) for day in (15, 16, 17, 18)]
+    for day in days:
+        deliver(looks.services, day)
+    told = [len(looks.at(noon(APRIL)).look().changes) for _ in range(4)]
+    assert told == [1, 3, 0, 0], "four files are worth two changes"

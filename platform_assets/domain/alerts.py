@@ -4,178 +4,19 @@ One alert a kind and date, with its keys listed, however many hours or files it 
 raised again only when a key joins that it did not name, or when the same thing comes back.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
-from enum import StrEnum
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
-
-from platform_assets.domain.completeness import CompletenessReport
+from platform_assets.domain.alert import Alert, Decision, Findings, Kind, OpenAlert, Refusal
 from platform_assets.domain.digests import digest_of
-from platform_assets.domain.freshness import DueReport, DueState
+from platform_assets.domain.freshness import DueState
 from platform_assets.domain.partition import PartitionKey
-from platform_assets.domain.waiver import Waiver
 
 WAIVER_NOTICE = timedelta(hours=24)
 """How long before its end a waiver that is in use is named."""
 
 MOST_REASONS = 1500
 """Characters of reasons in one text: a receiver has to be able to take it."""
-
-
-class Kind(StrEnum):
-    HELD = "held"
-    """A live day is over, and something of it is missing."""
-    LATE = "late"
-    """It still is, and a source's deadline is over."""
-    STALE = "stale"
-    """The model that is due is not there."""
-    FAILED = "failed"
-    """A run that the line needs ended badly, and is not launched again by itself."""
-    QUARANTINED = "quarantined"
-    """Delivered files were refused."""
-    RESTATEMENT = "restatement"
-    """Hours changed after they had been used, and a person has to decide."""
-    WAIVER = "waiver"
-    """A waiver that is in use ends soon, or has ended."""
-    MISPLACED = "misplaced"
-    """Something was delivered to a folder that no source reads."""
-    DRIFT = "drift"
-    """An alias of MLflow or the serving slot is not as the ledger says."""
-    ROLLED_BACK = "rolled_back"
-    """A champion was rolled back from without a person; its version is held."""
-    HEALED = "healed"
-    """What was alerted is over."""
-
-
-class Alert(BaseModel):
-    """One alert as it should be now.
-
-    Attributes:
-        subject: asset and date, or asset and partition: `flights/features 2013-02-09`.
-        concerns: the keys (airports) that it names, or a name; part of its identity.
-        text: what was found.
-        advice: what to do, with the command.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    pipeline: str
-    kind: Kind
-    subject: str
-    concerns: tuple[str, ...] = ()
-    text: str
-    advice: str
-
-    @property
-    def key(self) -> str:
-        """The same key is the same alert."""
-        return "|".join((self.pipeline, self.kind, self.subject, ",".join(self.concerns)))
-
-
-class OpenAlert(BaseModel):
-    """An alert of the ledger that is not closed."""
-
-    model_config = ConfigDict(frozen=True)
-
-    number: int
-    kind: str
-    subject: str
-    key: str
-    text: str
-    advice: str
-    raised_at: AwareDatetime
-
-    @property
-    def concerns(self) -> tuple[str, ...]:
-        listed = self.key.rsplit("|", 1)[1]
-        return tuple(listed.split(",")) if listed else ()
-
-
-class Decision(BaseModel):
-    """What to do about the alerts.
-
-    Attributes:
-        raised: to be raised: the ledger ignores those whose key is open.
-        retold: open alerts whose text and key are to follow what is found now, by number; that is
-            not said again.
-        closed: open alerts that are over, by number with what is said of it; none: nothing, as
-            another alert says it, or nobody can tell.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    raised: tuple[Alert, ...] = ()
-    retold: Mapping[int, Alert] = {}
-    closed: Mapping[int, Alert | None] = {}
-
-
-class Refusal(BaseModel):
-    """A refused file that nothing has come in the place of."""
-
-    model_config = ConfigDict(frozen=True)
-
-    day: date
-    key: str
-    path: str
-    reason: str
-
-
-class Restated(BaseModel):
-    """A change of used hours that waits for a person."""
-
-    model_config = ConfigDict(frozen=True)
-
-    partition: str
-    reason: str
-
-
-class Failed(BaseModel):
-    """A run that ended badly and is left to a person.
-
-    Attributes:
-        asset, partition: what it was to make.
-        run_id: of the last attempt.
-        said: how it ended, why, and why it is not launched again.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    asset: str
-    partition: str
-    run_id: str
-    said: str
-
-
-class Findings(BaseModel):
-    """All that alerts are made of.
-
-    Attributes:
-        features, model: asset keys.
-        live_from, live_to: the live days that are over; of no other day anything is said.
-        reports: of those days the partitions that are neither clear nor built.
-        refusals: of live days.
-        used: the waivers that partitions which were built rest on, and that still count.
-        misplaced: folders of the landing zone that no source reads, each with what is expected.
-        worded: alerts that others have put into words: of drift, of roll backs.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    pipeline: str
-    features: str
-    model: str
-    as_of: AwareDatetime
-    live_from: date
-    live_to: date
-    reports: tuple[CompletenessReport, ...]
-    due: DueReport
-    refusals: tuple[Refusal, ...] = ()
-    restatements: tuple[Restated, ...] = ()
-    used: tuple[Waiver, ...] = ()
-    failed: tuple[Failed, ...] = ()
-    misplaced: tuple[str, ...] = ()
-    worded: tuple[Alert, ...] = ()
 
 
 def wanted(found: Findings) -> tuple[Alert, ...]:

@@ -5,15 +5,8 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from platform_assets.domain.alerts import (
-    Failed,
-    Findings,
-    OpenAlert,
-    Refusal,
-    Restated,
-    decide,
-    next_attempt,
-)
+from platform_assets.domain.alert import Failed, Findings, OpenAlert, Refusal, Restated
+from platform_assets.domain.alerts import decide, next_attempt
 from platform_assets.domain.attention import recent_days
 from platform_assets.domain.completeness import CLEAR, CompletenessReport
 from platform_assets.domain.partition import PartitionKey, date_range, local_date, runs_of

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from platform_assets.domain.alerts import Alert, Kind
+from platform_assets.domain.alert import Alert, Kind
 from platform_assets.domain.errors import RefusedError, SignalboxError
 from platform_assets.domain.reconcile import (
     ALIASES,
