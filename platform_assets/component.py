@@ -20,6 +20,7 @@ from sensors.alerts import build_alert_sensors
 from sensors.due import build_due_sensor
 from sensors.late_data import build_late_data_sensor
 from sensors.readiness import build_readiness_sensor
+from sensors.serving import build_serving_sensors
 
 TEMPLATE = Path(__file__).with_name("pipeline_template.yaml")
 
@@ -49,6 +50,7 @@ def pipeline_definitions(
                     build_late_data_sensor(spec, jobs),
                     build_due_sensor(spec),
                     *build_alert_sensors(spec),
+                    *build_serving_sensors(spec),
                 ],
             ),
         )

@@ -307,3 +307,30 @@ def test_a_promoter_that_dies_before_the_alias_leaves_it_behind(
     assert AliasFile(tmp_path / "alias").read() == 1
     project(few_services(sqlite_url, tmp_path))
     assert AliasFile(tmp_path / "alias").read() == 100
+
+
+# --- turns --------------------------------------------------------------------------------------
+
+
+def test_promoters_take_turns_on_postgres_and_nobody_waits_for_ever(postgres_url: str) -> None:
+    mine, other = Ledger(postgres_url), Ledger(postgres_url)
+    with mine.turn(MODEL) as first:
+        assert first
+        with other.turn(MODEL, wait=0.05) as second:
+            assert not second, "it goes on all the same: the turn guards nothing"
+            promoted(other, 2, None)
+        with other.turn("grid-forecast", wait=0.05) as another:
+            assert another
+    with other.turn(MODEL, wait=0.05) as then:
+        assert then
+    with pytest.raises(PromotionConflictError), other.turn(MODEL):
+        promoted(other, 3, None)
+    with mine.turn(MODEL, wait=0.05) as left:
+        assert left, "an error gives the turn back"
+
+
+def test_on_sqlite_nobody_queues(sqlite_url: str) -> None:
+    ledger = open_ledger(sqlite_url)
+    with ledger.turn(MODEL) as first, ledger.turn(MODEL) as second:
+        assert (first, second) == (False, False)
+        promoted(ledger, 2, None)

@@ -40,6 +40,10 @@ class Kind(StrEnum):
     """A waiver that is in use ends soon, or has ended."""
     MISPLACED = "misplaced"
     """Something was delivered to a folder that no source reads."""
+    DRIFT = "drift"
+    """An alias of MLflow or the serving slot is not as the ledger says."""
+    ROLLED_BACK = "rolled_back"
+    """A champion was rolled back from without a person; its version is held."""
     HEALED = "healed"
     """What was alerted is over."""
 
@@ -153,6 +157,7 @@ class Findings(BaseModel):
         refusals: of live days.
         used: the waivers that partitions which were built rest on, and that still count.
         misplaced: folders of the landing zone that no source reads, each with what is expected.
+        worded: alerts that others have put into words: of drift, of roll backs.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -170,6 +175,7 @@ class Findings(BaseModel):
     used: tuple[Waiver, ...] = ()
     failed: tuple[Failed, ...] = ()
     misplaced: tuple[str, ...] = ()
+    worded: tuple[Alert, ...] = ()
 
 
 def wanted(found: Findings) -> tuple[Alert, ...]:
@@ -182,6 +188,7 @@ def wanted(found: Findings) -> tuple[Alert, ...]:
         *_restatements(found),
         *_waivers(found),
         *_misplaced(found),
+        *found.worded,
     )
 
 
@@ -227,6 +234,10 @@ def _healed(found: Findings, opened: OpenAlert, now: Sequence[Alert]) -> Alert |
             text = f"{due.asset} {due.due} is there"
     elif opened.kind == Kind.FAILED:
         text = f"{opened.subject}: it was made, is being made again, or has other inputs now"
+    elif opened.kind == Kind.DRIFT:
+        text = f"{opened.subject}: it is as the ledger says"
+    elif opened.kind == Kind.ROLLED_BACK:
+        text = f"{opened.subject}: it is held no more"
     elif opened.kind == Kind.MISPLACED and not found.misplaced:
         text = f"{opened.subject}: every folder is one that is looked at"
     elif opened.kind in (Kind.HELD, Kind.LATE, Kind.QUARANTINED):

@@ -14,6 +14,7 @@ from platform_assets.domain.expressions import names_in as names_in
 from platform_assets.domain.gate import EvaluationSpec as EvaluationSpec
 from platform_assets.domain.partition import PartitionKey, date_range
 from platform_assets.domain.promotion import Kind
+from platform_assets.domain.serving import ServingSpec
 from platform_assets.domain.source_spec import (
     ColumnSpec,
     Frozen,
@@ -187,6 +188,7 @@ class PipelineSpec(Frozen):
     schedule: ScheduleSpec
     freshness: FreshnessSpec = FreshnessSpec()
     limits: LimitsSpec = LimitsSpec()
+    serving: ServingSpec = ServingSpec()
 
     @field_validator("owners")
     @classmethod
@@ -205,12 +207,15 @@ class PipelineSpec(Frozen):
         readable = self._readable(problems)
         if not problems:
             self._expressions(readable, problems)
-        for n, column in enumerate(self.evaluation.gate.slices):
+        # After the others: of a wrong list of categories this would only be the echo.
+        for n, column in enumerate(() if problems else self.evaluation.gate.slices):
             if column not in self.dataset.categories:
                 problems[f"evaluation.gate.slices.{n}"] = (
                     f"{column!r} is not among the categories; allowed are "
                     f"{listed(self.dataset.categories)}"
                 )
+        ranking = f"ndcg_at_{self.evaluation.ndcg_at}" if self.dataset.relevance else ""
+        problems |= self.serving.problems(self.model.kind, ranking)
         if self.first_model_date > self.last_judged_date:
             problems["partitions"] = (
                 f"run from {self.partitions.start} to {self.partitions.end}, too short for one "

@@ -6,7 +6,6 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from platform_assets.domain.alerts import (
-    Alert,
     Failed,
     Findings,
     OpenAlert,
@@ -19,10 +18,11 @@ from platform_assets.domain.attention import recent_days
 from platform_assets.domain.completeness import CLEAR, CompletenessReport
 from platform_assets.domain.partition import PartitionKey, date_range, local_date, runs_of
 from platform_assets.domain.waiver import Waiver
-from platform_assets.line.clearance import assess_range, refresh
+from platform_assets.line.clearance import assess_range, recorded_report, refresh
 from platform_assets.line.days import built_and_lapsed
 from platform_assets.line.due import read_due
 from platform_assets.line.launching import asset_of, describe, open_failures
+from platform_assets.line.projection import alert_record, serving_alerts
 from platform_assets.line.services import Services
 from resources.ledger.alerts import LOGGED_ONLY
 from resources.ledger.records import AlertRecord
@@ -50,12 +50,12 @@ def update(
     decision = decide(gather(services), opened)
     # Raised before the old one is closed: what dies in between is made up for by the next look.
     if decision.raised:
-        alerts.raise_all([_record(alert, as_of) for alert in decision.raised])
+        alerts.raise_all([alert_record(alert, as_of) for alert in decision.raised])
     if decision.retold:
         alerts.retell({n: (a.text, a.advice, a.key) for n, a in decision.retold.items()})
     if decision.closed:
         last_words = {
-            number: _record(alert, as_of) if alert else None
+            number: alert_record(alert, as_of) if alert else None
             for number, alert in decision.closed.items()
         }
         alerts.settle(last_words, as_of)
@@ -81,19 +81,6 @@ def _opened(record: AlertRecord) -> OpenAlert:
         text=record.text,
         advice=record.advice,
         raised_at=record.raised_at,
-    )
-
-
-def _record(alert: Alert, as_of: datetime) -> AlertRecord:
-    return AlertRecord(
-        pipeline=alert.pipeline,
-        kind=alert.kind.value,
-        subject=alert.subject,
-        key=alert.key,
-        text=alert.text,
-        advice=alert.advice,
-        raised_at=as_of,
-        next_attempt_at=datetime.now(UTC),
     )
 
 
@@ -129,6 +116,7 @@ def gather(services: Services) -> Findings:
             if record.step != "wait"
         ),
         misplaced=tuple(services.zone.misplaced.known()),
+        worded=serving_alerts(services),
     )
 
 
@@ -146,7 +134,7 @@ def _unbuilt(services: Services, first: date, last: date) -> list[CompletenessRe
     The recent days are looked at; of older ones what is held stands in the ledger: what this costs
     must not grow with the days that are clear.
     """
-    spec, as_of = services.spec, services.clock.as_of()
+    spec = services.spec
     recent = max(first, last - timedelta(days=recent_days(spec) - 1))
     asset = spec.asset("features")
     older = {
@@ -155,7 +143,7 @@ def _unbuilt(services: Services, first: date, last: date) -> list[CompletenessRe
         if first <= PartitionKey.parse(name).date < recent
     }
     reports = {
-        name: CompletenessReport.model_validate({**record.report, "as_of": as_of})
+        name: recorded_report(record)
         for name, record in sorted(older.items(), key=lambda item: PartitionKey.parse(item[0]))
     }
     days = date_range(recent, last)

@@ -93,7 +93,8 @@ def decide_champion(services: Services, run_id: str) -> Outcome:
     with services.claim(services.spec.asset(CHAMPION), None, run_id) as lease:
         for left in reversed(range(ROUNDS)):
             try:
-                return _decide(services, run_id, lease)
+                with services.ledger.turn(services.spec.model.name):
+                    return _decide(services, run_id, lease)
             except PromotionConflictError as error:
                 if not left:
                     raise

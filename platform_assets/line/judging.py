@@ -77,6 +77,16 @@ def _all_whole(asset: str, day: date, days: list[Day]) -> JudgedRows:
     return JudgedRows(day, tuple(p for d in days for p in d.partitions))
 
 
+def score_on(services: Services, model: VersionRecord, rows: JudgedRows) -> ScoreRecord:
+    """The score of a model on rows: the one that was recorded for exactly them, or made now.
+
+    Raises:
+        UsageError: the registry has no such version any more.
+        RefusedError: its files are not those that were recorded.
+    """
+    return _scored(services, model, rows)[0]
+
+
 def evaluate_model(services: Services, partition: PartitionKey, run_id: str) -> Outcome:
     """Judge a date's model on the flights of the following days.
 

@@ -7,10 +7,17 @@ from typing import Any
 from platform_assets.domain.errors import RefusedError, SignalboxError
 from platform_assets.line.clearance import lapsed
 from platform_assets.line.crowning import project, promote, shown, standing
-from platform_assets.line.gating import known_verdict, registered, require_registered, verdict_on
+from platform_assets.line.gating import (
+    known_verdict,
+    registered,
+    require_registered,
+    verdict_on,
+    version_of,
+)
 from platform_assets.line.services import Services
 from platform_assets.line.waive import said
 from resources.ledger.promotions import PromotionRecord
+from resources.ledger.records import VersionRecord
 
 BY_HAND = "by hand"
 """In place of a run's id."""
@@ -38,9 +45,23 @@ def promote_version(
         HeldError: the days that both would be judged on are not whole.
         PromotionConflictError: somebody else changed the champion meanwhile.
     """
-    spec, who = services.spec, said("name of who promotes", by, "a promotion")
+    who = said("name of who promotes", by, "a promotion")
     candidate = require_registered(services, version)
     require_there(services, version)
+    with services.ledger.turn(services.spec.model.name):
+        return _promote(services, candidate, who, reason, evaluate=evaluate, run_id=run_id)
+
+
+def _promote(
+    services: Services,
+    candidate: VersionRecord,
+    who: str,
+    reason: str,
+    *,
+    evaluate: bool,
+    run_id: str,
+) -> PromotionRecord:
+    spec, version = services.spec, version_of(candidate)
     found = standing(services)
     if found.version == version:
         raise RefusedError(

@@ -1,5 +1,6 @@
 """What the stages of one pipeline work with, opened on first use."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +30,9 @@ from resources.ledger.quarantine import Quarantine
 from resources.ledger.records import TransitionRecord, VerdictRecord, VersionRecord
 from resources.ledger.restatements import Restatements, Watch
 from resources.ledger.waivers import Waivers
+from resources.serving import FolderSlot
 from resources.tracking import Tracking
+from resources.tracking.client import shown
 
 CLAIM_SECONDS = 600.0
 """How long a run waits for a partition that another one is at work on, before it gives up."""
@@ -147,7 +150,18 @@ class Services:
 
     @cached_property
     def tracking(self) -> Tracking:
-        return Tracking(self.home.mlflow_uri, self.home.mlflow_artifacts)
+        ledger = hashlib.sha256(shown(self.home.ledger_url).encode()).hexdigest()
+        return Tracking(
+            self.home.mlflow_uri,
+            None if self.home.mlflow_uri.startswith("http") else self.home.mlflow_artifacts,
+            spool=self.home.root / "tracking",
+            owner=ledger[:16],
+        )
+
+    @cached_property
+    def slot(self) -> FolderSlot:
+        root = self.home.root / "serving" / self.spec.model.name
+        return FolderSlot(root, self.spec.serving.keep)
 
     @property
     def clock(self) -> Clock:

@@ -181,6 +181,19 @@ class Ledger(Promotions):
                 found[record.partition] = record
         return found
 
+    def verdict_words(self, pipeline: str, asset: str, partitions: Iterable[str]) -> dict[str, str]:
+        """The latest verdicts on some partitions, without their reports."""
+        import sqlalchemy as sa
+
+        t = tables().verdicts
+        query = sa.select(t.c.partition, t.c.verdict)
+        query = query.where(t.c.pipeline == pipeline, t.c.asset == asset)
+        found: dict[str, str] = {}
+        for chunk in chunks(sorted(set(partitions))):
+            rows = self._rows(query.where(t.c.partition.in_(chunk)))
+            found |= {row.partition: row.verdict for row in rows}
+        return found
+
     def verdicts_being(
         self, pipeline: str, asset: str, verdict: str, partitions: Iterable[str]
     ) -> dict[str, VerdictRecord]:
@@ -272,6 +285,12 @@ class Ledger(Promotions):
         t = tables().partition_versions
         query = columns_of(t).where(t.c.asset == asset).order_by(t.c.id)
         return [VersionRecord(*row) for row in self._rows(query)]
+
+    def newest_version(self, asset: str) -> VersionRecord | None:
+        """The version of an asset that was recorded last, of whatever partition."""
+        t = tables().partition_versions
+        query = columns_of(t).where(t.c.asset == asset).order_by(t.c.id.desc()).limit(1)
+        return next((VersionRecord(*row) for row in self._rows(query)), None)
 
     def histories(self, asset: str, partitions: Iterable[str]) -> list[VersionRecord]:
         """All versions of some partitions, oldest first."""

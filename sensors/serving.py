@@ -1,0 +1,61 @@
+"""What is served follows the ledger: a look each few seconds, and the champion's live metric."""
+
+import dagster as dg
+
+from platform_assets.domain.errors import SignalboxError
+from platform_assets.domain.spec import PipelineSpec
+from platform_assets.factory import job_name
+from platform_assets.factory.lanes import LANE_TAG, PIPELINE_TAG, RETRIED_IF_KILLED
+from platform_assets.line.live_metric import due_key
+from platform_assets.line.projection import reconcile
+from platform_assets.line.services import Services
+
+LIVE_SECONDS = 30
+
+
+def build_serving_sensors(spec: PipelineSpec) -> list[dg.SensorDefinition]:
+    """What keeps aliases and slot as the ledger says, and watches the champion if asked to."""
+    return [_reconciling(spec), *([_watching(spec)] if spec.serving.rollback else [])]
+
+
+def _reconciling(spec: PipelineSpec) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=f"{spec.pipeline}_reconcile",
+        minimum_interval_seconds=spec.schedule.sensor_interval_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Compares the ledger with MLflow's aliases, the serving slot and the endpoint; "
+        "alerts of what another hand changed, and sets it right or leaves it to a person, as "
+        "serving.on_drift says.",
+    )
+    def look(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        try:
+            found = reconcile(Services.open(spec), context.log.warning)
+        except SignalboxError as error:
+            if not error.retryable:
+                raise
+            context.log.warning(f"whether anything drifted cannot be told now: {error}")
+            return dg.SkipReason(f"cannot be told now: {error}")
+        left = "; ".join(drift.reason for drift in found.remaining)
+        done = f"brought up to the ledger: {', '.join(found.done)}" if found.done else ""
+        return dg.SkipReason("; ".join(filter(None, (done, left))) or "all as the ledger says")
+
+    return look
+
+
+def _watching(spec: PipelineSpec) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=f"{spec.pipeline}_live_metric",
+        job_name=job_name(spec, "live_metric"),
+        minimum_interval_seconds=LIVE_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Has the champion scored on each date that was judged since, and rolled back "
+        "from where serving.rollback says so.",
+    )
+    def watch(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        key = due_key(Services.open(spec))
+        if key is None or key == context.cursor:
+            return dg.SkipReason("no date was judged since")
+        tags = {LANE_TAG: "daily", PIPELINE_TAG: spec.pipeline, **RETRIED_IF_KILLED}
+        return dg.SensorResult(run_requests=[dg.RunRequest(run_key=key, tags=tags)], cursor=key)
+
+    return watch
