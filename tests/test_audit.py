@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from platform_assets.cli.app import main
+from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.model_ref import ModelRef
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.waiver import Shortage, Waiver
@@ -222,6 +224,19 @@ def test_a_candidate_and_an_unjudged_one_have_a_page(line: Line) -> None:
         document = audit(line.services, record)
         assert document["ok"], failed(document)
         assert f"version {version}" in page(line, record, document)
+
+
+def test_an_alias_is_what_the_ledger_projects_whatever_the_registry_says(line: Line) -> None:
+    """Versions 1 and 3 are judged: one is champion, the other was it or may become it."""
+    record = champion(line)
+    (other,) = {1, 3} - {record.detail["model_version"]}
+    line.services.tracking.set_alias("flight-delay", "champion", other)
+    assert champion(line) == record
+    found = []
+    for alias in ("previous", "challenger"):
+        with suppress(RefusedError):  # nobody has that one yet
+            found.append(model_record(line.services, ModelRef.parse(f"flights@{alias}")))
+    assert [r.detail["model_version"] for r in found] == [other]
 
 
 # --- the page ---------------------------------------------------------------------------------

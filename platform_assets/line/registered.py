@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from datetime import date
 
 from platform_assets.domain.errors import RefusedError, UsageError
-from platform_assets.domain.model_ref import ALIASES, ModelRef
+from platform_assets.domain.model_ref import ModelRef
 from platform_assets.domain.spec import PipelineSpec
+from platform_assets.line.projection import wanted
 from platform_assets.line.services import Services
 from resources.ledger.promotion_records import PromotionRecord
 from resources.ledger.records import VersionRecord
@@ -43,15 +44,9 @@ def alias_version(services: Services, alias: str) -> int:
     Raises:
         RefusedError: none does.
     """
-    model = services.spec.model.name
-    state = services.ledger.alias_state(model, alias)
-    if state is not None:
-        return state.version
-    if alias == "previous":
-        changes = promotions(services)
-        if changes and changes[-1].previous is not None:
-            return changes[-1].previous
-    assert alias in ALIASES
+    model, found = services.spec.model.name, wanted(services).aliases.get(alias)
+    if found is not None:
+        return found
     raise RefusedError(
         f"model {model} has no {alias} yet; name a version, as in {model}@1, or wait until one "
         "was judged and won"
