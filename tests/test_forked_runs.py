@@ -18,6 +18,7 @@ from dagster._core.launcher import LaunchRunContext, WorkerStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 
 from platform_assets.instance import forked, nursery, preload
+from platform_assets.instance.compute_logs import FileComputeLogManager
 from platform_assets.instance.forked import ForkedRunLauncher, worker_of
 from platform_assets.instance.nursery import CannotForkError, Fork
 from platform_assets.instance.zygote import foreign_threads
@@ -141,6 +142,21 @@ def test_what_a_run_prints_is_in_its_compute_logs(yard: Yard) -> None:
     assert b"written past Python" in (data.stderr or b"")
 
 
+def test_a_run_starts_no_processes_for_its_logs_where_dagsters_own_manager_does(
+    yard: Yard, tmp_path: Path
+) -> None:
+    run = yard.launch("waiting")
+    assert yard.running(run).children(recursive=True) == []
+    assert yard.launcher.terminate(run.run_id)
+    assert yard.ended(run) == "CANCELED"
+    # Where nothing was forked it is Dagster's own: there may be a terminal to copy to.
+    assert type(yard.instance.compute_log_manager) is FileComputeLogManager
+    manager = FileComputeLogManager(str(tmp_path / "logs"))
+    with manager.capture_logs([run.run_id, "compute_logs", "x"]):
+        assert len(psutil.Process().children()) >= 2
+    assert manager.is_capture_complete([run.run_id, "compute_logs", "x"])
+
+
 @pytest.mark.parametrize(("lane", "niceness"), [("backfill", 15), ("late", 5), ("daily", 0)])
 def test_runs_that_rebuild_history_stand_back_behind_todays(
     yard: Yard, lane: str, niceness: int
@@ -155,6 +171,23 @@ def test_runs_that_rebuild_history_stand_back_behind_todays(
         assert group.read_text().split()[-1] == str(niceness)
     assert yard.launcher.terminate(run.run_id)
     assert yard.ended(run) == "CANCELED"
+
+
+def test_a_session_that_is_somebody_elses_does_not_stand_back(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from platform_assets.instance.worker import give_way;"
+        "give_way('backfill', sys.argv[1]); print(os.getpriority(os.PRIO_PROCESS, 0))"
+    )
+    for own in (True, False):
+        file = tmp_path / str(own)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(file)],
+            start_new_session=own,
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        assert done.stdout.strip() == b"15"
+        assert file.exists() == own
 
 
 def test_a_failing_run_fails_with_its_reason(yard: Yard) -> None:
