@@ -90,9 +90,23 @@ def growth(folder: Path, counts: list[int]) -> dict[str, Any]:
                 table.commit(p, own, previous=None)
 
             results[str(number)] = mean(window) | {
-                "opened_anew": mean([spent(opened_anew) for _ in range(5)])
+                "opened_anew": mean([spent(opened_anew) for _ in range(5)]),
+                "append_by_delta_rs": appended(table.path, counts[-1] + 10 * number),
             }
     return results
+
+
+def appended(path: str, first: int, count: int = 5) -> dict[str, float]:
+    """The floor: delta-rs adds files to the same table, and looks for none to replace."""
+    from deltalake import DeltaTable, write_deltalake
+
+    table = DeltaTable(path)
+
+    def append(number: int) -> None:
+        write_deltalake(table, rows(partition_of(number)), mode="append")
+
+    append(first)
+    return mean([spent(lambda n=n: append(first + n)) for n in range(1, count + 1)])  # type: ignore[misc]
 
 
 def claims(folder: Path, count: int = 400) -> dict[str, float]:

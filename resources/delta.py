@@ -4,9 +4,10 @@ import os
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from platform_assets.domain.errors import HomeError, SignalboxError, TransientError
+from resources.content import is_plain
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -91,3 +92,32 @@ def translated(error: BaseException, path: str) -> SignalboxError | None:
     if any(sign in text for sign in _IN_THE_WAY):
         return HomeError(f"{path} cannot be a folder, a file is in the way; move the file away")
     return None
+
+
+def filesystem(path: str) -> Any:
+    """Where pyarrow finds a local table, whatever its path is; None for a remote one."""
+    if "://" in path:
+        return None
+    from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
+
+    return SubTreeFileSystem(str(Path(path).absolute()), LocalFileSystem())
+
+
+def is_storable(kind: Any) -> bool:
+    """Whether a type comes back from Delta as it went in."""
+    import pyarrow as pa
+    import pyarrow.types as types
+
+    if types.is_timestamp(kind):
+        return bool(kind == pa.timestamp("us", "UTC"))
+    return bool(types.is_string(kind) or (is_plain(kind) and not types.is_unsigned_integer(kind)))
+
+
+def literal(text: str) -> str:
+    """A text in a predicate."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def column(name: str) -> str:
+    """A column in a predicate."""
+    return '"' + name.replace('"', '""') + '"'

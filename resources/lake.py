@@ -8,13 +8,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from platform_assets.domain.errors import RefusedError, SignalboxError, TransientError, UsageError
 from platform_assets.domain.manifest import PartitionVersion
 from platform_assets.domain.partition import PartitionKey
-from resources.content import EncodedRows, content_digest, is_plain, is_text
-from resources.delta import CHECKPOINT_INTERVAL, first_line, newest_table, open_table, translated
+from resources.content import EncodedRows, content_digest, is_text
+from resources.delta import (
+    CHECKPOINT_INTERVAL,
+    column,
+    filesystem,
+    first_line,
+    is_storable,
+    literal,
+    newest_table,
+    open_table,
+    translated,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,9 +70,8 @@ class DatasetTable:
     """A Delta table partitioned by a key column and `date`.
 
     An object is a name and may be sent to another process; what it has open belongs to the thread
-    that opened it. A process that
-    has used a table must not fork: delta-rs refuses to work in the child (spawn it, or fork from
-    a process that has only imported it).
+    that opened it. A process that has used a table must not fork: delta-rs refuses to work in the
+    child (spawn it, or fork from a process that has only imported it).
     """
 
     def __init__(self, path: Path | str, key_column: str) -> None:
@@ -223,7 +232,7 @@ class DatasetTable:
         fields = []
         for field in table.schema:
             kind = pa.string() if is_text(field.type) else field.type
-            if not _is_storable(kind):
+            if not is_storable(kind):
                 raise UsageError(
                     f"column {field.name!r} is of type {kind}; a dataset holds text, booleans, "
                     "signed integers, floats, dates, and timestamps in microseconds, UTC"
@@ -254,8 +263,8 @@ class DatasetTable:
             table,
             rows,
             mode="overwrite",
-            predicate=f"{_column(self.key_column)} = {_literal(partition.key or '')} "
-            f"AND {_column(DATE)} = DATE '{partition.date}'",
+            predicate=f"{column(self.key_column)} = {literal(partition.key or '')} "
+            f"AND {column(DATE)} = DATE '{partition.date}'",
             schema_mode="merge" if merge else None,
             commit_properties=CommitProperties(
                 custom_metadata={
@@ -326,12 +335,12 @@ class DatasetTable:
                     f"{self.path} is no Delta table, but versions of it are recorded; restore the "
                     "folder, or rebuild its partitions"
                 )
-            names = ", ".join(_literal(name) for name in sorted({k.key or "" for k in keys}))
+            names = ", ".join(literal(name) for name in sorted({k.key or "" for k in keys}))
             days = ", ".join(f"DATE '{day}'" for day in sorted({k.date for k in keys}))
             dataset = table.to_pyarrow_dataset(
-                filesystem=self._filesystem(),
-                file_pruning_predicate=f"{_column(self.key_column)} IN ({names}) "
-                f"AND {_column(DATE)} IN ({days})"
+                filesystem=filesystem(self.path),
+                file_pruning_predicate=f"{column(self.key_column)} IN ({names}) "
+                f"AND {column(DATE)} IN ({days})"
                 if keys
                 else None,
             )
@@ -341,13 +350,6 @@ class DatasetTable:
                 f"version {version} of {self.path} cannot be read, so what was trained on it "
                 f"cannot be repeated; was it vacuumed or deleted? ({first_line(error)})"
             ) from error
-
-    def _filesystem(self) -> Any:
-        if "://" in self.path:
-            return None
-        from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
-
-        return SubTreeFileSystem(str(Path(self.path).absolute()), LocalFileSystem())
 
     def _verified(
         self, version: int, digests: Mapping[PartitionKey, str]
@@ -408,21 +410,3 @@ class DatasetTable:
         entry = table.history(1)[0] if table is not None else {}
         names = entry.get("signalbox.columns", [])
         return [str(name) for name in names]
-
-
-def _is_storable(kind: Any) -> bool:
-    """Whether a type comes back from Delta as it went in."""
-    import pyarrow as pa
-    import pyarrow.types as types
-
-    if types.is_timestamp(kind):
-        return bool(kind == pa.timestamp("us", "UTC"))
-    return bool(types.is_string(kind) or (is_plain(kind) and not types.is_unsigned_integer(kind)))
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _column(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

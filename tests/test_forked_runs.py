@@ -18,7 +18,8 @@ from dagster._core.launcher import LaunchRunContext, WorkerStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 
 from platform_assets.domain.lanes import LANE_TAG, Lane
-from platform_assets.instance import forked, nursery, preload, worker
+from platform_assets.instance import forked, nursery, preload
+from platform_assets.instance.compute_logs import FileComputeLogManager
 from platform_assets.instance.forked import ForkedRunLauncher, worker_of
 from platform_assets.instance.nursery import CannotForkError, Fork
 from platform_assets.instance.zygote import foreign_threads
@@ -143,20 +144,6 @@ def test_runs_of_backfills_give_way_to_the_others(yard: Yard) -> None:
     assert set(found.values()) == {ours}
 
 
-def test_the_session_stands_back_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each run is a session of its own; where there are autogroups, nice alone changes nothing."""
-    said: list[int] = []
-    monkeypatch.setattr(os, "nice", said.append)
-    group = tmp_path / "autogroup"
-    for lane in (Lane.DAILY, Lane.ADHOC, "no such lane"):
-        group.unlink(missing_ok=True)
-        worker.stand_back({LANE_TAG: str(lane)}, str(group))
-        assert not group.exists()
-    assert said == []
-    worker.stand_back({LANE_TAG: "backfill"}, str(group))
-    assert [group.read_text()] == [str(n) for n in said] == ["15"]
-
-
 def test_what_a_run_prints_is_in_its_compute_logs(yard: Yard) -> None:
     run = yard.launch("telling")
     assert yard.ended(run) == "SUCCESS"
@@ -169,6 +156,39 @@ def test_what_a_run_prints_is_in_its_compute_logs(yard: Yard) -> None:
     data = yard.instance.compute_log_manager.get_log_data(key)
     assert f"said by {run.run_id}".encode() in (data.stdout or b"")
     assert b"written past Python" in (data.stderr or b"")
+
+
+def test_a_run_starts_no_processes_for_its_logs_where_dagsters_own_manager_does(
+    yard: Yard, tmp_path: Path
+) -> None:
+    run = yard.launch("waiting")
+    assert yard.running(run).children(recursive=True) == []
+    assert yard.launcher.terminate(run.run_id)
+    assert yard.ended(run) == "CANCELED"
+    # Where nothing was forked it is Dagster's own: there may be a terminal to copy to.
+    assert type(yard.instance.compute_log_manager) is FileComputeLogManager
+    manager = FileComputeLogManager(str(tmp_path / "logs"))
+    with manager.capture_logs([run.run_id, "compute_logs", "x"]):
+        assert len(psutil.Process().children()) >= 2
+    assert manager.is_capture_complete([run.run_id, "compute_logs", "x"])
+
+
+def test_a_session_that_is_somebody_elses_does_not_stand_back(tmp_path: Path) -> None:
+    """Where Linux weighs sessions first, nice alone says nothing: a run has one of its own."""
+    code = (
+        "import os, sys; from platform_assets.instance.worker import stand_back;"
+        "stand_back({'signalbox/lane': 'backfill'}, sys.argv[1]); print(os.nice(0))"
+    )
+    for own in (True, False):
+        file = tmp_path / str(own)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(file)],
+            start_new_session=own,
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        assert int(done.stdout) == min(19, os.nice(0) + 15)
+        assert file.exists() == own
 
 
 def test_a_failing_run_fails_with_its_reason(yard: Yard) -> None:

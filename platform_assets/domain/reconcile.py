@@ -10,7 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from platform_assets.domain.alerts import MOST_REASONS, Alert, Kind
+from platform_assets.domain.alert import Alert, Kind
+from platform_assets.domain.alerts import MOST_REASONS
 from platform_assets.domain.serving import Served
 
 ALIASES = ("champion", "challenger", "previous")

@@ -12,6 +12,7 @@ from platform_assets.domain.errors import SignalboxError
 from platform_assets.instance.migrations import remember_migrations
 from resources.catalog import load_catalog
 from resources.environment import installed
+from resources.ledger.tables import tables
 from resources.tracking.client import quiet_environment
 from resources.training import load_trainer
 
@@ -27,6 +28,11 @@ OF_DAGSTER = (
     "alembic.command",
     "alembic.runtime.migration",
     "sqlalchemy.dialects.sqlite.pysqlite",
+)
+OF_OUR_INSTANCE = (
+    "platform_assets.instance.compute_logs",
+    "platform_assets.instance.steered",
+    "platform_assets.instance.storage",
 )
 OF_THE_LINE = (
     "PIL.BmpImagePlugin",
@@ -65,10 +71,11 @@ def preload() -> list[str]:
     What is missing is not an error here: the run that needs it says so better.
     """
     quiet_environment()
-    missing = _import([*OF_DAGSTER, *OF_THE_LINE])
+    missing = _import([*OF_DAGSTER, *OF_OUR_INSTANCE, *OF_THE_LINE])
     remember_migrations()
     _remember_distributions()
     _remember_fonts_and_mappers()
+    tables()  # of the ledger: declared once, in SQLAlchemy's way
     try:
         specs = load_catalog().values()
     except SignalboxError:

@@ -5,10 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
-import yaml
 from dagster._core.instance.config import ConcurrencyConfig
 from dagster._core.instance.ref import InstanceRef
-from dagster._serdes import ConfigurableClassData
 
 from platform_assets.domain.lane_limits import Steering, with_steering, without_backfills
 from resources.home import Home
@@ -37,13 +35,21 @@ class SignalboxInstance(dg.DagsterInstance):
 
     @classmethod
     def config_defaults(cls, base_dir: str) -> Mapping[str, Any]:
-        """Dagster's, with its SQLite storage made quicker where dagster.yaml names none."""
-        storage = ConfigurableClassData(
-            "platform_assets.instance.storage",
-            "OneEngineStorage",
-            yaml.dump({"base_dir": base_dir}, default_flow_style=False),
-        )
-        return {**InstanceRef.config_defaults(base_dir), "storage": storage}
+        """Dagster's, but storage and compute logs that cost less; dagster.yaml may name others."""
+        defaults = InstanceRef.config_defaults(base_dir)
+        storage, logs = defaults["storage"], defaults["compute_logs"]
+        assert storage is not None
+        assert logs is not None
+        return {
+            **defaults,
+            "storage": storage._replace(
+                module_name="platform_assets.instance.storage", class_name="OneEngineStorage"
+            ),
+            "compute_logs": logs._replace(
+                module_name="platform_assets.instance.compute_logs",
+                class_name="FileComputeLogManager",
+            ),
+        }
 
     def get_concurrency_config(self) -> ConcurrencyConfig:
         """The limits of dagster.yaml, and those of the backfills that are steered."""

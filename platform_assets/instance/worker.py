@@ -76,6 +76,9 @@ def _execute(run_id: str, instance_ref: str) -> bool:
     from dagster._serdes import deserialize_value
     from dagster._utils.hosted_user_process import recon_job_from_origin
 
+    from platform_assets.instance.compute_logs import write_files_only
+
+    write_files_only()
     with DagsterInstance.from_ref(deserialize_value(instance_ref, InstanceRef)) as instance:
         run = instance.get_run_by_id(run_id)
         if run is None or run.job_code_origin is None:
@@ -110,6 +113,8 @@ def stand_back(tags: "Mapping[str, str]", autogroup: str = "/proc/self/autogroup
         return
     with suppress(OSError):
         os.nice(nice)
+    if os.getsid(0) != os.getpid():
+        return  # somebody else's session, a terminal's
     with suppress(OSError), open(autogroup, "w") as file:  # noqa: PTH123 - no Path here
         file.write(str(nice))
 
