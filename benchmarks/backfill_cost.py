@@ -67,9 +67,10 @@ def plan_of(services: Services) -> Any:
 
 def run_loop(services: Services) -> int:
     """All stages of all days, in their order; the number of partitions built."""
+    from platform_assets.line.crowning import decide_champion
     from platform_assets.line.days import build_day, build_snapshot
     from platform_assets.line.features import build_features
-    from platform_assets.line.judging import decide_champion, evaluate_model
+    from platform_assets.line.judging import evaluate_model
     from platform_assets.line.models import train_model
 
     spec, plan = services.spec, plan_of(services)

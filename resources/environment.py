@@ -50,11 +50,20 @@ def environment(requirements: Sequence[str], code: Path | None = None) -> Enviro
     return Environment(
         python=platform.python_version(),
         platform=_platform(),
-        packages=dict(_installed((*requirements, *FRAME))) | _versions(STORES),
+        packages=installed(requirements),
         git_commit=commit,
         git_dirty=dirty,
         image_digest=_image(),
     )
+
+
+def installed(requirements: Sequence[str]) -> dict[str, str]:
+    """Installed version by distribution; looked up once in a process.
+
+    Raises:
+        UsageError: a requirement is not installed.
+    """
+    return dict(_installed((*requirements, *FRAME))) | _versions(STORES)
 
 
 @cache

@@ -181,7 +181,13 @@ class DatasetTable:
         if len(wanted) != len(partitions):
             raise UsageError(f"{len(partitions)} partitions were named, some of them twice")
         ordered = sorted(wanted)
-        whole, found = self._verified(version, {k: wanted[k].data_version for k in ordered})
+        try:
+            whole, found = self._verified(version, {k: wanted[k].data_version for k in ordered})
+        except RefusedError:
+            if not ordered or version > (self.version() or 0):
+                raise
+            # A file of that version is gone. Each partition may still lie where it was committed.
+            found = {}
         if len(found) == len(ordered) and ordered:
             import numpy as np
 
@@ -379,7 +385,10 @@ class DatasetTable:
         import pyarrow as pa
 
         own = partition.table_version
-        rows = self._scan(own, [key])
+        try:
+            rows = self._scan(own, [key])
+        except RefusedError as error:
+            raise RefusedError(f"partition {partition.partition}: {error}") from error
         for names in (rows.column_names, self._committed_columns(own)):
             if not set(names) <= set(rows.column_names):
                 continue

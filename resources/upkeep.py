@@ -3,13 +3,12 @@
 Nothing that any version of the table holds is removed: models are repeated from them.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from platform_assets.domain.errors import RefusedError
 from resources.delta import close_tables, open_table, translated
+from resources.vacuum import read_log
 
 ORPHAN_SECONDS = 24 * 3600.0
 """A file that no version has is left alone for a day: its writer may be about to commit it."""
@@ -79,18 +78,9 @@ def orphans(path: str, now: float) -> list[Path]:
 
 
 def _ever_added(root: Path, version: int) -> set[str]:
-    found: set[str] = set()
-    for number in range(version + 1):
-        entry = root / "_delta_log" / f"{number:020}.json"
-        try:
-            lines = entry.read_text().splitlines()
-        except OSError as error:
-            raise RefusedError(
-                f"{entry} of the table's log cannot be read ({error.strerror}), so nobody can tell "
-                "which files older versions need; nothing was removed, restore the log"
-            ) from error
-        for line in lines:
-            added = json.loads(line).get("add")
-            if added:
-                found.add(unquote(added["path"]))
-    return found
+    return {
+        unquote(action["add"]["path"])
+        for _, actions in read_log(root, version)
+        for action in actions
+        if action.get("add")
+    }

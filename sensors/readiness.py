@@ -19,6 +19,7 @@ from platform_assets.factory.grid import dagster_key
 from platform_assets.factory.held import held_check
 from platform_assets.factory.lanes import LANE_TAG, PIPELINE_TAG, RETRIED_IF_KILLED
 from platform_assets.line.clearance import still_held
+from platform_assets.line.inputs import stage_version
 from platform_assets.line.live import look
 from platform_assets.line.services import Services
 from sensors.launched import REQUEST_TAG, LaunchedRuns, undecided
@@ -51,7 +52,7 @@ def build_readiness_sensor(
     spec: PipelineSpec, jobs: Sequence[UnresolvedAssetJobDefinition]
 ) -> dg.SensorDefinition:
     """Request what is whole; name what is held, and what it lacks."""
-    rules = rules_version(spec)
+    rules = rules_version(spec, stage_version(spec, "features"))
 
     @dg.sensor(
         name=f"{spec.pipeline}_readiness",

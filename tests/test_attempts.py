@@ -20,7 +20,7 @@ from platform_assets.domain.attempts import (
 from platform_assets.domain.partition import local_hours
 from platform_assets.domain.readiness import Plan
 from platform_assets.line.alerting import update
-from platform_assets.line.judging import decide_champion
+from platform_assets.line.crowning import decide_champion
 from sensors.launched import REQUEST_TAG, RUN_KEY_TAG, LaunchedRuns
 from tests.small import Templates, copied, small_spec
 from tests.test_sensor import Box, hour_file

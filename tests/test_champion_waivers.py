@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-import platform_assets.line.judging
+import platform_assets.line.crowning
 from platform_assets.domain.errors import HeldError
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.waiver import Shortage, Waiver
-from platform_assets.line.judging import decide_champion, evaluate_model
+from platform_assets.line.crowning import decide_champion
+from platform_assets.line.judging import evaluate_model
 from tests.small import HELD, Line, Templates, copied
 
 pytestmark = pytest.mark.heavy
@@ -69,7 +70,7 @@ def test_a_revoked_waiver_takes_the_crown(
     assert crowned(line) == best  # while it counts
     line.services.waivers.revoke("flights", name, "bob", "it was not", line.services.clock.as_of())
     with monkeypatch.context() as patch:
-        patch.setattr(platform_assets.line.judging, "lapsed", lambda *_, **__: {})
+        patch.setattr(platform_assets.line.crowning, "lapsed", lambda *_, **__: {})
         assert crowned(line) == best  # without the question
     outcome = decide_champion(line.services, "run")
     assert outcome.metadata["model_date"] == other

@@ -21,7 +21,8 @@ import yaml
 from platform_assets.cli.app import main
 from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.domain.spec import PipelineSpec
-from platform_assets.line.judging import CHAMPION_ALIAS, decide_champion, evaluate_model
+from platform_assets.line.crowning import CHAMPION_ALIAS, decide_champion
+from platform_assets.line.judging import evaluate_model
 from resources.catalog import load_catalog
 from resources.home import FORMAT, Home
 from tests.nyc import source_schema

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from platform_assets.domain.errors import UsageError
+from platform_assets.domain.fingerprint import Difference
 from platform_assets.domain.model_ref import ALIASES, ModelRef
 from platform_assets.domain.reproduction import (
     Aspect,
     Comparison,
-    Difference,
     Predictions,
     Verdict,
     conclude,
@@ -20,7 +20,7 @@ from platform_assets.domain.reproduction import (
 )
 
 THEN, NOW = "a" * 64, "b" * 64
-CHANGED = (Difference(field="x", then=1, now=2),)
+CHANGED = (Difference("x", "1", "2"),)
 aspects = st.permutations(list(Aspect))
 flat = st.dictionaries(st.text(st.sampled_from("ab"), max_size=2), st.integers(0, 2), max_size=4)
 
@@ -46,7 +46,7 @@ def test_it_parted_in_the_first_aspect_that_differs_however_they_are_listed(
     first = next((a for a in Aspect if a in changed), None)
     assert found.diverged is first
     assert [c.aspect for c in found.comparisons] == list(Aspect)
-    assert (f"it first diverged in {first}: x: 1 then, 2 now" in found.reason) == bool(first)
+    assert (f"it first diverged in {first}: x was 1, is 2" in found.reason) == bool(first)
 
 
 @given(changed=st.frozensets(st.sampled_from(list(Aspect))), order=aspects)

@@ -21,8 +21,9 @@ from platform_assets.domain.errors import HeldError, TransientError
 from platform_assets.domain.lease import Lease, LeaseTakenError
 from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.factory.events import RESTATE_TAG
+from platform_assets.line.crowning import decide_champion
 from platform_assets.line.features import build_features
-from platform_assets.line.judging import decide_champion, evaluate_model
+from platform_assets.line.judging import evaluate_model
 from platform_assets.line.models import train_model
 from platform_assets.line.services import Services
 from resources import processes

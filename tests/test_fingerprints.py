@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 
 import resources.environment
@@ -16,10 +17,13 @@ from platform_assets.domain.digests import digest_of
 from platform_assets.domain.errors import HomeError, UsageError
 from platform_assets.domain.fingerprint import Environment, RunFingerprint
 from platform_assets.domain.partition import PartitionKey
+from platform_assets.factory.events import RESTATE_TAG
+from platform_assets.line import links
 from platform_assets.line.fingerprints import training_code
 from platform_assets.line.models import train_model
 from platform_assets.line.services import Outcome
 from resources.environment import GIT_COMMIT, IMAGE, environment
+from resources.home import Home
 from resources.versions import sources_of
 from tests.small import Line, Templates, copied, small_spec
 from tests.test_exactly_once import JFK4, correct, registered
@@ -290,3 +294,40 @@ def test_the_terms_are_no_part_of_the_model(trained: Line, monkeypatch: pytest.M
     tags = client.get_run(first.detail["mlflow_run_id"]).data.tags
     assert (tags["signalbox.waivers"], tags["signalbox.waiver.w1"]) == ("w1", "by bob")
     assert digest_of(now.detail["fingerprint_parts"]) == first.detail["fingerprint"]
+
+
+# --- links
+
+
+def test_a_training_is_found_from_either_ui(trained: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(trained.home.mlflow_uri, trained.home.mlflow_uri)
+    event = trained.materializations("model")[-1]
+    assert "mlflow_run" not in event.metadata  # nobody has said where MLflow's UI is
+    monkeypatch.setenv(links.DAGSTER_UI, "http://dagster.example:3000/")
+    monkeypatch.setenv(links.MLFLOW_UI, "https://mlflow.example/ui")
+    ran = trained.must("model", partition=DAY, tags={RESTATE_TAG: "true"})
+    event = trained.materializations("model")[-1]
+    detail = trained.versions("model")[DAY].detail
+    run = client.get_run(detail["mlflow_run_id"])
+    assert run.info.experiment_id == detail["mlflow_experiment_id"]
+    place = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    assert event.metadata["mlflow_run"] == dg.MetadataValue.url(f"https://mlflow.example/ui{place}")
+    back = f"http://dagster.example:3000/runs/{ran.run_id}"
+    assert run.data.tags["signalbox.dagster_run"] == back
+    assert f"]({back})" in run.data.tags["mlflow.note.content"]
+    assert run.data.tags["signalbox.lane"] == "adhoc"
+    monkeypatch.setenv(links.MLFLOW_UI, "mlflow.example")
+    with pytest.raises(HomeError, match="allowed is the address"):
+        train(trained, "elsewhere")
+
+
+def test_a_server_is_its_own_ui(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(links.MLFLOW_UI, raising=False)
+    home = Home.locate(tmp_path)
+    assert links.mlflow_run_url(home, "1", "a") is None
+    served = replace(home, mlflow_uri="https://me:secret@mlflow.example:5000/")
+    assert links.mlflow_run_url(served, "1", "a") == (
+        "https://mlflow.example:5000/#/experiments/1/runs/a"
+    )

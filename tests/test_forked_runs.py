@@ -18,7 +18,7 @@ from dagster._core.launcher import LaunchRunContext, WorkerStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 
 from platform_assets.domain.lanes import LANE_TAG, Lane
-from platform_assets.instance import forked, nursery, preload
+from platform_assets.instance import forked, nursery, preload, worker
 from platform_assets.instance.forked import ForkedRunLauncher, worker_of
 from platform_assets.instance.nursery import CannotForkError, Fork
 from platform_assets.instance.zygote import foreign_threads
@@ -136,10 +136,25 @@ def test_runs_of_backfills_give_way_to_the_others(yard: Yard) -> None:
         lane: yard.running(yard.launch("waiting", {LANE_TAG: lane})).nice()
         for lane in map(str, (*Lane, "no such lane"))
     }
-    standing_back = load_lanes().nice(Lane.BACKFILL)
-    assert standing_back > 0
-    assert found.pop(Lane.BACKFILL) == min(19, ours + standing_back)
+    for lane in (Lane.BACKFILL, Lane.LATE):
+        standing_back = load_lanes().nice(lane)
+        assert standing_back > 0
+        assert found.pop(lane) == min(19, ours + standing_back)
     assert set(found.values()) == {ours}
+
+
+def test_the_session_stands_back_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run is a session of its own; where there are autogroups, nice alone changes nothing."""
+    said: list[int] = []
+    monkeypatch.setattr(os, "nice", said.append)
+    group = tmp_path / "autogroup"
+    for lane in (Lane.DAILY, Lane.ADHOC, "no such lane"):
+        group.unlink(missing_ok=True)
+        worker.stand_back({LANE_TAG: str(lane)}, str(group))
+        assert not group.exists()
+    assert said == []
+    worker.stand_back({LANE_TAG: "backfill"}, str(group))
+    assert [group.read_text()] == [str(n) for n in said] == ["15"]
 
 
 def test_what_a_run_prints_is_in_its_compute_logs(yard: Yard) -> None:

@@ -15,11 +15,12 @@ from platform_assets.domain.errors import HeldError, UsageError
 from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.domain.readiness import Plan, Request
 from platform_assets.domain.spec import PipelineSpec
+from platform_assets.line.crowning import decide_champion
 from platform_assets.line.days import build_day, build_snapshot, days_of
 from platform_assets.line.explain import explain
 from platform_assets.line.features import build_features
 from platform_assets.line.history import STAGES, HistoryPlan, plan_history
-from platform_assets.line.judging import decide_champion, evaluate_model
+from platform_assets.line.judging import evaluate_model
 from platform_assets.line.live import look
 from platform_assets.line.models import train_model
 from platform_assets.line.services import Services

@@ -19,12 +19,17 @@ from dagster._core.remote_origin import (
     RemoteRepositoryOrigin,
 )
 from dagster._core.test_utils import create_run_for_test
-from dagster._daemon import backfill, controller
-from dagster._daemon.daemon import BackfillDaemon
+from dagster._daemon import backfill, controller, sensor
+from dagster._daemon.daemon import BackfillDaemon, SensorDaemon
 
 from platform_assets.domain.ticks import IDLE_SECONDS
 from platform_assets.instance import daemon
-from platform_assets.instance.daemon import QuickBackfillDaemon, look, own_daemons
+from platform_assets.instance.daemon import (
+    PunctualSensorDaemon,
+    QuickBackfillDaemon,
+    look,
+    own_daemons,
+)
 from resources.home import Home
 
 ORIGIN = RemoteJobOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("l"), "r"), "j")
@@ -44,6 +49,14 @@ def test_dagsters_own_tick_is_what_ours_replaces() -> None:
     )
 
 
+def test_what_makes_dagsters_sensors_late_is_there() -> None:
+    """If this fails, see whether a sensor is punctual by now, and whether ours is still needed."""
+    assert sensor.MIN_INTERVAL_LOOP_TIME == 5
+    assert "MIN_INTERVAL_LOOP_TIME" in inspect.getsource(sensor.execute_sensor_iteration_loop)
+    own = inspect.getsource(SensorDaemon.core_loop)
+    assert "execute_sensor_iteration_loop(" in own
+
+
 def test_what_is_used_of_dagsters_internals_is_there() -> None:
     def names(function: Any) -> list[str]:
         return list(inspect.signature(function).parameters)
@@ -56,6 +69,16 @@ def test_what_is_used_of_dagsters_internals_is_there() -> None:
         "backfill_futures",
         "debug_crash_flags",
     ]
+    assert names(sensor.execute_sensor_iteration) == [
+        "workspace_process_context",
+        "logger",
+        "threadpool_executor",
+        "submit_threadpool_executor",
+        "sensor_tick_futures",
+        "debug_crash_flags",
+        "instrument_elapsed",
+    ]
+    assert names(SensorDaemon.core_loop) == ["self", "workspace_process_context", "shutdown_event"]
     assert {"instance", "workspace_load_target", "gen_daemons"} <= {
         *names(controller.daemon_controller_from_instance)
     }
@@ -77,7 +100,7 @@ def test_what_is_used_of_dagsters_internals_is_there() -> None:
     assert "execute_backfill_iteration_loop(" in own
 
 
-def test_all_of_dagsters_daemons_run_and_only_the_one_differs(instance: dg.DagsterInstance) -> None:
+def test_all_of_dagsters_daemons_run_and_only_two_differ(instance: dg.DagsterInstance) -> None:
     ours = {type(made).daemon_type(): type(made) for made in own_daemons(instance)}
     theirs = {
         type(made).daemon_type(): type(made)
@@ -85,6 +108,8 @@ def test_all_of_dagsters_daemons_run_and_only_the_one_differs(instance: dg.Dagst
     }
     assert theirs.pop("BACKFILL") is BackfillDaemon
     assert ours.pop("BACKFILL") is QuickBackfillDaemon
+    assert theirs.pop("SENSOR") is SensorDaemon
+    assert ours.pop("SENSOR") is PunctualSensorDaemon
     assert ours == theirs
 
 
@@ -119,7 +144,7 @@ def test_a_look_sees_what_goes_on(instance: dg.DagsterInstance) -> None:
 class Context:
     """What the loop asks of a workspace."""
 
-    def __init__(self, instance: dg.DagsterInstance) -> None:
+    def __init__(self, instance: dg.DagsterInstance | None) -> None:
         self.instance = instance
 
 
@@ -152,6 +177,45 @@ def test_the_loop_evaluates_at_news_and_survives_errors(
         assert len(evaluated) >= 2
         ended.set()
         loop.close()
+
+
+class Sensors:
+    """A workspace with one sensor that is due every 10 s, and how often its loop ticks it."""
+
+    def __init__(self, looks_every: float) -> None:
+        self.now, self.looks_every = 0.0, looks_every
+        self.ticks: list[float] = []
+
+    def iterate(self, *_: Any, **__: Any) -> Any:
+        # Dagster notes a tick's beginning in the thread that evaluates, a little after the look.
+        if not self.ticks or self.now - self.ticks[-1] >= 10:
+            self.ticks.append(self.now + 0.02)
+        yield None
+
+    def wait(self, _: float) -> None:
+        self.now += self.looks_every
+
+    def is_set(self) -> bool:
+        return self.now > 65
+
+
+def test_a_sensor_ticks_when_it_is_due_and_not_half_an_interval_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def gaps(found: Sensors) -> set[int]:
+        pairs = zip(found.ticks, found.ticks[1:], strict=False)
+        return {round(after - before) for before, after in pairs}
+
+    theirs = Sensors(sensor.MIN_INTERVAL_LOOP_TIME)
+    while not theirs.is_set():
+        list(theirs.iterate())
+        theirs.wait(0)
+    assert gaps(theirs) == {15}
+    ours = Sensors(daemon.SENSOR_SECONDS)
+    monkeypatch.setattr(daemon, "execute_sensor_iteration", ours.iterate)
+    with PunctualSensorDaemon(settings={}) as made:
+        list(made.core_loop(Context(None), ours))  # type: ignore[arg-type]
+    assert gaps(ours) == {11}
 
 
 @pytest.mark.heavy

@@ -24,8 +24,8 @@ from platform_assets.domain.errors import TransientError
 from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.factory import grid
 from platform_assets.factory.events import NO_AUTOMATIC_EVENT, RESTATE_TAG
+from platform_assets.line.crowning import CHAMPION_ALIAS
 from platform_assets.line.features import build_features
-from platform_assets.line.judging import CHAMPION_ALIAS
 from platform_assets.line.services import Outcome, Services
 from resources.content import content_digest
 from resources.home import Home
@@ -690,23 +690,35 @@ ORDERS = (("04", "07", "08"), ("08", "07", "04"))
 
 
 @pytest.mark.heavy
-def test_the_champion_does_not_depend_on_the_order_of_the_judgements(
-    templates: Templates, tmp_path: Path
+@pytest.mark.parametrize("order", ORDERS)
+def test_in_any_order_each_is_judged_against_the_champion_of_its_time(
+    templates: Templates, tmp_path: Path, order: tuple[str, ...]
 ) -> None:
-    crowned = []
-    for number, order in enumerate(ORDERS):
-        with copied(templates.models, tmp_path / str(number)) as line:
-            for day in order:
-                line.must(job="flights_judge", partition=f"2013-01-{day}")
-            champion = line.services.ledger.champion("flights")
-            assert champion is not None
-            assert line.services.tracking.alias("flight-delay", CHAMPION_ALIAS) == champion.version
-            event = line.materializations("champion")[-1]
-            assert event.metadata["candidates_judged"].value == 3
-            assert event.metadata["registered_version"].value == champion.version
-            reason = event.metadata["reason"].value
-            crowned.append((champion.model_date, champion.version, reason))
-    assert len(set(crowned)) == 1
+    with copied(templates.models, tmp_path) as line:
+        for day in order:
+            line.must(job="flights_judge", partition=f"2013-01-{day}")
+        ledger, model = line.services.ledger, line.spec.model.name
+        history = ledger.promotions(model)
+        champion = ledger.champion("flights")
+        assert champion is not None
+        assert line.services.tracking.alias("flight-delay", CHAMPION_ALIAS) == champion.version
+        event = line.materializations("champion")[-1]
+        assert event.metadata["candidates_judged"].value == 3
+        assert event.metadata["registered_version"].value == champion.version
+        # Each change rests on a passed verdict of the very pair.
+        verdicts = {verdict.id: verdict for verdict in ledger.evaluations(model)}
+        for change in history:
+            verdict = verdicts[change.evaluation_id or 0]
+            assert verdict.passed
+            assert (verdict.candidate, verdict.champion) == (change.version, change.previous)
+        # Nobody was passed over, late as its judgement came; whoever was refused is no champion.
+        assert {v.candidate for v in verdicts.values()} == {
+            record.detail["model_version"]
+            for d, record in line.versions("model").items()
+            if d.removeprefix("2013-01-") in order
+        }
+        promoted = {change.version for change in history}
+        assert {v.candidate for v in verdicts.values() if not v.passed}.isdisjoint(promoted)
 
 
 @pytest.mark.heavy

@@ -454,6 +454,7 @@ def test_there_is_a_sensor_for_each_way_a_run_ends_badly() -> None:
     assert [sensor.name for sensor in sensors] == [
         "tracking_truth_failure",
         "tracking_truth_canceled",
+        "tracking_sweep",
     ]
     for sensor in sensors:
         assert sensor.default_status is dg.DefaultSensorStatus.RUNNING

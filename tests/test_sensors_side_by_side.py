@@ -10,8 +10,12 @@ import dagster as dg
 import pytest
 from dagster._daemon.daemon import SensorDaemon
 
+from platform_assets.component import pipeline_definitions
+from platform_assets.domain.parse import parse_spec
+from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory.instance import dagster_yaml
 from platform_assets.line.alerting import deliver
+from resources.catalog import load_catalog
 from resources.home import Home
 from resources.ledger.records import AlertRecord
 from resources.webhook import Webhook
@@ -35,6 +39,19 @@ def test_the_instance_of_a_home_runs_its_sensors_side_by_side(home: Home) -> Non
     with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
         settings = instance.get_sensor_settings()
     assert (settings["use_threads"], settings["num_workers"]) == (True, 4)
+
+
+def test_the_readiness_sensor_looks_every_ten_seconds_unless_told_otherwise() -> None:
+    def interval(spec: PipelineSpec) -> int | None:
+        sensor = pipeline_definitions(spec).resolve_sensor_def(f"{spec.pipeline}_readiness")
+        return sensor.minimum_interval_seconds
+
+    assert interval(load_catalog()["flights"]) == 10
+    document = load_catalog()["flights"].model_dump(mode="json")
+    del document["schedule"]["sensor_interval_seconds"]
+    assert interval(parse_spec(document, "a test")) == 10
+    document["schedule"]["sensor_interval_seconds"] = 7
+    assert interval(parse_spec(document, "a test")) == 7
 
 
 def test_a_receiver_that_hangs_does_not_hold_up_the_readiness_sensor(

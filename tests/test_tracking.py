@@ -5,13 +5,12 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from platform_assets.domain.errors import HomeError, RefusedError, TransientError, UsageError
-from resources.tracking import DAGSTER_RUN_TAG, TrackedRun, Tracking, dataset_digest, model_digest
+from resources.tracking import TrackedRun, Tracking, dataset_digest, model_digest
 from resources.tracking.client import ATTEMPTS, QUIET, attempt, quiet_mlflow, shown
 from resources.tracking.models import _without_addresses, pinned
 from resources.tracking.run import PARAMETER_LENGTH, _cut
+from resources.tracking.settling import reconcile
 from resources.tracking.store import _folder_name
 
 WORKER = Path(__file__).with_name("tracking_worker.py")
@@ -90,6 +90,11 @@ def client_of(tracking: Tracking) -> Any:
     return MlflowClient(tracking.uri, tracking.uri)
 
 
+def never(_: object, __: str) -> bool:
+    """A ledger that has no model of any run."""
+    return False
+
+
 # --- the state of a run
 
 
@@ -147,43 +152,12 @@ def test_killed_process_is_reconciled_with_dagster(
         asked.append(dagster_run_id)
         return "STARTED"
 
-    assert tracking.reconcile(going_on) == []
+    assert reconcile(tracking, going_on, never) == []
     assert asked == ["dagster-kill"]
     assert state(killed) == "RUNNING"
-    assert tracking.reconcile(lambda _: "FAILURE") == [(killed, "FAILED")]
+    assert reconcile(tracking, lambda _: "FAILURE", never) == [(killed, "FAILED")]
     assert state(killed) == "FAILED"
-    assert tracking.reconcile(lambda _: "FAILURE") == []
-
-
-def test_reconcile_follows_each_end_of_a_dagster_run(tracking: Tracking) -> None:
-    client = client_of(tracking)
-    experiment = client.create_experiment("many")
-    ends: dict[str, str | None] = {"S": "SUCCESS", "F": "FAILURE", "C": "CANCELED", "U": None}
-    ids = {}
-    for key in ends:
-        ids[key] = client.create_run(experiment, tags={DAGSTER_RUN_TAG: key}).info.run_id
-    foreign = client.create_run(experiment).info.run_id  # somebody else's: not ours to end
-    changed = dict(tracking.reconcile(ends.__getitem__))
-    assert changed == {
-        ids["S"]: "FINISHED",
-        ids["F"]: "FAILED",
-        ids["C"]: "KILLED",
-        ids["U"]: "FAILED",
-    }
-    assert client.get_run(ids["C"]).info.status == "KILLED"
-    assert client.get_run(foreign).info.status == "RUNNING"
-
-
-def test_run_that_ends_while_reconcile_looks_keeps_its_state(tracking: Tracking) -> None:
-    client = client_of(tracking)
-    run = client.create_run(client.create_experiment("e"), tags={DAGSTER_RUN_TAG: "d"})
-
-    def ends_meanwhile(_: str) -> str:
-        client.set_terminated(run.info.run_id, "FINISHED")
-        return "FAILURE"
-
-    assert tracking.reconcile(ends_meanwhile) == []
-    assert client.get_run(run.info.run_id).info.status == "FINISHED"
+    assert reconcile(tracking, lambda _: "FAILURE", never) == []
 
 
 @pytest.mark.heavy
@@ -208,30 +182,6 @@ def test_mlflow_itself_does_not_see_past_row_10_000() -> None:
     assert from_pandas(frame, "x").digest == from_pandas(changed, "x").digest
 
 
-def test_snapshot_is_an_input_with_its_whole_digest(tracking: Tracking) -> None:
-    with tracking.run("flights", "2013-02-09", {"signalbox/pipeline": "flights"}) as run:
-        run.log_snapshot("flights/snapshot", DIGEST, "lake/snapshots/1.json", 22_000)
-    found = client_of(tracking).get_run(run.run_id)
-    (entry,) = found.inputs.dataset_inputs
-    assert (entry.dataset.name, entry.dataset.digest) == (
-        "flights/snapshot",
-        "sb1:0123456789abcdef0123456789abcdef",
-    )
-    assert json.loads(entry.dataset.source) == {"uri": "lake/snapshots/1.json"}
-    assert json.loads(entry.dataset.profile) == {"num_rows": 22_000}
-    tags = {tag.key: tag.value for tag in entry.tags}
-    assert tags == {
-        "mlflow.data.context": "training",
-        "signalbox.digest": DIGEST,
-        "signalbox.rows": "22000",
-    }
-    assert found.data.tags["signalbox.snapshot.flights/snapshot"] == DIGEST
-    assert found.data.tags["signalbox/pipeline"] == "flights"
-    assert found.data.tags["mlflow.runName"] == "2013-02-09"
-    assert found.data.tags["mlflow.user"]
-    assert found.data.tags["mlflow.source.name"]
-
-
 @settings(deadline=None)
 @given(st.text("0123456789abcdef", min_size=64, max_size=64))
 def test_short_digest_fits_and_starts_the_whole_one(digest: str) -> None:
@@ -247,39 +197,6 @@ def test_what_is_no_sha256_is_refused(digest: str) -> None:
 
 
 # --- parameters, metrics, figures
-
-
-def test_rounds_come_in_batches_and_all_arrive(tracking: Tracking) -> None:
-    with tracking.run("e", "rounds", {}) as run:
-        sent: list[int] = []
-        send = run._client.log_batch
-
-        def counted(run_id: str, metrics: Any) -> None:
-            sent.append(len(metrics))
-            send(run_id, metrics)
-
-        run._client.log_batch = counted
-        for number in range(1, 1201):
-            run.log_round(number, {"loss": 1 / number, "auc": 0.5})
-        run.log_metrics({"final": 1.0})
-    assert max(sent) <= 1000
-    assert len(sent) <= 8  # 2,401 metrics: by size three batches, by time a few more
-    history = client_of(tracking).get_metric_history(run.run_id, "loss")
-    assert sorted((m.step, m.value) for m in history) == [(n, 1 / n) for n in range(1, 1201)]
-
-
-def test_parameters_are_text_and_a_long_one_is_cut_visibly(tracking: Tracking) -> None:
-    with tracking.run("e", "parameters", {}) as run:
-        run.log_parameters({"rate": 0.06, "name": "x", "columns": ["a", "b"], "none": None})
-        run.log_parameters({"long": "y" * 7000})
-    client = client_of(tracking)
-    found = client.get_run(run.run_id).data.params
-    assert found["rate"] == "0.06"
-    assert found["columns"] == '["a", "b"]'
-    assert found["none"] == "None"
-    assert found["long"].endswith("... [cut, 7000 characters, whole in parameters.json]")
-    whole = Path(client.download_artifacts(run.run_id, "parameters.json")).read_text()
-    assert json.loads(whole) == {"long": "y" * 7000}
 
 
 @settings(deadline=None)
@@ -339,47 +256,6 @@ def test_identical_trainings_in_different_processes_have_one_digest(root: Path) 
     assert model_digest(stored) != digests[0]["sklearn"]
 
 
-def test_model_is_on_the_run_in_the_registry_and_behind_an_alias(tracking: Tracking) -> None:
-    model, frame, expected = booster()
-    with tracking.run("flights", "model", {}) as run:
-        run.log_parameters({"rounds": 3})
-        logged = run.log_model(
-            model,
-            "lightgbm",
-            name="flight-delay",
-            input_example=frame,
-            predictions=expected,
-            requirements=["lightgbm"],
-        )
-        run.log_metrics({"auc": 0.7})
-    assert (logged.version, logged.uri) == (1, "models:/flight-delay/1")
-    client = client_of(tracking)
-    version = client.get_model_version("flight-delay", "1")
-    assert (version.run_id, version.tags["signalbox.digest"]) == (run.run_id, logged.digest)
-    (output,) = client.get_run(run.run_id).outputs.model_outputs
-    entry = client.get_logged_model(output.model_id)
-    assert (str(entry.status), entry.params) == ("READY", {"rounds": "3"})
-    assert [(m.key, m.value) for m in entry.metrics] == [("auc", 0.7)]
-    assert json.loads(entry.tags["mlflow.modelVersions"])[0]["version"] == 1
-
-    assert tracking.alias("flight-delay", "champion") is None
-    assert tracking.alias("nobody", "champion") is None
-    tracking.set_alias("flight-delay", "champion", 1)
-    assert tracking.alias("flight-delay", "champion") == 1
-    loaded: Any = tracking.load("flight-delay", 1, "lightgbm", digest=logged.digest)
-    assert (loaded.predict(frame) == expected).all()
-    wrong: list[Callable[[], object]] = [
-        lambda: tracking.load("flight-delay", 9, "lightgbm", digest=logged.digest),
-        lambda: tracking.set_alias("flight-delay", "champion", 9),
-        lambda: tracking.load("flight-delay", 1, "tracking", digest=logged.digest),
-        lambda: tracking.load("flight-delay", 1, "no_such_flavor", digest=logged.digest),
-    ]
-    for call in wrong:
-        with pytest.raises(UsageError):
-            call()
-    assert tracking.alias("flight-delay", "champion") == 1
-
-
 @pytest.mark.heavy
 def test_two_processes_register_one_new_model_at_once(root: Path, tracking: Tracking) -> None:
     workers = [start("register", root, name) for name in "ab"]
@@ -396,26 +272,6 @@ def test_two_processes_register_one_new_model_at_once(root: Path, tracking: Trac
     client = client_of(tracking)
     for line in said[0] + said[1]:
         assert len(client.get_run(line["run_id"]).inputs.dataset_inputs) == 1
-
-
-def test_model_that_cannot_be_stored_fails_the_run_and_is_not_registered(
-    tracking: Tracking,
-) -> None:
-    model, frame, expected = booster()
-    with pytest.raises(UsageError, match="not installed"), tracking.run("e", "m", {}) as run:
-        run.log_model(
-            model,
-            "lightgbm",
-            name="never",
-            input_example=frame,
-            predictions=expected,
-            requirements=["no-such-distribution"],
-        )
-    client = client_of(tracking)
-    assert client.get_run(run.run_id).info.status == "FAILED"
-    assert client.search_registered_models() == []
-    (entry,) = client.search_logged_models([client.get_experiment_by_name("e").experiment_id])
-    assert str(entry.status) == "FAILED"
 
 
 def test_requirements_are_pinned_to_what_is_installed() -> None:
@@ -470,14 +326,6 @@ def test_telemetry_is_off_before_mlflow_can_be_imported(monkeypatch: pytest.Monk
     Tracking("sqlite:///nowhere.db", None)
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert os.environ["MLFLOW_LOGGING_LEVEL"] == "DEBUG"
-
-
-def test_judgement_is_added_to_a_run_that_has_ended(tracking: Tracking) -> None:
-    with tracking.run("e", "judged", {}) as run:
-        pass
-    tracking.log_judgement(run.run_id, {"log_loss": 0.4})
-    found = client_of(tracking).get_run(run.run_id)
-    assert (found.info.status, found.data.metrics) == ("FINISHED", {"log_loss": 0.4})
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
@@ -614,65 +462,6 @@ def test_lost_race_is_tried_again_but_not_for_ever() -> None:
     with pytest.raises(TransientError):
         attempt("sqlite:///x", lambda: collide(99))
     assert len(calls) == ATTEMPTS
-
-
-@pytest.mark.heavy
-def test_tracking_server_works_like_the_local_store(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    store = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
-    store += ["--artifacts-destination", str(tmp_path / "served")]
-    place = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", *store, *place],
-        env=environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", **QUIET),
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # its workers end with it
-    )
-    try:
-        until = time.monotonic() + 120
-        while time.monotonic() < until:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.2)
-        tracking = Tracking(f"http://127.0.0.1:{port}", None)
-        tracking.prepare()
-        model, frame, expected = booster()
-        digests = []
-        for _ in range(2):
-            with tracking.run("served", "r", {DAGSTER_RUN_TAG: "d"}) as run:
-                run.log_parameters({"long": "y" * 7000})
-                run.log_round(1, {"loss": 0.5})
-                run.log_snapshot("s", DIGEST, "s3://bucket/s", 1)
-                logged = run.log_model(
-                    model,
-                    "lightgbm",
-                    name="served",
-                    input_example=frame,
-                    predictions=expected,
-                    requirements=["lightgbm"],
-                )
-                run.log_figure("p", b"\x89PNG")
-            digests.append(logged.digest)
-        assert logged.version == 2
-        assert digests[0] == digests[1]
-        tracking.set_alias("served", "champion", 2)
-        assert tracking.alias("served", "champion") == 2
-        assert tracking.alias("served", "other") is None
-        loaded: Any = tracking.load("served", 2, "lightgbm", digest=logged.digest)
-        assert (loaded.predict(frame) == expected).all()
-        client = client_of(tracking)
-        found = client.get_run(run.run_id)
-        assert found.info.status == "FINISHED"
-        assert found.inputs.dataset_inputs[0].dataset.digest == dataset_digest(DIGEST)
-        lost = client.create_run(found.info.experiment_id, tags={DAGSTER_RUN_TAG: "lost"})
-        assert tracking.reconcile(lambda _: "CANCELED") == [(lost.info.run_id, "KILLED")]
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
 
 
 def test_password_of_a_server_is_not_in_messages() -> None:

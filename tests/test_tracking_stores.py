@@ -3,17 +3,20 @@
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from platform_assets.domain.errors import RefusedError, UsageError
-from resources.tracking import TrackedRun, Tracking, model_digest
+from resources.tracking import DAGSTER_RUN_TAG, TrackedRun, Tracking, model_digest
 from resources.tracking.client import quiet_mlflow
 from resources.tracking.models import load_model
+from resources.tracking.settling import reconcile
+from resources.tracking.store import OWNER_TAG
 from tests.mlflow_server import MlflowServer
+from tests.test_tracking import DIGEST, booster, never
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +79,11 @@ def logged(run: TrackedRun, name: str) -> Any:
     )
 
 
+def replace_owner(tracking: Tracking) -> Tracking:
+    """The same store, as another home sees it."""
+    return Tracking(tracking.uri, tracking.artifacts, owner="another home on the same server")
+
+
 # --- bytes that were not recorded
 
 
@@ -134,9 +142,10 @@ def test_nothing_is_unpickled_that_was_not_recorded(
     served = None if tracking.artifacts else request.getfixturevalue("server")
     folder, trap = stored(tracking, name, served), tmp_path / "ran"
     tampered(folder, how, trap)
-    with pytest.raises(
-        RefusedError, match=rf"digest (?!{made.digest}).*recorded was {made.digest}"
-    ):
+    other = rf"digest (?!{made.digest}).*recorded was {made.digest}"
+    if served and how == "link":  # a server gives nothing away that a link of its folder leads to
+        other = "cannot be had"
+    with pytest.raises(RefusedError, match=other):
         tracking.load(name, 1, "sklearn", digest=made.digest)
     assert not trap.exists()
     load_model(folder, "sklearn")  # as MLflow does it: the file is loaded, and runs
@@ -183,3 +192,209 @@ def test_what_a_model_was_registered_with_can_be_asked(tracking: Tracking, name:
     assert found.get_run(run.run_id).data.tags["signalbox.waivers"] == "w1"
     text = Path(found.download_artifacts(run.run_id, "environment.json")).read_text()
     assert json.loads(text) == {"python": "3"}
+
+
+# --- what a run writes down
+
+
+def test_reconcile_follows_each_end_of_a_dagster_run(tracking: Tracking, name: str) -> None:
+    client = client_of(tracking)
+    experiment = client.create_experiment(name)
+    ends = {"S": "SUCCESS", "F": "FAILURE", "C": "CANCELED", "U": None, "R": "FAILURE"}
+    ids = {}
+    for key in ends:
+        ids[key] = client.create_run(experiment, tags={DAGSTER_RUN_TAG: key}).info.run_id
+    foreign = client.create_run(experiment).info.run_id  # somebody else's: not ours to end
+    others = {DAGSTER_RUN_TAG: "F", OWNER_TAG: "another home on the same server"}
+    theirs = client.create_run(experiment, tags=others).info.run_id
+    changed = dict(reconcile(tracking, ends.__getitem__, lambda _, run: run == ids["R"]))
+    assert changed == {
+        ids["R"]: "FINISHED",
+        ids["S"]: "FAILED",  # another attempt of that run has made the model
+        ids["F"]: "FAILED",
+        ids["C"]: "KILLED",
+        ids["U"]: "FAILED",
+    }
+    assert client.get_run(ids["C"]).info.status == "KILLED"
+    assert client.get_run(foreign).info.status == "RUNNING"
+    assert client.get_run(theirs).info.status == "RUNNING"
+    assert dict(reconcile(replace_owner(tracking), ends.get, never)) == {theirs: "FAILED"}
+
+
+def test_run_that_ends_while_reconcile_looks_keeps_its_state(tracking: Tracking, name: str) -> None:
+    client = client_of(tracking)
+    run = client.create_run(client.create_experiment(name), tags={DAGSTER_RUN_TAG: "d"})
+
+    def ends_meanwhile(_: str) -> str:
+        client.set_terminated(run.info.run_id, "FINISHED")
+        return "FAILURE"
+
+    assert reconcile(tracking, ends_meanwhile, never) == []
+    assert client.get_run(run.info.run_id).info.status == "FINISHED"
+
+
+def test_snapshot_is_an_input_with_its_whole_digest(tracking: Tracking, name: str) -> None:
+    with tracking.run(name, "2013-02-09", {"signalbox/pipeline": "flights"}) as run:
+        run.log_snapshot("flights/snapshot", DIGEST, "lake/snapshots/1.json", 22_000)
+    found = client_of(tracking).get_run(run.run_id)
+    (entry,) = found.inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest) == (
+        "flights/snapshot",
+        "sb1:0123456789abcdef0123456789abcdef",
+    )
+    assert json.loads(entry.dataset.source) == {"uri": "lake/snapshots/1.json"}
+    assert json.loads(entry.dataset.profile) == {"num_rows": 22_000}
+    tags = {tag.key: tag.value for tag in entry.tags}
+    assert tags == {
+        "mlflow.data.context": "training",
+        "signalbox.digest": DIGEST,
+        "signalbox.rows": "22000",
+    }
+    assert found.data.tags["signalbox.snapshot.flights/snapshot"] == DIGEST
+    assert found.data.tags["signalbox/pipeline"] == "flights"
+    assert found.data.tags["mlflow.runName"] == "2013-02-09"
+    assert found.data.tags["mlflow.user"]
+    assert found.data.tags["mlflow.source.name"]
+
+
+def test_rounds_come_in_batches_and_all_arrive(tracking: Tracking, name: str) -> None:
+    with tracking.run(name, "rounds", {}) as run:
+        sent: list[int] = []
+        send = run._link.client.log_batch
+
+        def counted(run_id: str, metrics: Any) -> None:
+            sent.append(len(metrics))
+            send(run_id, metrics)
+
+        run._link.client.log_batch = counted
+        for number in range(1, 1201):
+            run.log_round(number, {"loss": 1 / number, "auc": 0.5})
+        run.log_metrics({"final": 1.0})
+    assert max(sent) <= 1000
+    assert len(sent) <= 8  # 2,401 metrics: by size three batches, by time a few more
+    history = client_of(tracking).get_metric_history(run.run_id, "loss")
+    assert sorted((m.step, m.value) for m in history) == [(n, 1 / n) for n in range(1, 1201)]
+
+
+def test_parameters_are_text_and_a_long_one_is_cut_visibly(tracking: Tracking, name: str) -> None:
+    with tracking.run(name, "parameters", {}) as run:
+        run.log_parameters({"rate": 0.06, "name": "x", "columns": ["a", "b"], "none": None})
+        run.log_parameters({"long": "y" * 7000})
+    client = client_of(tracking)
+    found = client.get_run(run.run_id).data.params
+    assert found["rate"] == "0.06"
+    assert found["columns"] == '["a", "b"]'
+    assert found["none"] == "None"
+    assert found["long"].endswith("... [cut, 7000 characters, whole in parameters.json]")
+    whole = Path(client.download_artifacts(run.run_id, "parameters.json")).read_text()
+    assert json.loads(whole) == {"long": "y" * 7000}
+
+
+def test_model_is_on_the_run_in_the_registry_and_behind_an_alias(
+    tracking: Tracking, name: str
+) -> None:
+    model, frame, expected = booster()
+    with tracking.run(name, "model", {}) as run:
+        run.log_parameters({"rounds": 3})
+        logged = run.log_model(
+            model,
+            "lightgbm",
+            name=name,
+            input_example=frame,
+            predictions=expected,
+            requirements=["lightgbm"],
+        )
+        run.log_metrics({"auc": 0.7})
+    assert (logged.version, logged.uri) == (1, f"models:/{name}/1")
+    client = client_of(tracking)
+    version = client.get_model_version(name, "1")
+    assert (version.run_id, version.tags["signalbox.digest"]) == (run.run_id, logged.digest)
+    (output,) = client.get_run(run.run_id).outputs.model_outputs
+    entry = client.get_logged_model(output.model_id)
+    assert (str(entry.status), entry.params) == ("READY", {"rounds": "3"})
+    assert [(m.key, m.value) for m in entry.metrics] == [("auc", 0.7)]
+    assert json.loads(entry.tags["mlflow.modelVersions"])[0]["version"] == 1
+
+    assert tracking.alias(name, "champion") is None
+    assert tracking.alias("nobody", "champion") is None
+    tracking.set_alias(name, "champion", 1)
+    assert tracking.alias(name, "champion") == 1
+    loaded: Any = tracking.load(name, 1, "lightgbm", digest=logged.digest)
+    assert (loaded.predict(frame) == expected).all()
+    wrong: list[Callable[[], object]] = [
+        lambda: tracking.load(name, 9, "lightgbm", digest=logged.digest),
+        lambda: tracking.set_alias(name, "champion", 9),
+        lambda: tracking.load(name, 1, "tracking", digest=logged.digest),
+        lambda: tracking.load(name, 1, "no_such_flavor", digest=logged.digest),
+    ]
+    for call in wrong:
+        with pytest.raises(UsageError):
+            call()
+    assert tracking.alias(name, "champion") == 1
+
+
+def test_judgement_is_added_to_a_run_that_has_ended(tracking: Tracking, name: str) -> None:
+    with tracking.run(name, "judged", {}) as run:
+        pass
+    tracking.log_judgement(run.run_id, {"log_loss": 0.4})
+    found = client_of(tracking).get_run(run.run_id)
+    assert (found.info.status, found.data.metrics) == ("FINISHED", {"log_loss": 0.4})
+
+
+def test_model_that_cannot_be_stored_fails_the_run_and_is_not_registered(
+    tracking: Tracking, name: str
+) -> None:
+    model, frame, expected = booster()
+    with pytest.raises(UsageError, match="not installed"), tracking.run(name, "m", {}) as run:
+        run.log_model(
+            model,
+            "lightgbm",
+            name=name,
+            input_example=frame,
+            predictions=expected,
+            requirements=["no-such-distribution"],
+        )
+    client = client_of(tracking)
+    assert client.get_run(run.run_id).info.status == "FAILED"
+    assert client.search_registered_models(f"name = '{name}'") == []
+    (entry,) = client.search_logged_models([client.get_experiment_by_name(name).experiment_id])
+    assert str(entry.status) == "FAILED"
+
+
+def test_what_is_told_twice_is_there_once(tracking: Tracking, name: str) -> None:
+    """Each message may have been carried out though nobody heard the answer."""
+    with tracking.run(name, "r", {}) as run:
+        run.log_parameters({"a": 1})
+        run.log_snapshot("s", DIGEST, "lake/1.json", 5)
+        run.log_figure("p", b"PNG")
+        run.log_round(1, {"loss": 0.5, "nan": float("nan")})
+        run.log_round(2, {"loss": 0.4, "nan": float("nan")})
+        sent: list[Any] = []
+        run._link = Twice(run._link, sent)  # type: ignore[assignment]
+        run.log_parameters({"a": 1})
+        run.log_snapshot("s", DIGEST, "lake/1.json", 5)
+        run.log_figure("p", b"PNG")
+        run.flush()
+    kinds = ["parameters", "dataset", "artifact", "metrics", "end"]
+    assert [message["kind"] for message in sent[::2]] == kinds
+    client = client_of(tracking)
+    for key in ("loss", "nan"):
+        assert [m.step for m in client.get_metric_history(run.run_id, key)] == [1, 2]
+    found = client.get_run(run.run_id)
+    assert found.info.status == "FINISHED"
+    assert len(found.inputs.dataset_inputs) == 1
+
+
+class Twice:
+    """A link over which each message goes twice."""
+
+    def __init__(self, link: Any, sent: list[Any]) -> None:
+        self._link, self._sent = link, sent
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._link, name)
+
+    def send(self, run_id: str, message: Any) -> None:
+        for _ in range(2):
+            self._sent.append(message)
+            self._link.send(run_id, message)

@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from platform_assets.cli import alerts, daemon, lanes, maintain, quarantine, serving, waivers
+from platform_assets.cli import (
+    alerts,
+    daemon,
+    lanes,
+    maintain,
+    promotion,
+    quarantine,
+    serving,
+    waivers,
+)
 from platform_assets.cli.drill import drill
 from platform_assets.domain.errors import SignalboxError, UsageError
 from platform_assets.domain.spec import PipelineSpec
@@ -259,6 +268,7 @@ def demo(
 
 
 waivers.register(app)
+promotion.register(app)
 alerts.register(app)
 quarantine.register(app)
 daemon.register(app)

@@ -191,14 +191,23 @@ def _ledger(home: Home) -> Iterator[Finding]:
 
 
 def _mlflow(home: Home) -> Iterator[Finding]:
-    from platform_assets.line.judging import CHAMPION_ALIAS
+    from platform_assets.line.crowning import CHAMPION_ALIAS
     from platform_assets.line.services import Services
 
     for spec in load_catalog().values():
         services = Services.open(spec, home)
         champion = services.ledger.champion(spec.pipeline)
-        alias = services.tracking.alias(spec.model.name, CHAMPION_ALIAS)
         decided = champion.version if champion else None
+        gone = services.tracking.absence(spec.model.name, decided) if decided else None
+        if gone:
+            yield Finding(
+                f"mlflow of {spec.pipeline}",
+                False,
+                f"the ledger's champion version {decided} {gone}",
+                f"restore it there, or `signalbox rollback {spec.pipeline} --reason WHY --by WHO`",
+            )
+            continue
+        alias = services.tracking.alias(spec.model.name, CHAMPION_ALIAS)
         ok = alias == decided
         yield Finding(
             f"mlflow of {spec.pipeline}",

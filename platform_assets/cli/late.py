@@ -122,7 +122,7 @@ def impact(
     pipeline: PipelineName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Which snapshots, models, evaluations and champion read a partition."""
+    """Which snapshots, models, evaluations and champion read a partition, and in which version."""
     from platform_assets.line.impact import read_impact
 
     spec: PipelineSpec = pipeline_of(pipeline, asset)
@@ -140,3 +140,10 @@ def impact(
         "  champion: "
         + (f"yes, version {champion['version']} of {champion['date']}" if champion else "no")
     )
+    for model in document["registered"]:
+        read = ", ".join(sorted({version[:12] for version in model["read"].values()}))
+        print(
+            f"  model version {model['version']} of {model['date']} read {read}, "
+            f"{'what is there now' if model['current'] else 'corrected since'}"
+            + (", was champion" if model["was_champion"] else "")
+        )

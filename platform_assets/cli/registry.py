@@ -1,15 +1,16 @@
 """The commands on registered models: reproduce, audit."""
 
 import math
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from platform_assets.cli.app import AsJson, app
+from platform_assets.cli.app import AsJson, HtmlFile, app
 from platform_assets.domain.errors import UsageError
 from platform_assets.domain.model_ref import ModelRef
 from platform_assets.line.services import Services
-from platform_assets.terminal import print_json
+from platform_assets.terminal import print_json, print_table
 from resources.catalog import load_catalog
 
 Model = Annotated[
@@ -70,3 +71,51 @@ def _print_reproduction(told: dict[str, Any], compared: list[str]) -> None:
     print(f"  {told['reason']}")
     for line in compared:
         print(f"  {line}")
+
+
+@app.command()
+def audit(
+    model: Model,
+    html: HtmlFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """From a model back through verdict, run and snapshot to each partition that it rests on.
+
+    What can be looked at is: rows and files are compared with their digests. Exit code 1 if
+    something could not be shown.
+    """
+    from platform_assets.line.audit import audit as examine
+    from platform_assets.line.audit_page import audit_page
+    from platform_assets.line.registered import model_record
+    from resources.pages import check_page, write_page
+
+    if html is not None:
+        check_page(Path(html))
+    services, ref = _meant(model)
+    record = model_record(services, ref)
+    document = examine(services, record)
+    if html is not None:
+        write_page(Path(html), audit_page(services, record, document))
+    if as_json:
+        print_json(document | ({"html": html} if html else {}))
+    else:
+        _print_audit(document)
+        if html is not None:
+            print(f"wrote {html}")
+    if not document["ok"]:
+        raise typer.Exit(1)
+
+
+def _print_audit(document: dict[str, Any]) -> None:
+    snapshot = document["snapshot"]
+    print(
+        f"{document['model']} version {document['version']} of {document['date']}, "
+        f"{document['role']}: {document['training']['rows']} rows of "
+        f"{len(snapshot['partitions'])} partition versions, {len(snapshot['held'])} day(s) left "
+        f"out, {len(document['waivers'])} waiver(s)"
+    )
+    rows = [
+        ("shown" if check["ok"] else "NOT", check["what"], check["found"])
+        for check in document["checks"]
+    ]
+    print_table("what was looked at", ("", "claim", "found"), rows)

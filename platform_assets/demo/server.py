@@ -16,6 +16,7 @@ import psutil
 from platform_assets.demo import conductor, guard
 from platform_assets.domain.errors import RefusedError, TransientError
 from platform_assets.factory.instance import end_orphaned_runs
+from platform_assets.line import links
 from resources.catalog import catalog_environment
 from resources.dagster_api import DagsterApi
 from resources.home import Home
@@ -102,6 +103,8 @@ class DagsterDev:
                 [sys.executable, "-m", guard.__name__, self._mark, *self.command()],
                 cwd=workspace_file().parent,
                 env={
+                    links.DAGSTER_UI: self.url,
+                    links.MLFLOW_UI: self._mlflow_ui(),
                     **os.environ,
                     **self.home.environment(),
                     **catalog_environment(),
@@ -113,6 +116,10 @@ class DagsterDev:
                 start_new_session=True,
             )
         return self
+
+    def _mlflow_ui(self) -> str:
+        """Where runs say that MLflow's UI is: that of a tracking server, or `signalbox mlflow`."""
+        return "" if self.home.mlflow_uri.startswith("http") else links.LOCAL_MLFLOW_UI
 
     def command(self) -> list[str]:
         """What is started."""

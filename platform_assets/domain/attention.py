@@ -1,7 +1,7 @@
 """Which days are looked at, and for how long: so that a look's cost follows what is new."""
 
 from collections.abc import Mapping, Sequence
-from datetime import date
+from datetime import date, timedelta
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,15 +19,37 @@ def recent_days(spec: PipelineSpec) -> int:
     return -(-lateness // 24) + spec.evaluation.days + 2
 
 
-def rules_version(spec: PipelineSpec) -> str:
-    """Digest of what decides which days are held: with another one, any of them may be clear."""
+def rules_version(spec: PipelineSpec, code: str = "") -> str:
+    """Digest of what decides which days are held: with another one, any of them may be clear.
+
+    Args:
+        spec: the pipeline.
+        code: version of what builds the dataset, which may refuse rows too.
+    """
     return digest_of(
         {
+            "code": code,
             "partitions": spec.partitions.model_dump(mode="json"),
             "sources": {n: s.model_dump(mode="json") for n, s in spec.sources.items()},
             "window": [spec.model.window_days, spec.model.min_days, spec.evaluation.days],
         }
     )[:16]
+
+
+def with_weekdays(spec: PipelineSpec, dates: Mapping[date, str]) -> dict[date, str]:
+    """Some dates, and the same weekdays that follow: their rows are judged against these dates'.
+
+    Args:
+        spec: the pipeline.
+        dates: that are not what they were, with why.
+    """
+    rules = (source.contract.weekday_rows for source in spec.sources.values())
+    weeks = max((rule.weeks for rule in rules if rule), default=0)
+    found = dict(dates)
+    for day, why in dates.items():
+        for week in range(1, weeks + 1):
+            found.setdefault(day + timedelta(days=7 * week), why)
+    return found
 
 
 class Standing(BaseModel):

@@ -68,7 +68,7 @@ class Environment(BaseModel):
 
     def differences(self, now: "Environment") -> tuple[Difference, ...]:
         """What has changed since, package by package; the lock digest follows from it."""
-        return _differences(self._fields(), now._fields())
+        return differing(self._fields(), now._fields())
 
     def _fields(self) -> dict[str, Any]:
         whole = self.model_dump(mode="json", exclude={"packages", "lock_digest"})
@@ -110,7 +110,7 @@ class RunFingerprint(BaseModel):
 
     def differences(self, now: "RunFingerprint") -> tuple[Difference, ...]:
         """What has changed since, field by field and parameter by parameter; none if equal."""
-        return _differences(self._fields(), now._fields())
+        return differing(self._fields(), now._fields())
 
     def _fields(self) -> dict[str, Any]:
         parts = self.parts()
@@ -118,7 +118,8 @@ class RunFingerprint(BaseModel):
         return parts | {f"parameters.{name}": value for name, value in parameters.items()}
 
 
-def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Difference, ...]:
+def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Difference, ...]:
+    """The fields of two flat documents that are not the same, by name."""
     return tuple(
         Difference(name, _said(then, name), _said(now, name))
         for name in sorted({*then, *now})

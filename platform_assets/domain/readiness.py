@@ -69,14 +69,24 @@ class Plan(BaseModel):
 
 
 def run_key(pipeline: str, job: Job, partition: str, inputs: object) -> str:
-    """`flights/train/2013-02-09/3f…`: the inputs are part of it, so new data is a new run."""
+    """`flights/train/2013-02-09/3f…`: the inputs are part of it, so new data is a new run.
+
+    So are the rules and the code that judge them: what they refused may pass others.
+    """
     return f"{pipeline}/{job}/{partition}/{digest_of(inputs)[:16]}"
 
 
 def plan_features(
-    pipeline: str, reports: Iterable[CompletenessReport], built: Sequence[str]
+    pipeline: str, reports: Iterable[CompletenessReport], built: Sequence[str], code: str = ""
 ) -> Plan:
-    """Features of each partition that is clear and was not built; the others are held."""
+    """Features of each partition that is clear and was not built; the others are held.
+
+    Args:
+        pipeline: its name.
+        reports: of the partitions.
+        built: those that are there.
+        code: version of the rules and the code that build them.
+    """
     done, requests, held = set(built), [], {}
     for report in reports:
         if report.partition in done:
@@ -84,12 +94,11 @@ def plan_features(
         if not report.is_clear:
             held[report.partition] = report.reason()
             continue
-        arrived = [(s.source, s.data_version(), s.verdict, s.waiver) for s in report.sources]
         requests.append(
             Request(
                 job="features",
                 partition=report.partition,
-                run_key=run_key(pipeline, "features", report.partition, arrived),
+                run_key=run_key(pipeline, "features", report.partition, [code, report.inputs()]),
                 reason=report.reason(),
             )
         )
@@ -101,6 +110,7 @@ def plan_training(
     days: Mapping[date, Day],
     snapshots: Mapping[date, Snapshot | WindowRefusal],
     trained: Mapping[date, str],
+    code: str = "",
 ) -> Plan:
     """Roll-up and training of each whole day that has no model and whose snapshot can be taken.
 
@@ -109,6 +119,7 @@ def plan_training(
         days: roll-ups of the live days.
         snapshots: what a snapshot of each whole day would be.
         trained: data version of the model of each date that has one.
+        code: version of the trainer and its parameters.
     """
     requests, held = [], {}
     for day, roll_up in sorted(days.items()):
@@ -129,7 +140,7 @@ def plan_training(
             Request(
                 job="train",
                 partition=name,
-                run_key=run_key(pipeline, "train", name, taken.data_version()),
+                run_key=run_key(pipeline, "train", name, [code, taken.data_version()]),
                 reason=f"{len(taken.days)} days, {taken.rows} rows",
             ),
         ]
@@ -162,6 +173,7 @@ def plan_judgement(
     models: Mapping[date, int],
     judged: Mapping[date, int],
     following: Mapping[date, Sequence[Day]],
+    code: str = "",
 ) -> Plan:
     """Judgement of each model that has none, once its following days are whole.
 
@@ -170,6 +182,7 @@ def plan_judgement(
         models: registered version of the model of each date.
         judged: registered version that the evaluation of each date was made for.
         following: the days that each date's model is judged on.
+        code: version of the evaluation.
     """
     requests = []
     for day, version in sorted(models.items()):
@@ -178,7 +191,7 @@ def plan_judgement(
         rows = following.get(day, ())
         if not rows or any(d.state is not DayState.WHOLE for d in rows):
             continue  # a candidate for now; a held day is named where it is held
-        inputs = [version, *(d.data_version() for d in rows)]
+        inputs = [code, version, *(d.data_version() for d in rows)]
         requests.append(
             Request(
                 job="judge",

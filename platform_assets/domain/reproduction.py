@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from platform_assets.domain.fingerprint import Difference, differing
+
 
 class Aspect(StrEnum):
     """What a training depends on, in the order in which it is compared."""
@@ -56,19 +58,6 @@ class Recipe(BaseModel):
     target: str
     parameters: Mapping[str, bool | int | float | str]
     seed: int
-
-
-class Difference(BaseModel):
-    """One field that is not what it was; None stands for `not there`."""
-
-    model_config = ConfigDict(frozen=True)
-
-    field: str
-    then: Any
-    now: Any
-
-    def __str__(self) -> str:
-        return f"{self.field}: {_shown(self.then)} then, {_shown(self.now)} now"
 
 
 class Comparison(BaseModel):
@@ -137,12 +126,7 @@ class Reproduction(BaseModel):
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Difference, ...]:
     """The fields that are not what they were; those of inner mappings as `packages.numpy`."""
-    before, after = _flat(then), _flat(now)
-    return tuple(
-        Difference(field=field, then=before.get(field), now=after.get(field))
-        for field in sorted(before.keys() | after.keys())
-        if before.get(field) != after.get(field)
-    )
+    return differing(_flat(then), _flat(now))
 
 
 def conclude(
@@ -229,11 +213,3 @@ def _flat(found: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             result[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
     return result
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "none"
-    text = str(value)
-    # A digest: its first digits tell two apart.
-    return text[:12] if len(text) == 64 and not set(text) - set("0123456789abcdef") else text

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from platform_assets.domain.digests import digest_of
 from platform_assets.domain.errors import UsageError
 from platform_assets.domain.expressions import names_in as names_in
+from platform_assets.domain.gate import EvaluationSpec as EvaluationSpec
 from platform_assets.domain.partition import PartitionKey, date_range
 from platform_assets.domain.promotion import Kind
 from platform_assets.domain.serving import ServingSpec
@@ -90,13 +91,6 @@ class ModelSpec(Frozen):
                 "else no model would ever train"
             )
         return self
-
-
-class EvaluationSpec(Frozen):
-    """A model of date D is judged on D+1 .. D+days."""
-
-    days: int = Field(ge=1, le=60)
-    ndcg_at: int = Field(default=50, ge=1)
 
 
 class PartitionsSpec(Frozen):
@@ -213,6 +207,13 @@ class PipelineSpec(Frozen):
         readable = self._readable(problems)
         if not problems:
             self._expressions(readable, problems)
+        # After the others: of a wrong list of categories this would only be the echo.
+        for n, column in enumerate(() if problems else self.evaluation.gate.slices):
+            if column not in self.dataset.categories:
+                problems[f"evaluation.gate.slices.{n}"] = (
+                    f"{column!r} is not among the categories; allowed are "
+                    f"{listed(self.dataset.categories)}"
+                )
         ranking = f"ndcg_at_{self.evaluation.ndcg_at}" if self.dataset.relevance else ""
         problems |= self.serving.problems(self.model.kind, ranking)
         if self.first_model_date > self.last_judged_date:

@@ -21,11 +21,13 @@ from platform_assets.factory.events import (
 )
 from platform_assets.factory.grid import asset_key
 from platform_assets.factory.lanes import PIPELINE_TAG
+from platform_assets.factory.promoting import GATE_CHECK, gate_check
 from platform_assets.instance.claiming import in_lane, lane_of_run
+from platform_assets.line.crowning import decide_champion
 from platform_assets.line.days import build_day, build_snapshot
 from platform_assets.line.features import SourceChange, build_features
 from platform_assets.line.inputs import stage_version
-from platform_assets.line.judging import decide_champion, evaluate_model
+from platform_assets.line.judging import evaluate_model
 from platform_assets.line.models import train_model
 from platform_assets.line.outcomes import noted
 from platform_assets.line.services import Outcome, Services
@@ -266,16 +268,29 @@ def _champion(spec: PipelineSpec) -> dg.AssetsDefinition:
     asset = _spec(
         spec,
         "champion",
-        "The best judged model: each candidate is compared with the champion so far on the same "
-        "later days. Its alias in MLflow's registry follows.",
+        "The judged model that is proven best: a candidate takes over if the evaluation gate finds "
+        "it better than the champion in force, on later days. MLflow's alias follows the ledger.",
         [dg.AssetDep(asset_key(spec.asset("evaluation")))],
         stage_version(spec, "champion"),
         {"mlflow"},
         metadata={"registered_model": spec.model.name},
     )
 
-    @dg.multi_asset(name=f"{spec.pipeline}__champion", specs=[asset])
-    def compute(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
+    @dg.multi_asset(
+        name=f"{spec.pipeline}__champion",
+        specs=[asset],
+        check_specs=[
+            dg.AssetCheckSpec(
+                GATE_CHECK,
+                asset=asset.key,
+                description="The newest candidate was proven better than the champion that it was "
+                "judged against. A warning where it was not: the champion stays.",
+            )
+        ],
+    )
+    def compute(
+        context: dg.AssetExecutionContext,
+    ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[Any]]:
         services = opened(context, spec)
         try:
             with in_lane(context):
@@ -284,6 +299,7 @@ def _champion(spec: PipelineSpec) -> dg.AssetsDefinition:
             raise dg.Failure(description=str(error), allow_retries=False) from error
         backfill = context.run.tags.get("dagster/backfill")
         context.log_event(materialization(spec, outcome, asset.code_version or "", backfill))
+        yield gate_check(asset.key, outcome.metadata.get("gate"))
         yield dg.MaterializeResult(asset_key=asset.key, metadata={NO_AUTOMATIC_EVENT: True})
 
     return compute

@@ -47,6 +47,8 @@ def as_metadata(values: Mapping[str, Any], figures: Mapping[str, bytes]) -> dict
     for name, value in values.items():
         if isinstance(value, dict | list | tuple):
             metadata[name] = dg.MetadataValue.json(value)
+        elif isinstance(value, str) and value.startswith(("http://", "https://")):
+            metadata[name] = dg.MetadataValue.url(value)
         elif value is not None:
             metadata[name] = value
     if isinstance(values.get("rows"), int):

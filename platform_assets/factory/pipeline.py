@@ -13,6 +13,7 @@ from platform_assets.factory.assets import build_assets
 from platform_assets.factory.due import due_selection
 from platform_assets.factory.grid import asset_key
 from platform_assets.factory.lanes import PIPELINE_TAG
+from platform_assets.factory.promoting import build_rollback_job
 from platform_assets.factory.serving import build_serving_jobs
 from platform_assets.factory.sources import build_source
 from platform_assets.factory.upkeep import build_maintenance_job
@@ -83,6 +84,7 @@ def build_pipeline(
         jobs=[
             *jobs,
             build_waive_job(spec),
+            build_rollback_job(spec),
             *build_serving_jobs(spec),
             build_maintenance_job(spec),
         ],

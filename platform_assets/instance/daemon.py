@@ -1,15 +1,17 @@
-"""Dagster's daemon, which looks at backfills every two seconds: `signalbox daemon`.
+"""Dagster's daemon, with backfills every two seconds and sensors when they are due.
 
-Dagster looks at them every 30 s, a constant in its source. Everything here goes through the
-arguments of its own functions, and tests/test_own_daemon.py fails where a release of Dagster
-changes what this leans on. (What is replaced is alembic's reading of Dagster's migrations, in
-instance/migrations.py.) Dagster's own daemon does the same work, later.
+Dagster looks at backfills every 30 s, and every 5 s at which sensors are due: a sensor with an
+interval of 10 s that is not quite due at the second look ticks after 15. Both are constants in its
+source. Everything here goes through the arguments of its own functions, and
+tests/test_own_daemon.py fails where a release of Dagster changes what this leans on. (What is
+replaced is alembic's reading of Dagster's migrations, in instance/migrations.py.) Dagster's own
+daemon does the same work, later. The command is `signalbox daemon`.
 """
 
 import logging
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,8 @@ from dagster._core.workspace.context import IWorkspaceProcessContext
 from dagster._core.workspace.load_target import WorkspaceFileTarget
 from dagster._daemon.backfill import execute_backfill_iteration
 from dagster._daemon.controller import create_daemon_of_type, daemon_controller_from_instance
-from dagster._daemon.daemon import BackfillDaemon, DagsterDaemon, SpanMarker
+from dagster._daemon.daemon import BackfillDaemon, DagsterDaemon, SensorDaemon, SpanMarker
+from dagster._daemon.sensor import execute_sensor_iteration
 from dagster._daemon.utils import DaemonErrorCapture
 
 from platform_assets.domain.ticks import FEW_QUEUED, Progress, is_due
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
 
 TICK_SECONDS = 2.0
 """How often backfills are looked at."""
+
+SENSOR_SECONDS = 1.0
+"""How often it is looked which sensors are due: a tick begins that much late at the most."""
 
 WARMED = "are forked from process"
 """In the log once runs are launched without imports."""
@@ -105,12 +111,46 @@ class QuickBackfillDaemon(BackfillDaemon):
             yield None
 
 
+class PunctualSensorDaemon(SensorDaemon):
+    """Dagster's, which sees within a second that a sensor is due."""
+
+    def core_loop(
+        self,
+        workspace_process_context: IWorkspaceProcessContext[Any],
+        shutdown_event: threading.Event,
+    ) -> "DaemonIterator":
+        futures: dict[str, Future[Any]] = {}
+        while not shutdown_event.is_set():
+            began = monotonic()
+            yield SpanMarker.START_SPAN
+            try:
+                yield from execute_sensor_iteration(
+                    workspace_process_context,
+                    self._logger,
+                    threadpool_executor=self._threadpool_executor,
+                    submit_threadpool_executor=self._submit_threadpool_executor,
+                    sensor_tick_futures=futures,
+                    instrument_elapsed=self.instrument_elapsed,
+                )
+            except Exception:  # noqa: BLE001 - as in Dagster's own loop: told, and tried again
+                yield DaemonErrorCapture.process_exception(
+                    exc_info=sys.exc_info(),
+                    logger=self._logger,
+                    log_message="The sensor daemon caught an error",
+                )
+            yield SpanMarker.END_SPAN
+            shutdown_event.wait(max(0.0, SENSOR_SECONDS - (monotonic() - began)))
+            yield None
+
+
 def own_daemons(instance: DagsterInstance) -> Sequence["DagsterDaemon[Any]"]:
-    """The daemons that the instance asks for, with the quick one among them."""
+    """The daemons that the instance asks for, with the two quick ones among them."""
+    quick: dict[str, Callable[[], DagsterDaemon[Any]]] = {
+        BackfillDaemon.daemon_type(): lambda: QuickBackfillDaemon(instance.get_backfill_settings()),
+        SensorDaemon.daemon_type(): lambda: PunctualSensorDaemon(instance.get_sensor_settings()),
+    }
     return [
-        QuickBackfillDaemon(settings=instance.get_backfill_settings())
-        if kind == BackfillDaemon.daemon_type()
-        else create_daemon_of_type(kind, instance)
+        quick[kind]() if kind in quick else create_daemon_of_type(kind, instance)
         for kind in instance.get_required_daemon_types()
     ]
 

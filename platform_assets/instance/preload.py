@@ -6,10 +6,12 @@ open files when they are used for the first time, and neither survives a fork.
 
 import importlib
 from collections.abc import Iterable
+from contextlib import suppress
 
 from platform_assets.domain.errors import SignalboxError
 from platform_assets.instance.migrations import remember_migrations
 from resources.catalog import load_catalog
+from resources.environment import installed
 from resources.tracking.client import quiet_environment
 from resources.training import load_trainer
 
@@ -77,6 +79,8 @@ def preload() -> list[str]:
             missing.append(entry_point)
             continue
         wanted = getattr(trainer, "imports", ())
+        with suppress(SignalboxError):  # the run says so better
+            installed(trainer.requirements)
         missing += _import(
             [f"mlflow.{trainer.flavor}", *OF_A_FLAVOR.get(trainer.flavor, ()), *wanted]
         )

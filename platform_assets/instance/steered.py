@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
+import yaml
 from dagster._core.instance.config import ConcurrencyConfig
 from dagster._core.instance.ref import InstanceRef
+from dagster._serdes import ConfigurableClassData
 
 from platform_assets.domain.lane_limits import Steering, with_steering, without_backfills
 from resources.home import Home
@@ -35,7 +37,13 @@ class SignalboxInstance(dg.DagsterInstance):
 
     @classmethod
     def config_defaults(cls, base_dir: str) -> Mapping[str, Any]:
-        return InstanceRef.config_defaults(base_dir)
+        """Dagster's, with its SQLite storage made quicker where dagster.yaml names none."""
+        storage = ConfigurableClassData(
+            "platform_assets.instance.storage",
+            "OneEngineStorage",
+            yaml.dump({"base_dir": base_dir}, default_flow_style=False),
+        )
+        return {**InstanceRef.config_defaults(base_dir), "storage": storage}
 
     def get_concurrency_config(self) -> ConcurrencyConfig:
         """The limits of dagster.yaml, and those of the backfills that are steered."""

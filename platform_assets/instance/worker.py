@@ -92,17 +92,26 @@ def _execute(run_id: str, instance_ref: str) -> bool:
         return ended and _is_over(instance, run_id)
 
 
-def stand_back(tags: "Mapping[str, str]") -> None:
+def stand_back(tags: "Mapping[str, str]", autogroup: str = "/proc/self/autogroup") -> None:
     """Give way to the lanes that are in a hurry: this process, and every thread it will start.
 
-    Lanes that cannot be read are said so where the run claims its slot.
+    Each run is a session of its own, and Linux may weigh sessions first and processes within them
+    only (autogroups): then the session has to stand back too. Lanes that cannot be read are said
+    so where the run claims its slot.
     """
     from platform_assets.domain.errors import SignalboxError
     from platform_assets.domain.lanes import LANE_TAG, Lane
     from resources.lanes import load_lanes
 
-    with suppress(SignalboxError, ValueError, OSError):
-        os.nice(load_lanes().nice(Lane(tags.get(LANE_TAG, Lane.ADHOC))))
+    nice = 0
+    with suppress(SignalboxError, ValueError):
+        nice = load_lanes().nice(Lane(tags.get(LANE_TAG, Lane.ADHOC)))
+    if nice == 0:
+        return
+    with suppress(OSError):
+        os.nice(nice)
+    with suppress(OSError), open(autogroup, "w") as file:  # noqa: PTH123 - no Path here
+        file.write(str(nice))
 
 
 def _is_over(instance: "DagsterInstance", run_id: str) -> bool:

@@ -4,35 +4,41 @@ Sensor, UI materialization, backfill, `dg launch`, schedule, retry, plan, status
 read the same report, made of the landing zone, the catalog's contract and the waivers in force.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import date, datetime
+from typing import Any
 
+from platform_assets.domain.attention import with_weekdays
 from platform_assets.domain.completeness import CLEAR, REFUSED, CompletenessReport
-from platform_assets.domain.partition import PartitionKey, date_range, local_date
+from platform_assets.domain.digests import digest_of
+from platform_assets.domain.partition import PartitionKey, local_date
 from platform_assets.domain.waiver import Waiver, apply_waivers
+from platform_assets.line.inputs import stage_version
 from platform_assets.line.services import Services
 from resources.ledger.records import VerdictRecord
+
+MOST_REPORTS = 4096
+_reports: dict[tuple[object, ...], tuple[Mapping[str, Any], CompletenessReport]] = {}
 
 
 def refresh(services: Services, first: date, last: date, keys: Sequence[str] | None = None) -> int:
     """Look at the files of some dates, and have those attended that are not what they were.
 
     Whatever follows from a change is the sensors'. Once the ledger knows of it, a look of theirs
-    would not see that anything has changed; nor would the sweep, in its first round.
+    would not see that anything has changed; nor would the sweep, in its first round. So what has
+    to be attended is written down together with the change.
 
     Returns:
         the number of files that arrived, changed or vanished.
     """
-    moment = datetime.now(UTC)
-    count = services.zone.refresh(first, last, keys, now=moment)
-    if count:
-        timezone = services.spec.partitions.timezone
-        hours = services.ledger.seen(services.spec.pipeline, moment)
-        # What has vanished left no record that says which date it was of.
-        gone = date_range(first, last) if count > len(hours) else ()
-        dates = {*(local_date(hour, timezone) for hour in hours), *gone}
-        services.attend(dates, "files changed, found by a look of somebody else")
-    return count
+    spec = services.spec
+
+    def concerned(hours: Collection[datetime]) -> Mapping[date, str]:
+        why = "files changed, found by a look of somebody else"
+        dates = {local_date(hour, spec.partitions.timezone) for hour in hours}
+        return services.live(with_weekdays(spec, dict.fromkeys(dates, why)))
+
+    return services.zone.refresh(first, last, keys, concerned=concerned)
 
 
 def assess(services: Services, partition: PartitionKey) -> CompletenessReport:
@@ -102,8 +108,22 @@ def recorded_reason(record: VerdictRecord) -> str:
     """Why a verdict is what it is, as it was recorded."""
     if record.verdict == REFUSED:
         return refusal_of(record)
-    report = CompletenessReport.model_validate({**record.report, "as_of": record.as_of})
-    return report.reason()
+    return recorded_report(record).reason()
+
+
+def recorded_report(record: VerdictRecord) -> CompletenessReport:
+    """The report that a verdict was recorded with.
+
+    A day that is held for good is asked for at every look: what was read of it is kept.
+    """
+    key = (record.pipeline, record.asset, record.partition, record.recorded_at, record.as_of)
+    found = _reports.get(key)
+    if found is None or found[0] != record.report:
+        if len(_reports) >= MOST_REPORTS:
+            _reports.clear()
+        report = CompletenessReport.model_validate({**record.report, "as_of": record.as_of})
+        found = _reports[key] = record.report, report
+    return found[1]
 
 
 def refusal_of(record: VerdictRecord) -> str:
@@ -123,8 +143,13 @@ def refused(services: Services, reports: Iterable[CompletenessReport]) -> dict[s
     return {
         name: refusal_of(record)
         for name, record in found.items()
-        if record.report[REFUSED]["inputs"] == clear[name].inputs()
+        if record.report[REFUSED]["inputs"] == judged_for(services, clear[name])
     }
+
+
+def judged_for(services: Services, report: CompletenessReport) -> str:
+    """Digest of what a run judges: with other files, terms, rules or code it may come to pass."""
+    return digest_of([report.inputs(), stage_version(services.spec, "features")])
 
 
 def described(services: Services, names: Iterable[str]) -> dict[str, str]:

@@ -96,7 +96,9 @@ def record_completeness(
             for source in report.sources
             if source.source == name
         }
-        services.record_verdicts(services.spec.landed(name), verdicts, services.clock.as_of())
+        services.record_verdicts(
+            services.spec.landed(name), verdicts, services.clock.as_of(), trailing=True
+        )
 
 
 def _recorded(services: Services, partition: PartitionKey) -> dict[str, str]:

@@ -30,14 +30,21 @@ def training_code(spec: PipelineSpec) -> str:
     Not in it: descriptions; the code that made the rows, for the snapshot's digest is over the
     rows themselves; libraries, which are in the lock.
     """
+    declared = spec.dataset.model_dump(mode="json", exclude={"description"})
+    return digest_of(
+        {"sources": training_sources(spec), "dataset": declared, "kind": spec.model.kind}
+    )
+
+
+def training_sources(spec: PipelineSpec) -> dict[str, str]:
+    """SHA-256 of each source file that `training_code` is over, by its name."""
     trainer = trainer_file(spec.model.trainer, "")
     sources = {f"trainer/{name}": file_digest(path) for name, path in sources_of(trainer).items()}
     for module in _OURS:
         file = module_file(module)
         assert file is not None, module
         sources[module] = file_digest(file)
-    declared = spec.dataset.model_dump(mode="json", exclude={"description"})
-    return digest_of({"sources": sources, "dataset": declared, "kind": spec.model.kind})
+    return sources
 
 
 def fingerprint_of(

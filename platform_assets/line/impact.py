@@ -1,6 +1,6 @@
 """What reads a partition: snapshots, models, evaluations, and the champion."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from functools import lru_cache
@@ -208,4 +208,42 @@ def read_impact(services: Services, asset: str, partition: str) -> dict[str, Any
         "partition": str(key),
         "champion": None,
         **together.as_dict(),
+        "registered": registered(services, keys),
     }
+
+
+def registered(services: Services, keys: Sequence[PartitionKey]) -> list[dict[str, Any]]:
+    """Every registered model version that was trained on one of some partitions, oldest first.
+
+    Also those that were trained again since: one of them may be champion, or may be rolled back
+    to. Of each: which version of which partition it read, and whether that is still the current
+    one; `unknown` is one whose manifest is gone or was changed, so that it cannot tell.
+    """
+    spec, ledger = services.spec, services.ledger
+    names = {str(key): key for key in keys}
+    current = ledger.current_versions(spec.asset("features"), names)
+    crowned = {change.version for change in ledger.promotions(spec.model.name)}
+    span = timedelta(days=spec.model.window_days - 1)
+    found: dict[int, dict[str, Any]] = {}
+    for record in ledger.versions(spec.asset("model")):
+        day, version = date.fromisoformat(record.partition), int(record.detail["model_version"])
+        inside = [name for name, key in names.items() if key.date <= day <= key.date + span]
+        if not inside:
+            continue
+        snapshot = str(record.detail["snapshot"])
+        try:
+            read = _reads(manifest_path(services, day, snapshot), snapshot)
+        except RefusedError:
+            used = dict.fromkeys(inside, "unknown")
+        else:
+            used = {name: read[name] for name in inside if name in read}
+        if used:
+            held = {n: current[n].data_version if n in current else None for n in used}
+            found[version] = {
+                "version": version,
+                "date": record.partition,
+                "read": used,
+                "current": used == held,
+                "was_champion": version in crowned,
+            }
+    return [found[version] for version in sorted(found)]

@@ -24,7 +24,7 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
     "snapshot": ("platform_assets.domain.manifest",),
     "model": (),
     "evaluation": ("resources.scoring",),
-    "champion": ("platform_assets.domain.promotion",),
+    "champion": ("platform_assets.domain.gate", "resources.evidence"),
 }
 
 
@@ -43,7 +43,8 @@ def stage_version(spec: PipelineSpec, stage: str, origin: str = "") -> str:
         "features": (spec.dataset, *spec.sources.values()),
         "snapshot": (spec.model,),
         "model": (spec.model,),
-        "evaluation": (spec.evaluation,),
+        "evaluation": (spec.evaluation.judgement,),
+        "champion": (spec.evaluation.gate,),
     }
     files = []
     for module in _MODULES[stage]:

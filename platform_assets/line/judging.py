@@ -1,28 +1,28 @@
-"""Evaluation on the following days, and the champion among the judged models."""
+"""Evaluation on the following days."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from platform_assets.domain.digests import combine
 from platform_assets.domain.errors import HeldError
 from platform_assets.domain.lease import Lease
 from platform_assets.domain.manifest import Day, DayState, PartitionVersion
 from platform_assets.domain.partition import PartitionKey
-from platform_assets.domain.promotion import PRIMARY_METRIC, Contender, Decision, compare
-from platform_assets.line.clearance import described, lapsed
+from platform_assets.line.clearance import described
 from platform_assets.line.days import days_of
 from platform_assets.line.inputs import already_done, done_before, inputs_of, made_of
 from platform_assets.line.models import require_version
 from platform_assets.line.services import Outcome, Services
 from resources import plots
-from resources.ledger.promotions import EvaluationRecord
 from resources.ledger.records import ScoreRecord, VersionRecord
 from resources.scoring import score
 from resources.training import load_trainer, training_frame
 
-CHAMPION_ALIAS = "champion"
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -174,13 +174,7 @@ def _scored(
     known = services.ledger.score(spec.pipeline, version, rows.date, rows.digest)
     if known is not None and not with_figures:
         return known, {}
-    table = services.table.read(rows.partitions, rows.read_version)
-    frame, target = training_frame(table, spec)
-    trainer = load_trainer(spec.model.trainer)
-    fitted = services.tracking.load(
-        spec.model.name, version, trainer.flavor, digest=model.data_version
-    )
-    predictions = trainer.predict(fitted, frame)
+    table, target, predictions = predictions_on(services, model, rows)
     record = ScoreRecord(
         pipeline=spec.pipeline,
         model_version=version,
@@ -194,150 +188,22 @@ def _scored(
     services.ledger.record_score(record)
     figures: dict[str, bytes] = {}
     if with_figures and spec.model.kind == "binary_classification":
-        figures["calibration"] = plots.calibration(target.to_numpy(), predictions)
+        figures["calibration"] = plots.calibration(target, predictions)
     return record, figures
 
 
-def decide_champion(services: Services, run_id: str) -> Outcome:
-    """Find the best judged model and make it champion.
-
-    Candidates stand in the order of their dates. Each is compared with the champion so far on the
-    candidate's own judged days, which lie after both trainings: so neither saw the rows, both are
-    scored on the same ones, and the outcome does not depend on the order of the runs.
-
-    A model that rests on a waiver that was revoked, or was judged on rows that do, is no candidate;
-    where a waiver has expired, only what became champion while it counted still is one.
-
-    Raises:
-        HeldError: no model has been judged yet, or none that may be champion.
-        LeaseTakenError: another run decides for too long.
-        LeaseLostError: this one was taken for dead meanwhile.
-    """
-    with services.claim(services.spec.asset("champion"), None, run_id) as lease:
-        return _decide(services, run_id, lease)
-
-
-def _decide(services: Services, run_id: str, lease: Lease) -> Outcome:
-    spec, ledger = services.spec, services.ledger
-    asset = spec.asset("champion")
-    left_out: dict[str, str] = {}
-    before = {champion.version for champion in ledger.champions(spec.pipeline)}
-    evaluations = ledger.current_versions(spec.asset("evaluation"))
-    models = ledger.current_versions(spec.asset("model"))
-    champion: VersionRecord | None = None
-    decisions: list[Decision] = []
-    curve: dict[date, float] = {}
-    crowned: dict[date, str] = {}
-    for name, evaluation in sorted(evaluations.items()):
-        model = models.get(name)
-        if model is None or model.detail["model_version"] != evaluation.detail["model_version"]:
-            continue  # retrained since: the new version has yet to be judged
-        names = {*model.detail.get("waivers", ()), *evaluation.detail.get("waivers", ())}
-        gone = lapsed(services, names, expired=model.detail["model_version"] not in before)
-        if gone:
-            left_out[name] = "; ".join(gone.values())
-            continue
-        rows = JudgedRows(
-            date.fromisoformat(name),
-            tuple(PartitionVersion(**p) for p in evaluation.detail["partitions"]),
-        )
-        candidate = _contender(services, model, rows)
-        incumbent = _contender(services, champion, rows) if champion else None
-        decision = compare(candidate, incumbent, spec.model.kind)
-        decisions.append(decision)
-        if PRIMARY_METRIC[spec.model.kind] in candidate.metrics:
-            curve[rows.date] = candidate.metrics[PRIMARY_METRIC[spec.model.kind]]
-        if decision.promoted:
-            champion = model
-            crowned[rows.date] = f"v{candidate.version}"
-    if champion is None and left_out:
-        listed = "; ".join(f"{day}: {why}" for day, why in left_out.items())
-        raise HeldError(asset, {"champion": f"no judged model may be champion ({listed})"})
-    if champion is None:
-        raise HeldError(
-            asset,
-            {
-                "champion": "no model has been judged yet; it takes "
-                f"{spec.evaluation.days} whole days after a model's own"
-            },
-        )
-    figure = plots.metric_over_time(PRIMARY_METRIC[spec.model.kind], curve, crowned)
-    return _crown(services, champion, decisions, figure, run_id, lease, left_out)
-
-
-def _contender(services: Services, model: VersionRecord, rows: JudgedRows) -> Contender:
-    found, _ = _scored(services, model, rows)
-    return Contender(version=found.model_version, date=found.model_date, metrics=found.metrics)
-
-
-def _crown(
-    services: Services,
-    champion: VersionRecord,
-    decisions: list[Decision],
-    figure: bytes,
-    run_id: str,
-    lease: Lease,
-    left_out: Mapping[str, str],
-) -> Outcome:
-    spec, ledger = services.spec, services.ledger
-    asset, version = spec.asset("champion"), int(champion.detail["model_version"])
-    won = next(d for d in reversed(decisions) if d.promoted)
-    before = ledger.alias_state(spec.model.name)
-    changed = before is None or before.version != version
-    if changed:
-        verdict = ledger.record_evaluation(
-            EvaluationRecord(
-                pipeline=spec.pipeline,
-                model=spec.model.name,
-                candidate=version,
-                champion=before.version if before else None,
-                judged_date=date.fromisoformat(champion.partition),
-                rows_digest="",
-                passed=True,
-                report={"reason": won.reason},
-                recorded_at=datetime.now(UTC),
-                run_id=run_id,
-            )
-        )
-        ledger.promote(
-            spec.pipeline,
-            spec.model.name,
-            version,
-            model_date=date.fromisoformat(champion.partition),
-            expected=before,
-            evaluation_id=verdict.id,
-            reason=won.reason,
-            by="signalbox",
-            run_id=run_id,
-            at=services.clock.as_of(),
-            lease=lease,
-        )
-    _set_alias(services, version)
-    metadata: dict[str, Any] = {
-        "registered_model": spec.model.name,
-        "registered_version": version,
-        "model_date": champion.partition,
-        "reason": won.reason,
-        "candidates_judged": len(decisions),
-        "mlflow_run_id": champion.detail["mlflow_run_id"],
-        "left_out": dict(left_out) or None,
-        "decisions": [d.model_dump() for d in decisions],
-        "waivers": described(services, champion.detail.get("waivers", ())) or None,
-    }
-    figures = {f"{PRIMARY_METRIC[spec.model.kind]} over time": figure}
-    return Outcome(asset, None, champion.data_version, changed, metadata, figures)
-
-
-def _set_alias(services: Services, version: int) -> None:
-    """Have the alias follow the ledger, even where nothing changed: somebody may have moved it.
-
-    MLflow compares nothing when an alias is set. Who comes late, since it slept, would move it
-    back: so each looks at the ledger again after it has set it, and the last one is right.
-    """
-    spec, wanted = services.spec, version
-    while True:
-        services.tracking.set_alias(spec.model.name, CHAMPION_ALIAS, wanted)
-        now = services.ledger.champion(spec.pipeline)
-        if now is None or now.version == wanted:
-            return
-        wanted = now.version
+def predictions_on(
+    services: Services, model: VersionRecord, rows: JudgedRows
+) -> "tuple[pa.Table, np.ndarray, np.ndarray]":
+    """The rows, what happened in them and what a model says of them; the last of shape (rows,)."""
+    spec = services.spec
+    table = services.table.read(rows.partitions, rows.read_version)
+    frame, target = training_frame(table, spec)
+    trainer = load_trainer(spec.model.trainer)
+    fitted = services.tracking.load(
+        spec.model.name,
+        int(model.detail["model_version"]),
+        trainer.flavor,
+        digest=model.data_version,
+    )
+    return table, target.to_numpy(), trainer.predict(fitted, frame)

@@ -30,6 +30,7 @@ from platform_assets.line.features import (
     record_completeness,
     told_key,
 )
+from platform_assets.line.inputs import stage_version
 from platform_assets.line.late import left_to_late
 from platform_assets.line.launching import NoRuns, Runs, Undecided, launchable
 from platform_assets.line.services import Services
@@ -61,8 +62,10 @@ class Tick:
 
 
 MOST_REQUESTS = 60
-MOST_CHANGES = 120
-"""What one look hands over at the most, oldest first: a tick must end within Dagster's minute."""
+MOST_CHANGES, LEAST_CHANGES, FILES_A_CHANGE = 120, 20, 10
+"""What one look hands over at the most, oldest first: a tick must end within Dagster's minute, and
+cost about a second of CPU. Dagster's record of a change costs that of taking in so many files: a
+look that takes many in leaves changes to the next, but for the least."""
 
 MOST_ATTENDED = 40
 """Attended dates that one look takes, in turn: what it costs must not depend on how many wait."""
@@ -113,16 +116,20 @@ def look(
     looked = [*mine, *date_range(recent, last)]
     live = _open_days(services, looked)
     reports: dict[PartitionKey, CompletenessReport] = {}
+    taken_in = 0
     for start, end in runs_of(live):
-        services.zone.refresh(start, end)
+        taken_in += services.zone.refresh(start, end)
         reports |= assess_range(services, start, end)
     every_change = changes_since(services, reports, told or {})
-    changes = every_change[:MOST_CHANGES]
+    most = max(LEAST_CHANGES, MOST_CHANGES - taken_in // FILES_A_CHANGE)
+    changes = every_change[:most]
     record_completeness(services, reports)
     keys = [key for day in live for key in spec.keys_of(day)]
     versions = ledger.current_versions(spec.asset("features"), keys)
     built, lapsed_waivers = built_and_lapsed(services, versions)
-    plan = plan_features(spec.pipeline, reports.values(), list(built))
+    plan = plan_features(
+        spec.pipeline, reports.values(), list(built), stage_version(spec, "features")
+    )
     held = {r.partition: r.reason() for r in reports.values() if not r.is_clear}
     unfit = refused(services, (r for r in reports.values() if r.partition not in built))
     plan += Plan(held=unfit)
@@ -140,7 +147,7 @@ def look(
         day for day, found in days.items() if found.state is DayState.WHOLE and day not in trained
     ]
     snapshots = decide_snapshots(services, ready, days)
-    plan += plan_training(spec.pipeline, days, snapshots, trained)
+    plan += plan_training(spec.pipeline, days, snapshots, trained, stage_version(spec, "model"))
     over = [day for day in live if local_hours(day, spec.partitions.timezone)[-1] + HOUR <= as_of]
     rolled = {
         name: record.data_version
@@ -151,7 +158,7 @@ def look(
     judgement, following = _judgement(services, looked, last, days, attended, again)
     plan += judgement
 
-    untold = Counter(PartitionKey.parse(c.partition).date for c in every_change[MOST_CHANGES:])
+    untold = Counter(PartitionKey.parse(c.partition).date for c in every_change[most:])
     standings = {
         day: Standing(
             finished=day not in days,
@@ -266,7 +273,8 @@ def _judgement(
     needed = {d for day in waiting for d in spec.judged_on(day)}
     days = {**known, **_as_recorded(services, needed - set(known), attended)}
     following = {day: [days[d] for d in spec.judged_on(day)] for day in waiting}
-    return plan_judgement(spec.pipeline, models, judged, following), following
+    code = stage_version(spec, "evaluation")
+    return plan_judgement(spec.pipeline, models, judged, following, code), following
 
 
 def _without_champion(services: Services, undecided: Undecided | None) -> set[date]:

@@ -13,6 +13,7 @@ from platform_assets.line.clearance import described, lapsed
 from platform_assets.line.days import load_snapshot
 from platform_assets.line.fingerprints import detail_of, fingerprint_of, known_model, tags_of
 from platform_assets.line.inputs import already_done, done_before, made_of
+from platform_assets.line.links import dagster_run_url, mlflow_run_url, require_addresses
 from platform_assets.line.recipes import RECIPE, recipe_of
 from platform_assets.line.services import Outcome, Services
 from resources import plots
@@ -22,7 +23,7 @@ from resources.training import load_trainer, training_frame
 EXAMPLE_ROWS = 5
 """Rows of the input example that is stored with each model."""
 
-IDENTITY = ("model_version", "mlflow_run_id", "snapshot")
+IDENTITY = ("model_version", "mlflow_run_id", "mlflow_experiment_id", "snapshot")
 """Keys of a model version's detail that say which model it is."""
 
 
@@ -79,10 +80,11 @@ def train_model(
     Raises:
         HeldError: the date has no snapshot, or it was refused.
         RefusedError: a partition of it can no longer be read as it was, or the lease was lost.
-        HomeError: a variable of the environment names no image digest or no commit.
+        HomeError: a variable names no image digest, no commit, or no address of a UI.
         LeaseTakenError: another run trains this date for too long.
     """
     asset = services.spec.asset("model")
+    require_addresses()
     with services.claim(asset, str(partition), run_id) as lease:
         return _train(services, partition, run_id, lease, lane=lane, log=log)
 
@@ -125,7 +127,7 @@ def _train(
     terms = _terms(services, snapshot)
     known = known_model(services, asset, name, fingerprint)
     if known is not None:
-        detail = {**{key: known.detail[key] for key in IDENTITY}, **made}
+        detail = {**{key: known.detail.get(key) for key in IDENTITY}, **made}
         services.tracking.retag(known.detail["mlflow_run_id"], terms)
         services.record(
             lease=lease,
@@ -154,6 +156,7 @@ def _train(
         "signalbox.partition": name,
         "signalbox.lane": lane,
         "signalbox.snapshot": snapshot_record.data_version,
+        **_link(run_id, f"{asset} {name}"),
         **tags_of(fingerprint, environment),
         **terms,
     }
@@ -207,6 +210,7 @@ def _train(
         detail = {
             "model_version": logged.version,
             "mlflow_run_id": run.run_id,
+            "mlflow_experiment_id": run.begun.experiment_id,
             "snapshot": snapshot_record.data_version,
             **made,
         }
@@ -231,6 +235,18 @@ def _train(
     return Outcome(asset, name, logged.digest, True, metadata, figures, upstream)
 
 
+def _link(run_id: str, what: str) -> dict[str, str]:
+    """Tags of the MLflow run by which its Dagster run is found.
+
+    MLflow's UI shows the note as the run's description, and the address in it as a link.
+    """
+    url = dagster_run_url(run_id)
+    if url is None:
+        return {}
+    note = f"{what}, trained by [Dagster run {run_id[:8]}]({url})"
+    return {"signalbox.dagster_run": url, "mlflow.note.content": note}
+
+
 def _terms(services: Services, snapshot: Snapshot) -> dict[str, str]:
     """As tags of the MLflow run: what the snapshot lacks, and who let that go."""
     return {
@@ -250,6 +266,9 @@ def _described(services: Services, snapshot: Snapshot, detail: Mapping[str, Any]
         "registered_model": services.spec.model.name,
         "registered_version": detail["model_version"],
         "mlflow_run_id": detail["mlflow_run_id"],
+        "mlflow_run": mlflow_run_url(
+            services.home, str(detail.get("mlflow_experiment_id")), detail["mlflow_run_id"]
+        ),
         "days": len(snapshot.days),
         "held": dict(snapshot.held),
         "short": snapshot.short or None,

@@ -7,6 +7,7 @@ from platform_assets.domain.completeness import CLEAR, REFUSED, CompletenessRepo
 from platform_assets.domain.errors import HeldError, RefusedError
 from platform_assets.domain.lease import LeaseLostError
 from platform_assets.domain.partition import PartitionKey
+from platform_assets.line.clearance import judged_for
 from platform_assets.line.services import Outcome, Services
 from resources.ledger.records import VerdictRecord
 
@@ -51,7 +52,7 @@ def _refuse(services: Services, name: str, reason: str, run_id: str) -> bool:
         return False
     completeness = {k: v for k, v in record.report.items() if k != REFUSED}
     report = CompletenessReport.model_validate({**completeness, "as_of": record.as_of})
-    refusal = {"reason": reason, "run_id": run_id, "inputs": report.inputs()}
+    refusal = {"reason": reason, "run_id": run_id, "inputs": judged_for(services, report)}
     _record(services, record, REFUSED, {**completeness, REFUSED: refusal}, reason, run_id)
     return True
 

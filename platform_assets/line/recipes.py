@@ -1,18 +1,14 @@
 """What a training is told besides its rows, as it is recorded and as it is taken up again."""
 
-import hashlib
 from typing import Any
 
 from platform_assets.domain.reproduction import Recipe
 from platform_assets.domain.spec import PipelineSpec
+from platform_assets.line.fingerprints import training_sources
 from resources.ledger.records import VersionRecord
-from resources.versions import module_file, trainer_file
 
 RECIPE = "recipe"
 """Key of a model version's detail."""
-
-_MODULES = ("resources.training", "resources.tracking.models")
-"""Besides the trainer: what makes a frame of rows, and what writes a model's files."""
 
 
 def recipe_of(spec: PipelineSpec) -> Recipe:
@@ -22,14 +18,9 @@ def recipe_of(spec: PipelineSpec) -> Recipe:
         SpecError: the trainer does not exist.
     """
     model, dataset = spec.model, spec.dataset
-    files = {model.trainer.partition(":")[0]: trainer_file(model.trainer, spec.pipeline)}
-    for module in _MODULES:
-        file = module_file(module)
-        assert file is not None, module
-        files[module] = file
     return Recipe(
         trainer=model.trainer,
-        code={name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()},
+        code=training_sources(spec),
         kind=model.kind,
         features=dataset.features,
         categories=dataset.categories,

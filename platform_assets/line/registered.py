@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from datetime import date
 
 from platform_assets.domain.errors import RefusedError, UsageError
-from platform_assets.domain.model_ref import ALIASES, CHAMPION, ModelRef
+from platform_assets.domain.model_ref import ALIASES, ModelRef
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.services import Services
-from resources.ledger.records import ChampionRecord, VersionRecord
+from resources.ledger.promotion_records import PromotionRecord
+from resources.ledger.records import VersionRecord
 
 
 def pipeline_of_model(ref: ModelRef, specs: Iterable[PipelineSpec]) -> PipelineSpec:
@@ -31,9 +32,9 @@ def pipeline_of_model(ref: ModelRef, specs: Iterable[PipelineSpec]) -> PipelineS
     raise UsageError(f"{ref.name!r} is no model of the catalog; allowed are {models or 'none'}")
 
 
-def promotions(services: Services) -> list[ChampionRecord]:
+def promotions(services: Services) -> list[PromotionRecord]:
     """Each change of champion, oldest first."""
-    return services.ledger.champions(services.spec.pipeline)
+    return services.ledger.promotions(services.spec.model.name)
 
 
 def alias_version(services: Services, alias: str) -> int:
@@ -42,19 +43,18 @@ def alias_version(services: Services, alias: str) -> int:
     Raises:
         RefusedError: none does.
     """
-    crowned = promotions(services)
-    if alias == CHAMPION and crowned:
-        return crowned[-1].version
-    if alias == "previous" and len(crowned) > 1:
-        return crowned[-2].version
-    if alias == "challenger":
-        newest = _newest(services)
-        if newest is not None and (not crowned or newest != crowned[-1].version):
-            return newest
+    model = services.spec.model.name
+    state = services.ledger.alias_state(model, alias)
+    if state is not None:
+        return state.version
+    if alias == "previous":
+        changes = promotions(services)
+        if changes and changes[-1].previous is not None:
+            return changes[-1].previous
     assert alias in ALIASES
     raise RefusedError(
-        f"model {services.spec.model.name} has no {alias} yet; name a version, as in "
-        f"{services.spec.model.name}@1, or wait for `signalbox status` to show one"
+        f"model {model} has no {alias} yet; name a version, as in {model}@1, or wait until one "
+        "was judged and won"
     )
 
 
@@ -86,11 +86,6 @@ def judgements(services: Services, record: VersionRecord) -> list[VersionRecord]
 
 def model_date(record: VersionRecord) -> date:
     return date.fromisoformat(record.partition)
-
-
-def _newest(services: Services) -> int | None:
-    found = services.ledger.versions(services.spec.asset("evaluation"))
-    return max((int(r.detail["model_version"]) for r in found), default=None)
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -3,20 +3,18 @@
 Nothing is registered, recorded or changed.
 """
 
-import importlib.metadata
-import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from platform_assets.domain.errors import RefusedError, SignalboxError
+from platform_assets.domain.fingerprint import Difference, Environment
 from platform_assets.domain.manifest import PartitionVersion, Snapshot
 from platform_assets.domain.reproduction import (
     Aspect,
     Comparison,
-    Difference,
     Predictions,
     Recipe,
     Reproduction,
@@ -25,13 +23,16 @@ from platform_assets.domain.reproduction import (
 )
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.days import load_snapshot
+from platform_assets.line.fingerprints import ENVIRONMENT
 from platform_assets.line.models import EXAMPLE_ROWS
 from platform_assets.line.recipes import recipe_of, recorded_recipe, told_again
 from platform_assets.line.registered import judgements, model_date
 from platform_assets.line.services import Services
+from resources.environment import environment
 from resources.ledger.records import VersionRecord
 from resources.tracking.models import save_model
 from resources.training import Trainer, load_trainer, training_frame
+from resources.versions import trainer_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +84,7 @@ def reproduce(
             "back from the lake, each by its digest",
         ),
         *_compared(then, used, recipe_of(spec), now),
-        compare_environment(record),
+        compare_environment(record, used.trainer, rebuilt.trainer.requirements),
     ]
     found, repeats, unpredictable = None, None, ""
     if rebuilt.digest != record.data_version:
@@ -220,48 +221,28 @@ def _left_out(found: tuple[Difference, ...]) -> str:
     return f"what was recorded was used, the catalog has changed since: {listed}"
 
 
-ENVIRONMENT = "environment"
-"""Key of a model version's detail: Python, packages, lock, image of its training."""
+def compare_environment(
+    record: VersionRecord, trainer: str, requirements: Sequence[str]
+) -> Comparison:
+    """The environment of a training beside the one of this process.
 
-_OF_CODE = ("git_commit", "git_dirty")
-"""Recorded with the environment; what the commit changed is compared file by file."""
-
-
-def compare_environment(record: VersionRecord) -> Comparison:
-    """The environment of a training beside the one of this process."""
-    then: Mapping[str, Any] | None = record.detail.get(ENVIRONMENT)
-    if not then:
+    The git commit is no part of it: what it changed is compared file by file, as code.
+    """
+    recorded = record.detail.get(ENVIRONMENT)
+    if not recorded:
         return Comparison(
             aspect=Aspect.ENVIRONMENT,
             recorded=False,
             note="the model was trained before environments were recorded",
         )
-    image = then.get("image_digest")
+    then = Environment.model_validate(recorded)
+    now = environment(requirements, trainer_file(trainer, ""))
+    found = then.differences(now)
     return Comparison(
         aspect=Aspect.ENVIRONMENT,
-        differences=differences(_own(then), _own(environment_now(then))),
-        note=f"it was trained in the image {image}" if image else "",
+        differences=tuple(d for d in found if not d.field.startswith("git_")),
+        note=f"it was trained in the image {then.image_digest}" if then.image_digest else "",
     )
-
-
-def _own(environment: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in environment.items() if name not in _OF_CODE}
-
-
-def environment_now(then: Mapping[str, Any]) -> dict[str, Any]:
-    """This process, described in the fields of a recorded environment."""
-    now = dict(then)
-    if "python" in then:
-        now["python"] = platform.python_version()
-    now["packages"] = {name: _installed(name) for name in then.get("packages", ())}
-    return now
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _predictions(

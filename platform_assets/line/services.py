@@ -1,5 +1,6 @@
 """What the stages of one pipeline work with, opened on first use."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,7 +9,9 @@ from datetime import UTC, date, datetime
 from functools import cached_property
 from typing import Any
 
+from platform_assets.domain.attention import with_weekdays
 from platform_assets.domain.clock import Clock, FixedClock, WallClock
+from platform_assets.domain.completeness import Verdict
 from platform_assets.domain.lease import Lease
 from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.domain.spec import PipelineSpec
@@ -29,6 +32,7 @@ from resources.ledger.restatements import Restatements, Watch
 from resources.ledger.waivers import Waivers
 from resources.serving import FolderSlot
 from resources.tracking import Tracking
+from resources.tracking.client import shown
 
 CLAIM_SECONDS = 600.0
 """How long a run waits for a partition that another one is at work on, before it gives up."""
@@ -146,7 +150,13 @@ class Services:
 
     @cached_property
     def tracking(self) -> Tracking:
-        return Tracking(self.home.mlflow_uri, self.home.mlflow_artifacts)
+        ledger = hashlib.sha256(shown(self.home.ledger_url).encode()).hexdigest()
+        return Tracking(
+            self.home.mlflow_uri,
+            None if self.home.mlflow_uri.startswith("http") else self.home.mlflow_artifacts,
+            spool=self.home.root / "tracking",
+            owner=ledger[:16],
+        )
 
     @cached_property
     def slot(self) -> FolderSlot:
@@ -240,13 +250,22 @@ class Services:
         verdicts: Mapping[str, tuple[str, Mapping[str, Any]]],
         as_of: datetime,
         reasons: Mapping[str, str] | None = None,
+        *,
+        trailing: bool = False,
     ) -> list[str]:
         """Write down the verdict and report of partitions; returns those that have a new one.
 
-        `reasons` are kept with the verdicts' history; without, the history is not.
+        Args:
+            asset: asset key, `flights/features`.
+            verdicts: verdict and report by partition.
+            as_of: on the pipeline's clock.
+            reasons: kept with the verdicts' history; without, the history is not.
+            trailing: later days are measured by these. Where one is no measure any more because
+                it is suspicious, or has become one, the same weekdays that follow are attended.
         """
         before = self.ledger.verdicts(self.spec.pipeline, asset, verdicts)
         changed, now = [], datetime.now(UTC)
+        measures: dict[date, str] = {}
         transitions: list[TransitionRecord] = []
         for partition, (verdict, report) in verdicts.items():
             known = before.get(partition)
@@ -262,12 +281,18 @@ class Services:
                         recorded_at=now,
                     )
                 )
+                if (known is not None and known.verdict == Verdict.SUSPICIOUS) != (
+                    verdict == Verdict.SUSPICIOUS
+                ):
+                    why = f"{partition} is {verdict}, it was {known.verdict if known else 'new'}"
+                    measures[PartitionKey.parse(partition).date] = why
                 said = known and (known.verdict, _counts(known.report))
                 if reasons is not None and said != (verdict, _counts(report)):
                     transitions.append(
                         self.transition(asset, partition, verdict, reasons[partition], as_of, now)
                     )
-        self.ledger.record_verdicts(changed, transitions)
+        attend = self.live(with_weekdays(self.spec, measures)) if trailing else {}
+        self.ledger.record_verdicts(changed, transitions, {self.spec.pipeline: attend})
         return [record.partition for record in changed]
 
     def transition(
@@ -302,9 +327,12 @@ class Services:
 
     def attend(self, dates: Iterable[date], why: str) -> None:
         """Have the sensor look at live dates again; those of backfills are left out."""
+        self.watch.attend(self.spec.pipeline, self.live(dict.fromkeys(dates, why)))
+
+    def live(self, dates: Mapping[date, str]) -> dict[date, str]:
+        """Of some dates the live ones."""
         first = max(self.spec.schedule.live_from, self.spec.partitions.start)
-        wanted = [day for day in dates if first <= day <= self.spec.partitions.end]
-        self.watch.attend(self.spec.pipeline, dict.fromkeys(wanted, why))
+        return {day: why for day, why in dates.items() if first <= day <= self.spec.partitions.end}
 
     def partition(self, text: str, *, keyed: bool) -> PartitionKey:
         return self.spec.require_partition(PartitionKey.parse(text), keyed=keyed)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Literal
 
-from platform_assets.domain.attention import next_position, portion
+from platform_assets.domain.attention import next_position, portion, with_weekdays
 from platform_assets.domain.errors import HomeError
 from platform_assets.domain.partition import date_range, local_date, local_hours, runs_of
 from platform_assets.domain.spec import PipelineSpec
@@ -255,15 +255,6 @@ def _because(folder: Folder) -> str:
 
 
 def _attend(services: Services, found: Mapping[date, str]) -> None:
-    spec = services.spec
-    weeks = max(
-        (s.contract.weekday_rows.weeks for s in spec.sources.values() if s.contract.weekday_rows),
-        default=0,
-    )
-    dates = dict(found)
-    for day, why in found.items():
-        for week in range(1, weeks + 1):
-            # Their number of rows is judged against that of this day.
-            dates.setdefault(day + timedelta(days=7 * week), why)
+    dates = with_weekdays(services.spec, found)
     for why in sorted(set(dates.values())):
         services.attend([day for day, reason in dates.items() if reason == why], why)

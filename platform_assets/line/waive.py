@@ -62,7 +62,7 @@ def give_waiver(
     """
     spec, as_of = services.spec, services.clock.as_of()
     key = services.partition(partition, keyed=True)
-    name, why, who = str(key), _said("reason", reason), _said("name of who gives it", by)
+    name, why, who = str(key), said("reason", reason), said("name of who gives it", by)
     _require_until(until, as_of)
     report = assess(services, key)
     if report.is_clear and any(s.waiver for s in report.sources):
@@ -98,7 +98,7 @@ def revoke_waiver(services: Services, name: str, by: str, reason: str) -> Waiver
         UsageError: there is none of that name, it was revoked already, no reason, or nobody.
         RefusedError: it has expired.
     """
-    why, who = _said("reason", reason), _said("name of who revokes it", by)
+    why, who = said("reason", reason), said("name of who revokes it", by)
     as_of = services.clock.as_of()
     for found in services.waivers.of(services.spec.pipeline):
         if found.name == name and found.state(as_of) == "expired":
@@ -170,12 +170,17 @@ def document(waiver: Waiver, as_of: datetime) -> dict[str, Any]:
     return {**waiver.model_dump(mode="json"), "state": waiver.state(as_of)}
 
 
-def _said(what: str, text: str) -> str:
+def said(what: str, text: str, of: str = "a waiver") -> str:
+    """What a person says of something that they do, in one line.
+
+    Raises:
+        UsageError: nothing was said, or too much.
+    """
     said = " ".join(text.split())
     if not said or len(said) > MOST_CHARACTERS or not said.isprintable():
         found = repr(said[:40]) if said else "none was given"
         raise UsageError(
-            f"a waiver needs a {what}, {found}; allowed are 1 to {MOST_CHARACTERS} printable "
+            f"{of} needs a {what}, {found}; allowed are 1 to {MOST_CHARACTERS} printable "
             "characters: say it in a sentence"
         )
     return said

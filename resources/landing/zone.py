@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from platform_assets.domain.completeness import (
-    CompletenessReport,
-)
-from platform_assets.domain.errors import HomeError, RefusedError, UsageError
+from platform_assets.domain.completeness import CompletenessReport
+from platform_assets.domain.errors import HomeError, UsageError
 from platform_assets.domain.partition import PartitionKey, date_range, local_hours
 from resources.landing.atomic import write_whole
 from resources.landing.days import SourceDays
 from resources.landing.findings import Findings
-from resources.landing.hourfile import HourFormat, UnreadableError
+from resources.landing.hourfile import HourFormat
 from resources.landing.intake import Intake, Look, no_collection, was_fresh
 from resources.landing.layout import hour_of, hour_path
 from resources.landing.misplaced import MisplacedPlaces, misplaced
-from resources.landing.rawfile import ChangedError, RawFile, is_within, printable, read_raw
+from resources.landing.rawfile import ChangedError, is_within, printable
+from resources.landing.reading import read_hours
 from resources.landing.schema import arrow_schema
 from resources.ledger.records import ArrivalRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     import pyarrow as pa
 
@@ -35,6 +33,9 @@ if TYPE_CHECKING:
     from platform_assets.domain.spec import PipelineSpec
     from resources.landing.setaside import SetAside
     from resources.ledger import Ledger
+
+    Concerned = Callable[[Collection[datetime]], Mapping[date, str]]
+    """The dates that have to be looked at because of some hours, with why."""
 
 _log = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ class LandingZone:
         last: date,
         keys: Sequence[str] | None = None,
         now: datetime | None = None,
+        concerned: Concerned | None = None,
     ) -> int:
         """Bring the ledger up to what lies on the disk for some local days.
 
@@ -126,6 +128,7 @@ class LandingZone:
             first, last: local dates, both included.
             keys: partition key values, default all.
             now: when the arrivals are said to be seen, default the machine's time.
+            concerned: which dates somebody has to look at because of hours that changed.
 
         Returns:
             The number of files that arrived, changed or vanished.
@@ -148,7 +151,7 @@ class LandingZone:
         for source in self.spec.sources:
             for start in range(0, len(days), _CHUNK_DAYS):
                 chunk = days[start : start + _CHUNK_DAYS]
-                changed += self._refresh_chunk(source, chosen, chunk, boundary, seen_at)
+                changed += self._refresh_chunk(source, chosen, chunk, boundary, seen_at, concerned)
         return changed
 
     def _refresh_chunk(
@@ -158,15 +161,18 @@ class LandingZone:
         days: Sequence[date],
         boundary: str,
         seen_at: datetime,
+        concerned: Concerned | None,
     ) -> int:
         begin = datetime.combine(days[0], time(0), UTC)
         end = datetime.combine(days[-1], time(23), UTC)
         rules = self._formats[source]
         intake = Intake(rules.values, rules.rules, self.set_aside, self.spec.pipeline, seen_at)
+        hour_of_path: dict[str, datetime] = {}
         with no_collection():
             for key in keys:
                 records = self.ledger.arrivals(self.spec.pipeline, source, key, begin, end)
                 known = {record.path: record for record in records}
+                hour_of_path |= {record.path: record.hour for record in records}
                 for day in days:
                     for look in self._scan(source, key, day, known, boundary, seen_at, intake):
                         intake.add(look)
@@ -182,10 +188,11 @@ class LandingZone:
             and begin <= record.hour <= end
             and self._is_gone(path)
         )
-        if intake.arrived or intake.again:
-            self.ledger.upsert_arrivals([*intake.arrived, *intake.again])
-        if intake.gone:
-            self.ledger.forget_arrivals(self.spec.pipeline, source, intake.gone)
+        seen = [*intake.arrived, *intake.again]
+        if seen or intake.gone:
+            hours = {r.hour for r in intake.arrived} | {hour_of_path[path] for path in intake.gone}
+            attend = concerned(hours) if concerned is not None else None
+            self.ledger.note_files(self.spec.pipeline, source, seen, intake.gone, attend)
         return len(intake.arrived) + len(intake.gone)
 
     def _is_gone(self, path: str) -> bool:
@@ -350,56 +357,5 @@ class LandingZone:
             for record in self.ledger.arrivals(self.spec.pipeline, source, key, hours[0], hours[-1])
             if record.rejected is None
         ]
-        tables = [self._read_hour(record, boundary) for record in records]
-        self._require_rules(source, records, tables)
+        tables = read_hours(self.root, self._formats[source], records, boundary, self.ledger)
         return pa.concat_tables([schema.empty_table(), *tables]).combine_chunks()
-
-    def _require_rules(
-        self, source: str, records: Sequence[ArrivalRecord], tables: Sequence[pa.Table]
-    ) -> None:
-        """The rules may be stricter now than they were when a file arrived."""
-        rules = self._formats[source].values
-        files = [(table, r.hour) for table, r in zip(tables, records, strict=True)]
-        broken = rules.judge(files) if rules is not None else {}
-        for number, reason in broken.items():
-            raise RefusedError(
-                f"{self.root / records[number].path} breaks the rules of source {source} as they "
-                f"are now: {reason}; have the hour delivered again, or correct the catalog"
-            )
-
-    def _read_hour(self, record: ArrivalRecord, boundary: str) -> pa.Table:
-        path = self.root / record.path
-        source = self._formats[record.source]
-        try:
-            raw = read_raw(path, source.source.contract.max_hour_bytes, boundary)
-            self._require_recorded(path, record, raw)
-            if raw.content is None:
-                raise UnreadableError(raw.refused)
-            if record.digest and hashlib.sha256(raw.content).hexdigest() != record.digest:
-                if was_fresh(record):
-                    self.ledger.forget_arrivals(record.zone, record.source, [record.path])
-                raise UnreadableError("its bytes are not those that arrived")
-            return source.read(raw.content, record.hour)
-        except FileNotFoundError as error:
-            raise RefusedError(
-                f"{path} has vanished since its arrival was recorded; refresh the landing zone"
-            ) from error
-        except ChangedError as error:
-            raise RefusedError(f"{error}; refresh the landing zone") from error
-        except UnreadableError as error:
-            raise RefusedError(
-                f"{path} cannot be read ({error}), although it was in order when it arrived; have "
-                "the hour delivered again"
-            ) from error
-
-    def _require_recorded(self, path: Path, record: ArrivalRecord, found: RawFile) -> None:
-        if (found.size, found.mtime_ns) != (record.size, record.mtime_ns):
-            raise RefusedError(
-                f"{path} has changed since its arrival was recorded ({record.size} bytes of "
-                f"{_stamp(record.mtime_ns)} then, {found.size} bytes of "
-                f"{_stamp(found.mtime_ns)} now); refresh the landing zone"
-            )
-
-
-def _stamp(nanoseconds: int) -> str:
-    return datetime.fromtimestamp(nanoseconds / 1e9, UTC).isoformat(timespec="milliseconds")

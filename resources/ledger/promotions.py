@@ -9,6 +9,8 @@ What may not be promoted is refused here, in the transaction that would write it
 path that there is or will be.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from platform_assets.domain.errors import PromotionConflictError, RefusedError, UsageError
 from platform_assets.domain.lease import Lease
 from resources.ledger.base import fields_of, insert_into
-from resources.ledger.engine import writing
+from resources.ledger.engine import reading, writing
 from resources.ledger.evaluations import Evaluations, evaluation_of, holds_in, put_hold
 from resources.ledger.leases import require_held
 from resources.ledger.promotion_records import (
@@ -42,6 +44,9 @@ __all__ = [
 
 CHAMPION = "champion"
 Action = Literal["promote", "rollback"]
+
+TURN_SECONDS = 60.0
+"""How long a promoter waits for its turn: a few judgements of others."""
 
 
 class Promotions(Evaluations):
@@ -73,6 +78,32 @@ class Promotions(Evaluations):
         t = tables().promotions
         mine = (t.c.pipeline == pipeline) & (t.c.alias == CHAMPION)
         return [_champion(row) for row in self._rows(t.select().where(mine).order_by(t.c.id))]
+
+    @contextmanager
+    def turn(self, model: str, alias: str = CHAMPION, wait: float = TURN_SECONDS) -> Iterator[bool]:
+        """Wait for one's turn to look, judge and promote; tells whether one has it.
+
+        It guards nothing: the compare-and-swap does. But of many who judge at once all but one
+        have judged in vain, and who is slow might never win. Postgres has them queue, first come
+        first served; whoever dies has left the queue, and nobody waits for longer than `wait`
+        seconds. On SQLite nobody queues: its few writers take turns at the file.
+        """
+        if not self.url.startswith("postgresql"):
+            yield False
+            return
+        import sqlalchemy as sa
+
+        with reading(self.url) as connection:
+            connection.execute(sa.text(f"SET LOCAL lock_timeout = {int(1000 * wait)}"))
+            lock = sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
+            try:
+                connection.execute(lock, {"name": f"signalbox {model}@{alias}"})
+                mine = True
+            except sa.exc.OperationalError as error:
+                if getattr(error.orig, "sqlstate", getattr(error.orig, "pgcode", "")) != "55P03":
+                    raise
+                mine = False
+            yield mine
 
     # --- changes --------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from resources.ledger.records import (
     VersionRecord,
     utc,
 )
+from resources.ledger.restatements import attend_in
 from resources.ledger.tables import tables
 
 
@@ -49,12 +50,38 @@ class Ledger(Promotions):
 
     def forget_arrivals(self, zone: str, source: str, paths: Sequence[str]) -> None:
         """Remove files that have vanished from the landing zone; unknown paths are ignored."""
+        self.note_files(zone, source, [], paths)
+
+    def note_files(
+        self,
+        zone: str,
+        source: str,
+        arrived: Sequence[ArrivalRecord],
+        gone: Sequence[str],
+        attend: Mapping[date, str] | None = None,
+    ) -> None:
+        """Record new, changed and vanished files, and attend dates, in one transaction.
+
+        Whoever attended them in a second one, and died before it, would have used up the change.
+
+        Args:
+            zone: name of the pipeline.
+            source: of the files.
+            arrived: files that are new or changed; of equal paths the last counts.
+            gone: paths of those that have vanished.
+            attend: dates that are to be looked at because of it, with why.
+        """
         t = tables().arrivals
         with writing(self.url) as connection:
-            for chunk in chunks(paths):
+            if arrived:
+                statement = upsert_statement(t, connection.dialect.name)
+                latest = {row.path: row for row in arrived}
+                connection.execute(statement, [fields_of(row) for row in latest.values()])
+            for chunk in chunks(gone):
                 connection.execute(
                     t.delete().where(t.c.zone == zone, t.c.source == source, t.c.path.in_(chunk))
                 )
+            attend_in(connection, zone, attend or {})
 
     def arrivals(
         self,
@@ -92,14 +119,6 @@ class Ledger(Promotions):
         )
         return [(hour, rows, bool(accepted)) for hour, rows, accepted in self._rows(query)]
 
-    def seen(self, zone: str, moment: datetime) -> list[datetime]:
-        """The hour of each file that was seen, new or changed, at exactly this instant."""
-        import sqlalchemy as sa
-
-        t = tables().arrivals
-        query = sa.select(t.c.hour).where(t.c.zone == zone, t.c.seen_at == utc(moment))
-        return [row.hour for row in self._rows(query)]
-
     # --- verdicts -------------------------------------------------------------------------------
 
     def record_verdict(self, report: VerdictRecord) -> None:
@@ -110,8 +129,12 @@ class Ledger(Promotions):
         self,
         reports: Sequence[VerdictRecord],
         transitions: Sequence[TransitionRecord] = (),
+        attend: Mapping[str, Mapping[date, str]] | None = None,
     ) -> None:
-        """Keep verdicts in place of those before, and how they came to be, in one transaction."""
+        """Keep verdicts in place of those before, and how they came to be, in one transaction.
+
+        `attend`: the dates by pipeline that are to be looked at because of it, with why.
+        """
         if not reports and not transitions:
             return
         # Postgres refuses one statement that touches a row twice: of equal keys the last wins.
@@ -123,6 +146,8 @@ class Ledger(Promotions):
             if transitions:
                 rows = [fields_of(transition) for transition in transitions]
                 connection.execute(tables().transitions.insert(), rows)
+            for pipeline, dates in (attend or {}).items():
+                attend_in(connection, pipeline, dates)
 
     def transitions(self, pipeline: str, asset: str, partition: str) -> list[TransitionRecord]:
         """What was ever said of a partition, oldest first."""
@@ -154,6 +179,19 @@ class Ledger(Promotions):
             own = query if chunk is None else query.where(t.c.partition.in_(chunk))
             for record in (VerdictRecord(*row) for row in self._rows(own)):
                 found[record.partition] = record
+        return found
+
+    def verdict_words(self, pipeline: str, asset: str, partitions: Iterable[str]) -> dict[str, str]:
+        """The latest verdicts on some partitions, without their reports."""
+        import sqlalchemy as sa
+
+        t = tables().verdicts
+        query = sa.select(t.c.partition, t.c.verdict)
+        query = query.where(t.c.pipeline == pipeline, t.c.asset == asset)
+        found: dict[str, str] = {}
+        for chunk in chunks(sorted(set(partitions))):
+            rows = self._rows(query.where(t.c.partition.in_(chunk)))
+            found |= {row.partition: row.verdict for row in rows}
         return found
 
     def verdicts_being(

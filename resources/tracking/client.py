@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,10 @@ QUIET = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
+    # Its REST client sends what was not answered again, whether it was carried out or not, and
+    # for minutes, in which no training goes on. `Patience` waits, and looks before it repeats.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds
 }
 
 # Two processes that log the same dataset into one experiment at once collide on its unique key,
@@ -40,8 +45,18 @@ QUIET = {
 COLLISIONS = ("UNIQUE constraint failed", "duplicate key value")
 # MLflow waits 20 s for a database that another process has locked, then gives up.
 LOCKED = ("database is locked", "database table is locked")
+# How MLflow words that a server did not answer, or answered that it could not now.
+UNANSWERED = re.compile(
+    r"Connection(Error| refused| aborted| reset)|NewConnectionError|Max retries exceeded"
+    r"|RemoteDisconnected|[Tt]imed out|failed with error code (408|429|5\d\d)"
+    r"|\b50[234] Server Error"
+)
 ATTEMPTS = 5
 FIRST_PAUSE = 0.05  # seconds
+
+
+class AwayError(TransientError):
+    """A tracking server did not answer; what it was asked for may have been carried out."""
 
 
 def quiet_environment() -> None:
@@ -93,15 +108,17 @@ def open_client(uri: str) -> MlflowClient:
 def attempt(uri: str, call: Callable[[], T]) -> T:
     """Runs `call`, again where it lost a race that changed nothing, and translates its errors.
 
-    What a server did not answer is not tried again here: MLflow's REST client has retries of
-    its own, and a request that timed out may have been carried out.
+    What a server did not answer is not tried again here (AwayError): see `Patience`.
     """
     from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
 
     for number in range(1, ATTEMPTS + 1):
         try:
             with storage_errors():
                 return call()
+        except RequestException as error:  # from the upload of an artifact
+            raise _translate(uri, error) or error from error
         except MlflowException as error:
             if number == ATTEMPTS or not _lost_race(error):
                 translated = _translate(uri, error)
@@ -162,6 +179,13 @@ def _translate(uri: str, error: Exception) -> SignalboxError | None:
             "check the owner and the permissions of its folder"
         )
     code = getattr(error, "error_code", None)
+    if not uri.startswith(SQLITE) and (
+        code == "TEMPORARILY_UNAVAILABLE" or UNANSWERED.search(text)
+    ):
+        return AwayError(
+            f"the tracking server {uri} does not answer ({first}), it must be reachable: start it, "
+            "or try again when it is back"
+        )
     if _lost_race(error) or code == "TEMPORARILY_UNAVAILABLE" or "API request" in text:
         return TransientError(
             f"the MLflow store {uri} did not answer ({first}), it must be reachable and have "

@@ -38,6 +38,7 @@ VOLATILE_KEYS = frozenset(
         "utc_time_created",
     }
 )
+TRUSTED = "skops_trusted_types"
 LOADER = "signalbox_category_loader"
 EXAMPLE_ROWS = 5
 SIGNATURE_ROWS = 1000
@@ -121,7 +122,7 @@ def save_model(
     if flavor == "sklearn":
         # Not MLflow's default everywhere: on Databricks it would be a pickle.
         arguments["serialization_format"] = "skops"
-        arguments["skops_trusted_types"] = _types_of(model)
+        arguments[TRUSTED] = _types_of(model)
     elif flavor == "lightgbm":
         arguments["serialization_format"] = "skops"  # of its sklearn classes; a Booster is text
     with warnings.catch_warnings():
@@ -261,4 +262,7 @@ def _lasting(path: Path) -> str:
         return ""
     if not isinstance(document, dict):
         return ""
+    for flavor in (document.get("flavors") or {}).values():
+        if isinstance(flavor, dict) and isinstance(flavor.get(TRUSTED), list):
+            flavor[TRUSTED] = sorted(map(str, flavor[TRUSTED]))  # MLflow makes it of a set
     return canonical_json({k: v for k, v in document.items() if k not in VOLATILE_KEYS})

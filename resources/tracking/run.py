@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import logging
 import re
 import tempfile
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from platform_assets.domain.errors import UsageError
-from resources.tracking.client import attempt, storage_errors
+from platform_assets.domain.errors import SignalboxError, TransientError, UsageError
+from resources.tracking.client import AwayError, storage_errors
+from resources.tracking.messages import DIGEST_TAG, Begun, Link, Message
 from resources.tracking.models import LoggedModel, save_model
+from resources.tracking.spool import Entry
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
-    from mlflow import MlflowClient
 
-DIGEST_TAG = "signalbox.digest"
-ROWS_TAG = "signalbox.rows"
-SNAPSHOT_TAG = "signalbox.snapshot."
+MODEL_KEY_TAG = "signalbox.model_key"
 PARAMETER_LENGTH = 6000  # MLflow's limit, in characters
 METRICS_PER_BATCH = 1000  # MLflow's limit
 FLUSH_SECONDS = 5.0  # how far the charts of a running training may lag
+
+logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"\w[\w. -]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -47,23 +52,35 @@ def dataset_digest(digest: str) -> str:
 
 
 class TrackedRun:
-    """One MLflow run, open as long as `Tracking.run` is entered. Not for several threads."""
+    """One MLflow run, open as long as `Tracking.run` is entered. Not for several threads.
 
-    def __init__(self, client: MlflowClient, uri: str, run_id: str, experiment_id: str) -> None:
-        self.run_id = run_id
-        self._client = client
-        self._uri = uri
-        self._experiment_id = experiment_id
-        self._pending: list[Any] = []
-        self._flushed = time.monotonic()
+    What it is told goes to the store at once, rounds every 5 s. Where the store is a server that
+    does not answer, it waits in order (messages.py) and the training goes on; only registering
+    the model needs the server, and waits for it.
+    """
+
+    def __init__(self, link: Link, begun: Begun, entry: Entry | None) -> None:
+        self.begun = begun
+        self._link = link
+        self._entry = entry
+        self._outbox: list[Message] = []
+        self._pending: list[Message] = []
+        self._flushed = link.patience.clock()
+        self._away_until: float | None = None
         self._parameters: dict[str, str] = {}
         self._long: dict[str, str] = {}
         self._model_id: str | None = None
 
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run; waits for a server that is away."""
+        if self.begun.run_id is None:
+            self.drain(wait=True)
+        assert self.begun.run_id is not None
+        return self.begun.run_id
+
     def log_parameters(self, parameters: Mapping[str, object]) -> None:
         """Parameters as text; what is too long is cut with a mark, whole in parameters.json."""
-        from mlflow.entities import Param
-
         texts = {
             key: value if isinstance(value, str) else _text(value)
             for key, value in parameters.items()
@@ -71,8 +88,7 @@ class TrackedRun:
         long = {key: text for key, text in texts.items() if len(text) > PARAMETER_LENGTH}
         self._long.update(long)
         short = {key: _cut(text, PARAMETER_LENGTH) for key, text in texts.items()}
-        listed = [Param(key, text) for key, text in short.items()]
-        attempt(self._uri, lambda: self._client.log_batch(self.run_id, params=listed))
+        self._tell("parameters", values=short)
         if long:
             self._write("parameters.json", json.dumps(self._long, indent=2).encode())
         self._parameters.update(short)
@@ -85,7 +101,7 @@ class TrackedRun:
     def log_round(self, round_: int, metrics: Mapping[str, float]) -> None:
         """Metrics of one training round, sent in batches (every 5 s, and when the run ends)."""
         self._collect(metrics, round_)
-        waited = time.monotonic() - self._flushed
+        waited = self._link.patience.clock() - self._flushed
         if len(self._pending) >= METRICS_PER_BATCH or waited >= FLUSH_SECONDS:
             self.flush()
 
@@ -93,9 +109,71 @@ class TrackedRun:
         """Sends the rounds collected so far."""
         while self._pending:
             batch = self._pending[:METRICS_PER_BATCH]
-            attempt(self._uri, partial(self._client.log_batch, self.run_id, batch))
+            self._outbox.append({"kind": "metrics", "values": batch})
             del self._pending[: len(batch)]
-        self._flushed = time.monotonic()
+        self._flushed = self._link.patience.clock()
+        self.drain()
+
+    def drain(self, *, wait: bool = False) -> bool:
+        """Sends what is to be sent; tells whether all of it was.
+
+        Args:
+            wait: for a server that is away; else what it does not take is kept for later.
+
+        Raises:
+            AwayError: it was waited for in vain.
+        """
+        clock = self._link.patience.clock
+        started = clock()
+        if not wait and self._away_until is not None and started < self._away_until:
+            self._keep()
+            return False
+        try:
+            self._send()
+        except AwayError as error:
+            if self._away_until is None:
+                logger.warning("%s. The training goes on; what it logs is kept.", error)
+            # A server that hangs shall cost no more than a fifth of the training's time.
+            self._away_until = clock() + max(FLUSH_SECONDS, 4 * (clock() - started))
+            self._keep()
+            if not wait:
+                return False
+            self._link.patience.wait(self._send)
+        if self._away_until is not None:
+            self._away_until = None
+            self._keep()
+        return True
+
+    def end(self, state: str) -> bool:
+        """The run's last word; tells whether MLflow has it, or it is kept."""
+        self._tell_last(state)
+        done = self.drain(wait=self._entry is None)
+        if self._entry is not None and done:
+            self._entry.discard()
+        return done
+
+    def fail(self, state: str) -> None:
+        """As `end`, for a run that an exception has left: its state comes first."""
+        self._outbox += [{"kind": "metrics", "values": self._pending}] if self._pending else []
+        self._pending = []
+        self._outbox.insert(0, _end_message(state))
+        try:
+            done = self.drain()
+        except BaseException:
+            self._keep()
+            raise
+        if done and self._entry is not None:
+            self._entry.discard()
+
+    def release(self) -> None:
+        """Leave what is still to be told to settling.py."""
+        if self._entry is not None:
+            self._entry.release()
+
+    def restore(self, messages: Sequence[Message]) -> str | None:
+        """Take over what another process could not tell; gives its last word, if it had one."""
+        self._outbox += messages
+        return next((str(m["state"]) for m in messages if m["kind"] == "end"), None)
 
     def log_snapshot(self, name: str, digest: str, source: str, rows: int) -> None:
         """The dataset that this run trains on, as an MLflow input.
@@ -106,24 +184,14 @@ class TrackedRun:
             source: where it can be read: a path or URI.
             rows: number of rows that the training reads.
         """
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        dataset = Dataset(
+        self._tell(
+            "dataset",
             name=name,
-            digest=dataset_digest(digest),
-            source_type="s3" if source.startswith("s3:") else "local",
-            source=json.dumps({"uri": source}),
-            profile=json.dumps({"num_rows": rows}),
+            short=dataset_digest(digest),
+            digest=digest,
+            source=source,
+            rows=rows,
         )
-        tags = [
-            InputTag("mlflow.data.context", "training"),
-            InputTag(DIGEST_TAG, digest),
-            InputTag(ROWS_TAG, str(rows)),
-        ]
-        listed = [DatasetInput(dataset, tags)]
-        attempt(self._uri, lambda: self._client.log_inputs(self.run_id, listed))
-        tag = SNAPSHOT_TAG + name
-        attempt(self._uri, lambda: self._client.set_tag(self.run_id, tag, digest))
 
     def log_model(
         self,
@@ -144,16 +212,26 @@ class TrackedRun:
             requirements: distributions needed to load it, pinned to the installed versions.
         """
         self.flush()
-        entry = attempt(
-            self._uri,
-            lambda: self._client.create_logged_model(
-                self._experiment_id,
+        self.drain(wait=True)
+        client, link = self._link.client, self._link
+        experiment = self.begun.experiment_id
+        mine = {MODEL_KEY_TAG: uuid.uuid4().hex}
+
+        def find() -> Any:
+            condition = f"tags.`{MODEL_KEY_TAG}` = '{mine[MODEL_KEY_TAG]}'"
+            return next(iter(client.search_logged_models([experiment], condition)), None)
+
+        entry = link.make(
+            lambda: client.create_logged_model(
+                experiment,
                 name=name,
                 source_run_id=self.run_id,
                 params=self._parameters,
+                tags=mine,
             ),
+            find,
         )
-        finish = partial(self._client.finalize_logged_model, entry.model_id)
+        finish = partial(client.finalize_logged_model, entry.model_id)
         try:
             with storage_errors():
                 digest = self._upload(
@@ -163,7 +241,7 @@ class TrackedRun:
             with suppress(Exception):  # the reason must arrive, not what follows from it
                 finish("FAILED")
             raise
-        attempt(self._uri, partial(finish, "READY"))
+        link.must(partial(finish, "READY"))
         version = self._register(name, entry, digest)
         self._model_id = entry.model_id
         return LoggedModel(version=version, uri=f"models:/{name}/{version}", digest=digest)
@@ -208,26 +286,36 @@ class TrackedRun:
                 predictions=predictions,
                 requirements=requirements,
             )
-            attempt(
-                self._uri,
-                lambda: self._client.log_model_artifacts(entry.model_id, str(folder)),
-            )
+            client, link = self._link.client, self._link
+            link.must(lambda: client.log_model_artifacts(entry.model_id, str(folder)))
         output = LoggedModelOutput(entry.model_id, step=0)
-        attempt(self._uri, lambda: self._client.log_outputs(self.run_id, [output]))
+
+        def find() -> Any:
+            outputs = client.get_run(self.run_id).outputs
+            listed = outputs.model_outputs if outputs else ()
+            return next((True for found in listed if found.model_id == entry.model_id), None)
+
+        link.make(lambda: client.log_outputs(self.run_id, [output]) or True, find)
         self._tag_model(entry.model_id, DIGEST_TAG, digest)
         return digest
 
     def _register(self, name: str, entry: Any, digest: str) -> int:
         from mlflow.exceptions import MlflowException
 
+        client, link = self._link.client, self._link
         try:
-            attempt(self._uri, lambda: self._client.create_registered_model(name))
+            link.must(lambda: client.create_registered_model(name))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        made = attempt(
-            self._uri,
-            lambda: self._client.create_model_version(
+
+        def find() -> Any:
+            versions = client.search_model_versions(f"run_id = '{self.run_id}'")
+            place = entry.artifact_location
+            return next((v for v in versions if (v.name, v.source) == (name, place)), None)
+
+        made = link.make(
+            lambda: client.create_model_version(
                 name,
                 # Its place, not models:/<id>: MLflow resolves that through the process's global
                 # tracking URI, which may be another store.
@@ -236,30 +324,65 @@ class TrackedRun:
                 tags={DIGEST_TAG: digest},
                 model_id=entry.model_id,
             ),
+            find,
         )
         version = int(made.version)
         # The key by which MLflow's UI links a logged model to its registered version.
-        link = json.dumps([{"name": name, "version": version}])
-        self._tag_model(entry.model_id, "mlflow.modelVersions", link)
+        shown = json.dumps([{"name": name, "version": version}])
+        self._tag_model(entry.model_id, "mlflow.modelVersions", shown)
         return version
 
     def _tag_model(self, model_id: str, key: str, value: str) -> None:
-        attempt(self._uri, lambda: self._client.set_logged_model_tags(model_id, {key: value}))
+        client = self._link.client
+        self._link.must(lambda: client.set_logged_model_tags(model_id, {key: value}))
 
     def _collect(self, metrics: Mapping[str, float], step: int) -> None:
-        from mlflow.entities import Metric
-
         now = time.time_ns() // 1_000_000
         self._pending.extend(
-            Metric(key, float(value), now, step, model_id=self._model_id)
+            {"key": key, "value": float(value), "at": now, "step": step, "model": self._model_id}
             for key, value in metrics.items()
         )
 
     def _write(self, name: str, content: bytes, folder: str | None = None) -> None:
-        with storage_errors(), tempfile.TemporaryDirectory(prefix="signalbox-") as temporary:
-            path = Path(temporary, name)
-            path.write_bytes(content)
-            attempt(self._uri, lambda: self._client.log_artifact(self.run_id, str(path), folder))
+        text = base64.b64encode(content).decode()
+        self._tell("artifact", name=name, folder=folder, content=text)
+
+    def _tell(self, kind: str, **body: Any) -> None:
+        self._outbox.append({"kind": kind, **body})
+        self.drain()
+
+    def _tell_last(self, state: str) -> None:
+        if self._pending:
+            self._outbox.append({"kind": "metrics", "values": self._pending})
+            self._pending = []
+        self._outbox.append(_end_message(state))
+
+    def _send(self) -> None:
+        link = self._link
+        if self.begun.run_id is None:
+            link.begin(self.begun)
+            self._keep()
+        while self._outbox:
+            try:
+                link.send(str(self.begun.run_id), self._outbox[0])
+            except TransientError:
+                raise
+            except Exception:
+                del self._outbox[0]  # refused for good: what follows shall arrive all the same
+                raise
+            del self._outbox[0]
+
+    def _keep(self) -> None:
+        if self._entry is not None:
+            waiting = [{"kind": "metrics", "values": self._pending}] if self._pending else []
+            try:
+                self._entry.keep(asdict(self.begun), [*self._outbox, *waiting])
+            except SignalboxError as error:  # it still has all of it, as long as it lives
+                logger.warning("what MLflow has yet to be told is not kept: %s", error)
+
+
+def _end_message(state: str) -> Message:
+    return {"kind": "end", "state": state, "at": time.time_ns() // 1_000_000}
 
 
 def _text(value: object) -> str:

@@ -10,11 +10,13 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.request import url2pathname
 
 from platform_assets.domain.errors import HomeError, RefusedError, UsageError
@@ -26,18 +28,21 @@ from resources.tracking.client import (
     quiet_mlflow,
     sqlite_path,
 )
+from resources.tracking.messages import DIGEST_TAG, Begun, Link
 from resources.tracking.models import load_model, model_digest, private_copy
-from resources.tracking.run import DIGEST_TAG, TrackedRun
+from resources.tracking.patience import Patience
+from resources.tracking.run import TrackedRun
+from resources.tracking.spool import Spool
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DAGSTER_RUN_TAG = "signalbox.dagster_run_id"
+OWNER_TAG = "signalbox.owner"
 TAG_LENGTH = 8000  # MLflow's limit, in characters
 
 # By name: this layer does not know the orchestrator.
 INTERRUPTS = frozenset({"KeyboardInterrupt", "SystemExit", "DagsterExecutionInterruptedError"})
-STATE_OF_DAGSTER = {"FAILURE": "FAILED", "CANCELED": "KILLED", "SUCCESS": "FINISHED"}
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +54,27 @@ class Tracking:
         uri: `sqlite:///<path>`, or the address of a tracking server.
         artifacts: folder for models and figures of a local store; None where the server
             decides.
+        spool: folder for what a server that is away has yet to be told; without one it is
+            waited for at the end of a run, too.
+        owner: names the ledger that decides about these runs; runs of another one are not ours.
+        patience: how long a server is waited for that a training cannot do without.
     """
 
-    def __init__(self, uri: str, artifacts: Path | None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        artifacts: Path | None,
+        *,
+        spool: Path | None = None,
+        owner: str = "",
+        patience: Patience | None = None,
+    ) -> None:
         quiet_environment()
         self.uri = uri
         self.artifacts = artifacts
+        self.spool = Spool(spool) if spool else None
+        self.owner = owner
+        self.patience = patience or Patience()
         self._opened: MlflowClient | None = None
 
     def prepare(self) -> None:
@@ -94,24 +114,33 @@ class Tracking:
         """An MLflow run whose final state tells what happened to the block.
 
         An exception makes it FAILED, an interrupt (Ctrl-C, SystemExit, Dagster's termination)
-        KILLED, else it is FINISHED. A killed process leaves RUNNING behind, which `reconcile`
-        sets right.
+        KILLED, else it is FINISHED. A killed process leaves RUNNING behind, which settling.py
+        sets right; so does one that could not reach the server to say its last word.
         """
-        client = self._client()
-        experiment_id = self._experiment(experiment)
         cut = {key: str(value)[:TAG_LENGTH] for key, value in {**_context(), **tags}.items()}
-        opened = attempt(
-            self.uri, lambda: client.create_run(experiment_id, tags=cut, run_name=name)
-        )
-        tracked = TrackedRun(client, self.uri, opened.info.run_id, experiment_id)
+        if self.owner:
+            cut[OWNER_TAG] = self.owner
+        begun = Begun(uuid.uuid4().hex, experiment, name, cut, time.time_ns() // 1_000_000)
+        entry = self.spool.open(begun.key) if self.spool is not None else None
+        tracked = TrackedRun(self.link(), begun, entry)
         try:
-            yield tracked
-            tracked.flush()
-        except BaseException as error:
-            names = {base.__name__ for base in type(error).__mro__}
-            self._end_quietly(tracked, "KILLED" if names & INTERRUPTS else "FAILED")
-            raise
-        self._end(tracked.run_id, "FINISHED")
+            if entry is not None:
+                entry.keep(asdict(begun), [])
+            try:
+                tracked.drain()
+            except BaseException:
+                if entry is not None and not begun.tried:
+                    entry.discard()
+                raise
+            try:
+                yield tracked
+            except BaseException as error:
+                names = {base.__name__ for base in type(error).__mro__}
+                self._fail_quietly(tracked, "KILLED" if names & INTERRUPTS else "FAILED")
+                raise
+            tracked.end("FINISHED")
+        finally:
+            tracked.release()
 
     def finish(self, run_id: str) -> None:
         """Ends a run whose model was recorded, but whose process was killed before it said so."""
@@ -128,9 +157,10 @@ class Tracking:
     def retag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Adds tags to a run that has ended, or replaces them."""
         client = self._client()
-        for key, value in tags.items():
-            text = value[:TAG_LENGTH]
-            attempt(self.uri, partial(client.set_tag, run_id, key, text))
+        from mlflow.entities import RunTag
+
+        batch = [RunTag(key, str(value)[:TAG_LENGTH]) for key, value in tags.items()]
+        attempt(self.uri, lambda: client.log_batch(run_id, tags=batch))
 
     def recorded_digest(self, model: str, version: int) -> str | None:
         """The digest that the registry shows of a version; None where there is no such version."""
@@ -155,6 +185,17 @@ class Tracking:
         except UsageError:
             return None
         return int(found.version)
+
+    def absence(self, model: str, version: int) -> str | None:
+        """Why a version is not to be used: deleted or archived; None where it is there."""
+        client = self._client()
+        try:
+            found = attempt(self.uri, lambda: client.get_model_version(model, str(version)))
+        except UsageError:
+            return "is not in MLflow's registry, it was deleted there or never registered"
+        if found.current_stage == "Archived":
+            return "is archived in MLflow's registry"
+        return None
 
     def load(self, model: str, version: int, flavor: str, *, digest: str) -> object:
         """The model of that version, as its flavor gives it back (a Booster, an estimator).
@@ -215,54 +256,6 @@ class Tracking:
                 )
             yield folder
 
-    def reconcile(self, state_of: Callable[[str], str | None]) -> list[tuple[str, str]]:
-        """Ends the RUNNING runs whose Dagster run is over: their process was killed.
-
-        Args:
-            state_of: the state of a Dagster run by its id ("FAILURE", "CANCELED", "SUCCESS",
-                any other while it goes on), None for a run that Dagster does not know.
-
-        Returns:
-            (MLflow run id, its new state) of each run that was changed.
-        """
-        client = self._client()
-        changed = []
-        for run_id, dagster_run_id in self._running():
-            state = state_of(dagster_run_id)
-            new = "FAILED" if state is None else STATE_OF_DAGSTER.get(state)
-            if new is None:
-                continue
-            # It may have ended by itself since it was listed.
-            current = attempt(self.uri, partial(client.get_run, run_id))
-            if current.info.status == "RUNNING":
-                self._end(run_id, new)
-                changed.append((run_id, new))
-        return changed
-
-    def _running(self) -> list[tuple[str, str]]:
-        """(MLflow run id, Dagster run id) of the RUNNING runs that carry a Dagster run's id."""
-        client = self._client()
-        condition = f"attributes.status = 'RUNNING' AND tags.`{DAGSTER_RUN_TAG}` != ''"
-
-        def experiments(token: str | None) -> Any:
-            return client.search_experiments(page_token=token)
-
-        def runs(token: str | None) -> Any:
-            return client.search_runs(known, condition, page_token=token)
-
-        known = [found.experiment_id for found in self._pages(experiments)]
-        return [(run.info.run_id, run.data.tags[DAGSTER_RUN_TAG]) for run in self._pages(runs)]
-
-    def _pages(self, search: Callable[[str | None], Any]) -> list[Any]:
-        found: list[Any] = []
-        token: str | None = None
-        while True:
-            page = attempt(self.uri, partial(search, token))
-            found += page
-            token = page.token
-            if not token:
-                return found
-
     def _create(self, path: Path, artifacts: str) -> None:
         # MLflow's migrations (more than 60) tolerate neither a second process nor being killed,
         # so they run on a file beside; linking it into place fails if somebody was faster.
@@ -311,18 +304,21 @@ class Tracking:
         client = self._client()
         attempt(self.uri, lambda: client.set_terminated(run_id, status=state))
 
-    def _end_quietly(self, tracked: TrackedRun, state: str) -> None:
+    def _fail_quietly(self, tracked: TrackedRun, state: str) -> None:
         """Ends a run while an exception is on its way: that one must arrive, not ours."""
         try:
-            self._end(tracked.run_id, state)
-            tracked.flush()
+            tracked.fail(state)
         except Exception:
             logger.warning(
-                "MLflow run %s could not be marked %s; reconcile will set it right",
-                tracked.run_id,
+                "MLflow run %s could not be marked %s; the sensors will set it right",
+                tracked.begun.run_id,
                 state,
                 exc_info=True,
             )
+
+    def link(self) -> Link:
+        """The store, opened."""
+        return Link(self.uri, self._client(), self.patience, self._experiment)
 
 
 def _is_prepared(path: Path) -> bool:

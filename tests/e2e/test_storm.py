@@ -1,5 +1,6 @@
 """A backfill whose processes are killed at random points ends as if nobody had touched it."""
 
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from shutil import copytree
@@ -28,7 +29,13 @@ def require_as_undisturbed(storm: Storm, undisturbed: Services) -> None:
     """Tables row for row and versions as in the other home; nothing held, nothing stuck."""
     services = Services.open(load_catalog(storm.catalog)["flights"], storm.home)
     assert tables_of(services) == tables_of(undisturbed)
-    assert versions_of(services) == versions_of(undisturbed)
+    # The loop rolls up the days of the catalog that never landed, too; nobody asked for those.
+    of_span = {
+        name: version
+        for name, version in versions_of(undisturbed).items()
+        if name[-10:] <= LAST.isoformat()
+    }
+    assert versions_of(services) == of_span
     champions = [one.ledger.champion("flights") for one in (services, undisturbed)]
     assert len({champion and champion.model_date for champion in champions}) == 1
     # A killed run's leases stand in the ledger until somebody wants them: each is to be had.
@@ -40,28 +47,38 @@ def require_as_undisturbed(storm: Storm, undisturbed: Services) -> None:
     assert not stuck
 
 
-def test_killed_at_twenty_points(
-    home_template: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    catalog = write_small_catalog(tmp_path, per_run=3)
+def ride_out(
+    template: Path, folder: Path, points: int, seed: int, say: Callable[[str], None]
+) -> tuple[Storm, Services, int]:
+    """A home whose backfill was killed at so many points, and one that a loop has built.
+
+    The number is how often the command was typed at the end until nothing was left to do.
+    """
+    catalog = write_small_catalog(folder, per_run=3)
     spec = load_catalog(catalog)["flights"]
     homes = {}
     for name in ("stormy", "calm"):
-        copytree(home_template, tmp_path / name)
-        homes[name] = Home.locate(tmp_path / name)
+        copytree(template, folder / name)
+        homes[name] = Home.locate(folder / name)
         land_flights(Services.open(spec, homes[name]), FIRST, LAST, quiet=True)
     undisturbed = Services.open(spec, homes["calm"])
     run_loop(undisturbed)
+    storm = Storm(homes["stormy"], catalog, FIRST, LAST, seed, log=say)
+    storm.blow(points)
+    with server_on(storm.home, catalog) as server:
+        server.wait_until_ready()
+        launches = storm.calm(Station(storm.home, catalog, server))
+    return storm, undisturbed, launches
 
+
+def test_killed_at_twenty_points(
+    home_template: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     def say(line: str) -> None:
         with capfd.disabled():
             print(line)
 
-    storm = Storm(homes["stormy"], catalog, FIRST, LAST, seed=20130105, log=say)
-    storm.blow(POINTS)
+    storm, undisturbed, _ = ride_out(home_template, tmp_path, POINTS, 20130105, say)
     assert storm.killed.total() == POINTS
     assert set(storm.killed) == set(KINDS)
-    with server_on(storm.home, catalog) as server:
-        server.wait_until_ready()
-        storm.calm(Station(storm.home, catalog, server))
     require_as_undisturbed(storm, undisturbed)

@@ -1,0 +1,112 @@
+"""What MLflow has yet to be told, on the disk: it outlives the process and the server's absence.
+
+An entry is there from before a run is begun until all of it has been told, its end included. Its
+lock is held by the process that trains; the kernel gives it back when that process is gone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from platform_assets.domain.errors import HomeError
+from resources.tracking.client import storage_errors
+
+
+class Entry:
+    """The file of one run, locked as long as this object is open."""
+
+    def __init__(self, folder: Path, key: str, lock: int) -> None:
+        self.key = key
+        self._path = folder / f"{key}.json"
+        self._lock_path = folder / f"{key}.lock"
+        self._lock: int | None = lock
+
+    def keep(self, header: Mapping[str, Any], messages: Sequence[Any]) -> None:
+        """Replace what is there: the run, and what is still to be told of it, in order.
+
+        Raises:
+            TransientError: the disk is full; what was there before still is.
+            HomeError: the folder cannot be written.
+        """
+        draft = self._path.with_suffix(".new")
+        with storage_errors():
+            draft.write_text(json.dumps({"run": dict(header), "messages": list(messages)}))
+            draft.replace(self._path)
+
+    def read(self) -> tuple[dict[str, Any], list[Any]]:
+        """What `keep` wrote last."""
+        document = json.loads(self._path.read_text())
+        return document["run"], document["messages"]
+
+    def discard(self) -> None:
+        """All has been told."""
+        for path in (self._path, self._lock_path):
+            path.unlink(missing_ok=True)
+        self.release()
+
+    def release(self) -> None:
+        """Leave the rest to whoever looks for what was abandoned."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+class Spool:
+    """The entries of one home."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def open(self, key: str) -> Entry:
+        """A new entry, locked by this process.
+
+        Raises:
+            HomeError: the folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = _locked(self.folder / f"{key}.lock")
+        except OSError as error:
+            raise HomeError(
+                f"{self.folder} cannot be written ({error.strerror}), what MLflow has yet to be "
+                "told is kept there: correct its permissions"
+            ) from error
+        assert lock is not None, f"the key {key} is taken"
+        return Entry(self.folder, key, lock)
+
+    def pending(self) -> bool:
+        """Whether there is any entry, of a living process or of one that is gone."""
+        return self.folder.is_dir() and any(self.folder.glob("*.json"))
+
+    def abandoned(self) -> Iterator[Entry]:
+        """The entries that no living process holds; each is locked while it is looked at."""
+        for path in sorted(self.folder.glob("*.json")):
+            lock = None
+            with suppress(FileNotFoundError):
+                lock = _locked(self.folder / f"{path.stem}.lock")
+            if lock is None:
+                continue
+            entry = Entry(self.folder, path.stem, lock)
+            try:
+                if path.exists():  # else its process told all of it since we have listed it
+                    yield entry
+                else:
+                    entry.discard()
+            finally:
+                entry.release()
+
+
+def _locked(path: Path) -> int | None:
+    found = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(found)
+        return None
+    return found

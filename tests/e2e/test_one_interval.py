@@ -1,0 +1,140 @@
+"""From the last hour's landing to the runs' request: the next tick, whatever the receiver does."""
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from platform_assets.demo.server import DagsterDev
+from platform_assets.line.landing import land_flights
+from resources.home import Home
+from resources.webhook import URL_VARIABLE
+from tests.e2e.station import (
+    LIVE_FROM,
+    ROOT,
+    Station,
+    free_port,
+    until,
+    write_small_catalog,
+)
+from tests.receiver import Receiver, receiving
+
+pytestmark = [pytest.mark.e2e, pytest.mark.heavy, pytest.mark.timeout(600)]
+
+READINESS, DELIVERY = "flights_readiness", "flights_alert_delivery"
+FIRST_DAY, SECOND_DAY = LIVE_FROM + timedelta(days=1), LIVE_FROM + timedelta(days=2)
+
+
+@dataclass
+class Alerted:
+    """A Dagster on a home without history, and the receiver of its alerts."""
+
+    station: Station
+    receiver: Receiver
+    asked: threading.Event
+
+    def held(self, day: date) -> None:
+        """18 of 24 hours; wait until two ticks have said so."""
+        self.station.land(day, day, until_hour=18)
+        landed = time.time()
+
+        def naming() -> bool:
+            ticks = self.station.ticks(READINESS, landed)
+            return sum(f"JFK|{day}: flights 18 of 24" in (t["skipReason"] or "") for t in ticks) > 1
+
+        until(naming, 120, f"two ticks that hold {day}", self.station.server)
+        assert self.requests(day) == {}
+
+    def requests(self, day: date) -> dict[str, str]:
+        """The runs of the features of a day, and their airports."""
+        return {
+            run["runId"]: tags["dagster/partition/airport"]
+            for run in self.station.server.api.runs({"dagster/partition/date": day.isoformat()})
+            for tags in [{tag["key"]: tag["value"] for tag in run["tags"]}]
+            if run["jobName"] == "flights_features"
+        }
+
+    def ticks_until_requested(self, day: date) -> list[dict[str, Any]]:
+        """Land the rest of a day: the ticks up to the first that began after it, oldest first."""
+        before = time.time()
+        self.station.land(day, day)
+        landed = time.time()
+
+        def next_tick() -> list[dict[str, Any]]:
+            found = sorted(self.station.ticks(READINESS, before), key=lambda t: t["timestamp"])
+            later = [tick for tick in found if tick["timestamp"] > landed]
+            return [t for t in found if t["timestamp"] <= later[0]["timestamp"]] if later else []
+
+        found: list[dict[str, Any]] = until(
+            next_tick, 120, "a tick after the landing", self.station.server
+        )
+        return found
+
+
+@pytest.fixture(scope="module")
+def alerted(home_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alerted]:
+    root = tmp_path_factory.mktemp("alerted") / "home"
+    shutil.copytree(home_template, root)
+    home, catalog = Home.locate(root), write_small_catalog(tmp_path_factory.mktemp("catalog"))
+    asked = threading.Event()
+    with receiving(on_post=asked.set) as receiver:
+        variables = {
+            "SIGNALBOX_CATALOG": str(catalog),
+            "PYTHONPATH": str(ROOT),
+            URL_VARIABLE: receiver.url,
+            "NO_PROXY": "127.0.0.1",
+        }
+        with DagsterDev(home, free_port(), variables) as server:
+            server.wait_until_ready()
+            found = Alerted(Station(home, catalog, server), receiver, asked)
+            # One airport lacks a live day that is over, so that there is something to alert.
+            land_flights(found.station.flights, LIVE_FROM, LIVE_FROM, None, ["JFK"], quiet=True)
+            yield found
+            receiver.released.set()
+
+
+def assert_requested(alerted: Alerted, day: date, ticks: list[dict[str, Any]]) -> None:
+    """The runs of both airports were requested by these ticks, of which the last is the first one
+    that began after the landing."""
+    requested = [run for tick in ticks for run in tick["runIds"]]
+    runs = alerted.requests(day)
+    assert sorted(runs.values()) == ["JFK", "LGA"]
+    assert set(runs) <= set(requested), ticks
+
+
+def test_with_a_receiver_that_takes_alerts(alerted: Alerted) -> None:
+    alerted.held(FIRST_DAY)
+    server = alerted.station.server
+    until(
+        lambda: "late" in alerted.receiver.kinds(), 120, "the alert of the day that lacks", server
+    )
+    assert_requested(alerted, FIRST_DAY, alerted.ticks_until_requested(FIRST_DAY))
+
+
+def test_with_a_receiver_that_accepts_and_never_answers(alerted: Alerted) -> None:
+    station, server = alerted.station, alerted.station.server
+    alerted.held(SECOND_DAY)
+    alerted.receiver.answer = lambda _: None
+    alerted.asked.clear()
+    began = time.time()
+    # Heals: there is an alert to deliver again.
+    land_flights(station.flights, LIVE_FROM, LIVE_FROM, None, ["LGA"], quiet=True)
+    until(alerted.asked.is_set, 120, "an alert that hangs at the receiver", server)
+    assert_requested(alerted, SECOND_DAY, alerted.ticks_until_requested(SECOND_DAY))
+
+    def beside_one_that_hung() -> bool:
+        """Sensors that take turns cannot do that: their ticks never overlap."""
+        hung = [t for t in station.ticks(DELIVERY, began) if "the rest waits" in t["skipReason"]]
+        return any(
+            tick["timestamp"] < one["endTimestamp"] and one["timestamp"] < tick["endTimestamp"]
+            for one in hung
+            for tick in station.ticks(READINESS, began - 60)
+        )
+
+    until(beside_one_that_hung, 180, "a look beside a delivery that hung", server)

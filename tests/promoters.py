@@ -1,0 +1,118 @@
+"""Promoters in processes of their own: they look, judge, promote and set the alias; some die."""
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from platform_assets.domain.errors import PromotionConflictError
+from platform_assets.line.crowning import project
+from resources.ledger import open_ledger
+from resources.ledger import promotions as swap
+from tests.promoting import MODEL, promoted, verdict
+
+fork = multiprocessing.get_context("fork")
+
+POINTS = ("in the transaction", "before the alias", "after the alias")
+"""Where a promoter may be killed: nothing is decided, the ledger has it, MLflow has it too."""
+
+
+class AliasFile:
+    """What MLflow does with an alias: the last writer wins, nothing is compared."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def set_alias(self, model: str, alias: str, version: int) -> None:
+        beginning = self.path.with_suffix(f".{os.getpid()}")
+        beginning.write_text(str(version))
+        beginning.replace(self.path)
+
+    def read(self) -> int | None:
+        return int(self.path.read_text()) if self.path.exists() else None
+
+
+def services(url: str, folder: Path) -> Any:
+    """As much of a pipeline's services as a projection needs."""
+    return SimpleNamespace(
+        spec=SimpleNamespace(model=SimpleNamespace(name=MODEL)),
+        ledger=open_ledger(url),
+        tracking=AliasFile(folder / "alias"),
+    )
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a promoter ended.
+
+    Attributes:
+        attempts: by what it expected, whether it won: ("4", True).
+    """
+
+    version: int
+    killed: bool
+    attempts: tuple[tuple[int, bool], ...]
+
+    @property
+    def wins(self) -> list[int]:
+        """The counters that it had expected when it won."""
+        return [counter for counter, won in self.attempts if won]
+
+
+def _die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _promoter(url: str, folder: Path, version: int, point: str | None, barrier: Any) -> None:
+    """Promote one version, judged against whoever is champion, until it is done."""
+    ledger, attempts = open_ledger(url), []
+    mine = services(url, folder)
+    if point == "in the transaction":
+        swap._require_free = _die  # type: ignore[assignment]
+    barrier.wait(120)
+    while True:
+        state = ledger.alias_state(MODEL)
+        found = verdict(ledger, version, state.version if state else None)
+        try:
+            promoted(ledger, version, state, evaluation_id=found.id, by=f"promoter {version}")
+        except PromotionConflictError:
+            attempts.append((state.counter if state else 0, False))
+            continue
+        attempts.append((state.counter if state else 0, True))
+        break
+    if point == "before the alias":
+        _die()
+    project(mine)
+    if point == "after the alias":
+        _die()
+    (folder / f"{version}.json").write_text(json.dumps(attempts))
+
+
+def race(
+    url: str, folder: Path, count: int, point_of: Callable[[int], str | None] = lambda _: None
+) -> list[Ended]:
+    """So many promoters at once; the number of each says where it is to be killed."""
+    barrier = fork.Barrier(count)
+    versions = [100 + number for number in range(count)]
+    children = [
+        fork.Process(target=_promoter, args=(url, folder, version, point_of(n), barrier))
+        for n, version in enumerate(versions)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(240)
+    ended = []
+    for number, (version, child) in enumerate(zip(versions, children, strict=True)):
+        killed = child.exitcode == -signal.SIGKILL
+        assert killed == (point_of(number) is not None), (version, child.exitcode)
+        assert killed or child.exitcode == 0, (version, child.exitcode)
+        report = folder / f"{version}.json"
+        attempts: Sequence[Any] = json.loads(report.read_text()) if report.exists() else ()
+        ended.append(Ended(version, killed, tuple((c, w) for c, w in attempts)))
+    return ended

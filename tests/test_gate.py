@@ -1,0 +1,204 @@
+"""The gate on the line: who is truly worse is refused, and a verdict is good for its pair alone."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pytest
+
+from platform_assets.domain.errors import PromotionConflictError, RefusedError
+from platform_assets.domain.partition import PartitionKey
+from platform_assets.line import crowning
+from platform_assets.line.crowning import CHAMPION_ALIAS, decide_champion, project, promote
+from platform_assets.line.gating import registered, verdict_on
+from platform_assets.line.judging import evaluate_model
+from platform_assets.line.models import train_model
+from platform_assets.trainers.lightgbm_tabular import LightGBMTrainer
+from resources.ledger.promotions import AliasState, EvaluationRecord
+from tests.promoting import crowned, verdict
+from tests.small import Line, Templates, copied, opened, small_spec
+
+pytestmark = pytest.mark.heavy
+FIRST, NEXT = "2013-01-04", "2013-01-07"
+GROWN = {
+    "num_boost_round": 200,
+    "learning_rate": 0.3,
+    "num_leaves": 31,
+    "min_data_in_leaf": 5,
+    "num_threads": 1,
+}
+
+
+class ShuffledTrainer(LightGBMTrainer):
+    """Trains on labels that were shuffled: nothing is to be learned, and much is."""
+
+    def fit(self, frame: Any, target: Any, **how: Any) -> object:
+        order = np.random.default_rng(1).permutation(len(target))
+        return super().fit(frame, target.iloc[order].reset_index(drop=True), **how)
+
+
+class PartialTrainer(LightGBMTrainer):
+    """Trains on the first rows alone: as if the days had arrived in part."""
+
+    def fit(self, frame: Any, target: Any, **how: Any) -> object:
+        return super().fit(frame.head(60), target.head(60), **how)
+
+
+@pytest.fixture
+def line(templates: Templates, tmp_path: Path) -> Iterator[Line]:
+    """The model of the 4th is champion."""
+    with copied(templates.models, tmp_path) as found:
+        evaluate_model(found.services, PartitionKey.parse(FIRST), "run")
+        decide_champion(found.services, "run")
+        yield found
+
+
+@pytest.fixture
+def templates(shared_folder: Path, home_template: Path) -> Templates:
+    return Templates(shared_folder, home_template)
+
+
+def in_force(line: Line) -> AliasState:
+    state = line.services.ledger.alias_state("flight-delay")
+    assert state is not None
+    return state
+
+
+def trained(line: Line, trainer: str) -> int:
+    """Train and judge the model of the 7th by another trainer; its version."""
+    spec = small_spec(model={"trainer": f"tests.test_gate:{trainer}", "parameters": GROWN})
+    with opened(line.home, spec) as other:
+        train_model(other.services, PartitionKey.parse(NEXT), "worse", lane="by hand")
+        evaluate_model(other.services, PartitionKey.parse(NEXT), "worse")
+    return int(line.versions("model")[NEXT].detail["model_version"])
+
+
+def newest(line: Line, version: int) -> EvaluationRecord:
+    return line.services.ledger.evaluations("flight-delay", version)[-1]
+
+
+@pytest.mark.parametrize("trainer", ["ShuffledTrainer", "PartialTrainer"])
+def test_a_truly_worse_model_is_refused_on_every_path(line: Line, trainer: str) -> None:
+    services, before = line.services, in_force(line)
+    worse = trained(line, trainer)
+    outcome = decide_champion(services, "run")
+    assert not outcome.changed
+    found = newest(line, worse)
+    assert (found.candidate, found.champion, found.passed) == (worse, before.version, False)
+    evidence = found.report["evidence"]
+    assert evidence["candidate"]["metric"] > evidence["champion"]["metric"] + 0.05
+    assert f"it is worse than version {before.version}" in found.report["reason"]
+    assert in_force(line) == before
+    assert services.tracking.alias("flight-delay", CHAMPION_ALIAS) == before.version
+    # The job of the sensor, then by hand with the verdict that it has.
+    line.must("champion")
+    candidate = registered(services)[worse]
+    with pytest.raises(RefusedError, match="did not pass its evaluation"):
+        promote(services, candidate, before, found, by="ann", run_id="run")
+    assert in_force(line) == before
+
+
+def test_the_verdict_is_shown_as_a_check_and_in_mlflow(line: Line) -> None:
+    worse = trained(line, "ShuffledTrainer")
+    line.must("champion")
+    record = line.instance.event_log_storage.get_asset_check_execution_history(
+        dg.AssetCheckKey(line.key("champion"), "gate"), limit=1
+    )[0]
+    assert record.event is not None
+    assert record.event.dagster_event is not None
+    shown = record.event.dagster_event.asset_check_evaluation_data
+    assert not shown.passed
+    assert shown.severity == dg.AssetCheckSeverity.WARN
+    assert shown.metadata["candidate"].value == worse
+    assert f"version {worse} is refused" in (shown.description or "")
+    run_id = registered(line.services)[worse].detail["mlflow_run_id"]
+    run = line.services.tracking._client().get_run(run_id)
+    assert run.data.tags["signalbox.gate"] == "refused"
+    assert run.data.tags["signalbox.gate_against"] == f"champion {in_force(line).version}"
+    assert run.data.metrics["gate_passed"] == 0
+    assert run.data.metrics["gate_high"] < 0
+
+
+def test_a_decision_that_finds_nothing_new_judges_nothing_again(line: Line) -> None:
+    trained(line, "ShuffledTrainer")
+    decide_champion(line.services, "run")
+    before = line.services.ledger.evaluations("flight-delay")
+    outcome = decide_champion(line.services, "again")
+    assert outcome.metadata["decisions"] == []
+    assert line.services.ledger.evaluations("flight-delay") == before
+
+
+def test_a_verdict_against_another_champion_does_not_promote(line: Line) -> None:
+    services, seen = line.services, in_force(line)
+    version = line.versions("model")[NEXT].detail["model_version"]
+    other = line.versions("model")["2013-01-08"].detail["model_version"]
+    mine = verdict(services.ledger, version, seen.version)
+    crowned(services.ledger, other)
+    candidate = registered(services)[version]
+    with pytest.raises(PromotionConflictError, match=f"version {other} is in force"):
+        promote(services, candidate, seen, mine, by="ann", run_id="run")
+    with pytest.raises(RefusedError, match="says nothing of"):
+        promote(services, candidate, in_force(line), mine, by="ann", run_id="run")
+    assert in_force(line).version == other
+
+
+def test_whoever_is_overtaken_while_deciding_decides_again(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A person promotes another version between the verdict and the swap."""
+    services = line.services
+    evaluate_model(services, PartitionKey.parse(NEXT), "run")
+    candidate = line.versions("model")[NEXT].detail["model_version"]
+    other = line.versions("model")["2013-01-08"].detail["model_version"]
+    first = in_force(line).version
+    against: list[int | None] = []
+    whole = crowning.verdict_on
+
+    def better(*args: Any, **how: Any) -> EvaluationRecord:
+        """Whatever the scores are: it passes."""
+        found = whole(*args, **how)
+        against.append(found.champion)
+        passed = services.ledger.record_evaluation(replace(found, id=0, passed=True))
+        if len(against) == 1:
+            crowned(services.ledger, other)
+        return passed
+
+    monkeypatch.setattr(crowning, "verdict_on", better)
+    monkeypatch.setattr(crowning, "_is_new", lambda *_: True)
+    decide_champion(services, "run")
+    history = services.ledger.promotions("flight-delay")
+    assert [(c.previous, c.version) for c in history][:2] == [(None, first), (first, other)]
+    assert against[:2] == [first, other], "judged again, against the winner"
+    assert all(before.version == after.previous for before, after in pairwise(history))
+    assert candidate in {change.version for change in history[2:]}
+
+
+def test_the_terms_of_the_catalog_decide(line: Line) -> None:
+    """The same scores, other terms: what the catalog asks now counts, and is judged by anew."""
+    evaluate_model(line.services, PartitionKey.parse(NEXT), "run")
+    candidate = registered(line.services)[int(line.versions("model")[NEXT].detail["model_version"])]
+    champion = registered(line.services)[in_force(line).version]
+    first = verdict_on(line.services, candidate, in_force(line).version, champion, "run")
+    with opened(line.home, small_spec(evaluation={"gate": {"min_rows": 100_000}})) as strict:
+        second = verdict_on(strict.services, candidate, in_force(line).version, champion, "run")
+    assert second.id != first.id
+    assert not second.passed
+    assert "too few to tell" in second.report["reason"]
+    slices = first.report["evidence"]["slice_rows"]
+    assert {"airport=JFK", "airport=LGA"} < set(slices)
+    assert any(name.startswith("carrier=") for name in slices)
+
+
+def test_the_alias_is_set_when_the_next_one_looks(line: Line) -> None:
+    """A promoter that dies between ledger and alias leaves the alias behind, until a look."""
+    other = line.versions("model")["2013-01-08"].detail["model_version"]
+    first = in_force(line).version
+    crowned(line.services.ledger, other, model_date=date(2013, 1, 8))
+    assert line.services.tracking.alias("flight-delay", CHAMPION_ALIAS) == first
+    assert project(line.services) == other
+    assert line.services.tracking.alias("flight-delay", CHAMPION_ALIAS) == other
