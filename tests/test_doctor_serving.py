@@ -19,6 +19,7 @@ from tests.test_projection import (
     client,
     line,
     moved,
+    promote,
     rewritten,
     templates,
     version,
@@ -54,6 +55,13 @@ def test_each_thing_that_is_off_is_named(line: Line) -> None:
     last = version(line, LAST)
     client(line).delete_model_version(MODEL, str(last))
     assert off(line) == [f"in the ledger and deleted in MLflow: version {last} (of {LAST})"]
+
+
+def test_what_only_lags_is_named_and_is_not_off(line: Line) -> None:
+    promote(line, LAST)
+    assert off(line) == []
+    ((_, said, _),) = serving_findings(line.services)
+    assert said.startswith("behind the ledger: alias champion, alias previous, slot;")
 
 
 def test_clocks_that_jumped_are_named_and_change_nothing(line: Line) -> None:
