@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from platform_assets.domain.errors import SpecError
-from platform_assets.domain.live_metric import LiveScore, decide, successor
+from platform_assets.domain.live_metric import LiveScore, decide
 from platform_assets.domain.reconcile import (
     ALIASES,
     SLOT,
@@ -155,15 +155,6 @@ def test_of_some_metrics_more_is_better() -> None:
     terms = RollbackTerms(metric="auc", bound=0.6)
     assert decide(terms, "auc", 2, 1, [live(0, 0.5, 0.7)]).roll_back
     assert not decide(terms, "auc", 2, 1, [live(0, 0.7, 0.8)]).past
-
-
-@given(st.lists(st.none() | st.integers(1, 5)), st.integers(1, 5), st.sets(st.integers(1, 5)))
-def test_nobody_comes_back_who_may_not(
-    history: list[int | None], present: int, unfit: set[int]
-) -> None:
-    found = successor(history, present, unfit)
-    fit = [v for v in history if v is not None and v != present and v not in unfit]
-    assert found == (fit[-1] if fit else None)
 
 
 def test_a_metric_that_the_model_does_not_have_is_refused() -> None:

@@ -95,6 +95,27 @@ def test_the_projection_follows_the_ledger_and_alerts_nobody(line: Line) -> None
     assert alerts(line) == []
 
 
+@pytest.mark.parametrize("at", ["_set_alias", "_deploy", "_note"])
+def test_who_dies_half_way_has_moved_nothing_by_another_hand(
+    line: Line, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(line, LAST)
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt  # as death does, it comes to no line that would note anything
+
+    with monkeypatch.context() as patch:
+        patch.setattr(projection, at, dies)
+        with pytest.raises(KeyboardInterrupt):
+            reconcile(line.services)
+    other = held(line)
+    tick(other)  # which would mend nothing that somebody else had changed
+    assert tick(other) == "all as the ledger says"
+    assert aliases(line) == {"champion": version(line, LAST), "previous": version(line, NEW)}
+    assert line.services.slot.serves() == served(line, LAST)
+    assert alerts(line) == []
+
+
 def moved(line: Line) -> None:
     client(line).set_registered_model_alias(MODEL, "champion", str(version(line, OLD)))
 

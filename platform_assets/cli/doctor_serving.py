@@ -29,7 +29,9 @@ def _projection(services: Services) -> Iterator[tuple[bool, str, str]]:
     from platform_assets.line.projection import differences
 
     pipeline = services.spec.pipeline
-    _, drifts = differences(services)
+    _, found = differences(services)
+    drifts = [drift for drift in found if drift.is_drift]
+    lagging = [drift.what for drift in found if not drift.is_drift]
     for drift in drifts:
         yield (
             False,
@@ -37,7 +39,10 @@ def _projection(services: Services) -> Iterator[tuple[bool, str, str]]:
             f"`signalbox reconcile {pipeline} --mend` sets aliases and slot right; restart an "
             "endpoint, roll back from a deleted version",
         )
-    if not drifts:
+    if lagging:
+        listed = ", ".join(lagging)
+        yield True, f"behind the ledger: {listed}; `{pipeline}_reconcile` brings it up", ""
+    elif not drifts:
         yield True, "aliases, slot and endpoint are as the ledger says", ""
 
 

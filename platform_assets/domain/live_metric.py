@@ -1,7 +1,7 @@
 """Whether the champion does so badly on the days since that the one before has to come back."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import date
 
 from pydantic import BaseModel, ConfigDict
@@ -77,17 +77,6 @@ def decide(
     return LiveVerdict(
         past=True, roll_back=True, reason=f"{since}, version {previous} did better each time"
     )
-
-
-def successor(history: Iterable[int | None], present: int, unfit: Iterable[int]) -> int | None:
-    """The version that was champion last before the present one, and may be again.
-
-    Args:
-        history: what each change replaced, oldest first.
-        unfit: versions that may not: held, or gone.
-    """
-    barred = {present, *unfit}
-    return next((v for v in reversed(list(history)) if v is not None and v not in barred), None)
 
 
 def _stays(reason: str, *, past: bool = False) -> LiveVerdict:

@@ -3,17 +3,17 @@
 from datetime import date, timedelta
 
 from platform_assets.domain.digests import digest_of
-from platform_assets.domain.errors import UsageError
-from platform_assets.domain.live_metric import LiveScore, LiveVerdict, decide, successor
+from platform_assets.domain.errors import RefusedError, UsageError
+from platform_assets.domain.live_metric import LiveScore, LiveVerdict, decide
 from platform_assets.domain.manifest import PartitionVersion
 from platform_assets.domain.partition import date_range, local_date
 from platform_assets.domain.serving import RollbackTerms
 from platform_assets.line.judging import JudgedRows, score_on
 from platform_assets.line.projection import LIVE_METRIC, project
+from platform_assets.line.promoting import last_before
 from platform_assets.line.services import Services
 from resources.ledger.promotions import AliasState, PromotionRecord
 from resources.ledger.records import VersionRecord
-from resources.tracking.registry import look
 
 MOST_GAP_DAYS = 14
 """Judged dates are looked for among so many more than are needed: days may be held."""
@@ -139,11 +139,10 @@ def _evidence_until(services: Services, history: list[PromotionRecord]) -> date:
 
 
 def _successor(services: Services, history: list[PromotionRecord], state: AliasState) -> int | None:
-    model = services.spec.model.name
-    there = look(services.home.mlflow_uri, model).versions
-    held = {hold.version for hold in services.ledger.holds(model, services.clock.as_of())}
-    gone = {change.version for change in history} - there
-    return successor((change.previous for change in history), state.version, held | gone)
+    try:
+        return last_before(services, history, state.version)
+    except RefusedError:
+        return None
 
 
 def _record(

@@ -14,6 +14,7 @@ from platform_assets.line.gating import (
     verdict_on,
     version_of,
 )
+from platform_assets.line.projection import project as project_all
 from platform_assets.line.services import Services
 from platform_assets.line.waive import said
 from resources.ledger.promotions import PromotionRecord
@@ -149,7 +150,7 @@ def roll_back(
         raise RefusedError(f"{spec.model.name} has no champion, there is nothing to roll back")
     history = ledger.promotions(spec.model.name)
     if to is None:
-        to = _before(services, history, state.version)
+        to = last_before(services, history, state.version)
     elif to in {change.version for change in history} - {state.version}:
         # Whatever else is wrong with it the ledger says.
         gone = _unfit(services, to)
@@ -171,8 +172,12 @@ def roll_back(
     )
 
 
-def _before(services: Services, history: list[PromotionRecord], present: int) -> int:
-    """The version that was champion last before the present one, and may be again."""
+def last_before(services: Services, history: list[PromotionRecord], present: int) -> int:
+    """The version that was champion last before the present one, and may be again.
+
+    Raises:
+        RefusedError: there is none.
+    """
     holds = services.ledger.holds(services.spec.model.name, services.clock.as_of())
     held = {hold.version: hold for hold in holds}
     problems = []
@@ -202,9 +207,17 @@ def _unfit(services: Services, version: int) -> str | None:
 
 
 def projected(services: Services) -> str | None:
-    """Have MLflow follow; where it cannot, the ledger's decision stands, and this says so."""
+    """Have MLflow and the slot follow; where they cannot, the ledger's decision stands.
+
+    Returns:
+        which of them does not, and why.
+    """
     try:
         project(services)
+        lagging = dict(project_all(services).failed)
+        if lagging:
+            listed = "; ".join(f"{what}: {why}" for what, why in lagging.items())
+            return f"the ledger has the change, {listed}; `signalbox doctor` compares them"
     except SignalboxError as error:
         return (
             f"the ledger has the change, MLflow's alias could not be set ({error}); materialize "

@@ -1,0 +1,143 @@
+"""A champion that does badly on the days since is rolled back from, by the real sensor and job."""
+
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+import platform_assets.line.live_metric as live_metric
+from platform_assets.domain.errors import PromotionConflictError, RefusedError
+from platform_assets.domain.partition import PartitionKey
+from platform_assets.line.alerting import update
+from platform_assets.line.judging import evaluate_model
+from platform_assets.line.live_metric import LIVE_METRIC, watch_champion
+from platform_assets.line.models import train_model
+from platform_assets.line.projection import project
+from platform_assets.line.services import Services
+from tests.promoting import MODEL, crowned
+from tests.small import Line, Templates, copied, failure_of, small_spec
+from tests.test_projection import alerts, aliases, client, promote
+
+BOUND = 0.8
+GOOD, BAD, FIRST, SECOND = "2013-01-04", "2013-01-05", "2013-01-07", "2013-01-08"
+pytestmark = pytest.mark.heavy
+
+
+@pytest.fixture
+def line(shared_folder: Path, home_template: Path, tmp_path: Path) -> Iterator[Line]:
+    """A good champion, and a truly bad one in force."""
+    spec = small_spec(serving={"rollback": {"bound": BOUND, "days": 2}})
+    with copied(Templates(shared_folder, home_template).models, tmp_path, spec) as found:
+        opposite = small_spec(model={"trainer": "tests.bad_trainer:OppositeTrainer"})
+        day = PartitionKey.parse(BAD)
+        train_model(Services.open(opposite, found.home), day, "bad", lane="adhoc")
+        promote(found, GOOD)
+        promote(found, BAD)
+        project(found.services)
+        yield found
+
+
+def judge(line: Line, *days: str) -> None:
+    for day in days:
+        evaluate_model(line.services, PartitionKey.parse(day), "run")
+
+
+def champion(line: Line) -> str:
+    found = line.services.ledger.champion("flights")
+    assert found is not None
+    return found.model_date.isoformat()
+
+
+def requested(line: Line, cursor: str | None) -> tuple[list[str | None], str | None]:
+    """Run keys that one tick asks for, and the cursor after it."""
+    sensor = line.defs.resolve_sensor_def("flights_live_metric")
+    with dg.build_sensor_context(
+        instance=line.instance, cursor=cursor, repository_def=line.defs.get_repository_def()
+    ) as context:
+        data = sensor.evaluate_tick(context)
+    return [request.run_key for request in data.run_requests or []], data.cursor or cursor
+
+
+def run(line: Line) -> None:
+    done = line.defs.resolve_job_def("flights_live_metric").execute_in_process(
+        instance=line.instance, raise_on_error=False
+    )
+    assert done.success, failure_of(done)
+
+
+def test_a_bad_champion_goes_and_does_not_come_back(line: Line) -> None:
+    ledger, clock = line.services.ledger, line.services.clock
+    assert requested(line, None) == ([], None)
+    judge(line, FIRST)
+    keys, cursor = requested(line, None)
+    assert len(keys) == 1
+    run(line)
+    assert champion(line) == BAD  # one day is not two
+    assert requested(line, cursor) == ([], cursor)  # nothing new: no run
+    judge(line, SECOND)
+    keys, cursor = requested(line, cursor)
+    assert len(keys) == 1
+    assert champion(line) == BAD  # without the job it would go on
+    bad, good = (int(line.versions("model")[d].detail["model_version"]) for d in (BAD, GOOD))
+
+    run(line)
+    assert champion(line) == GOOD
+    assert aliases(line)["champion"] == good
+    served = line.services.slot.serves()
+    assert served is not None
+    assert served.digest == line.versions("model")[GOOD].data_version
+    change = ledger.promotions(MODEL)[-1]
+    assert (change.action, change.by, change.previous) == ("rollback", LIVE_METRIC, bad)
+    assert f"version {bad} has log_loss past its bound 0.8" in change.reason
+    assert f"version {good} did better each time" in change.reason
+    update(line.services)
+    assert alerts(line) == [("rolled_back", f"{MODEL} version {bad}")]
+    # Held: not by the next hour's decision, nor by the same evidence on who came back.
+    with pytest.raises(RefusedError, match=f"version {bad} is held"):
+        crowned(ledger, bad, model_date=date.fromisoformat(BAD))
+    assert requested(line, cursor) == ([], cursor)
+    run(line)
+    assert champion(line) == GOOD
+    ledger.release_hold(ledger.holds(MODEL, clock.as_of())[0].id, clock.as_of())
+    update(line.services)
+    assert alerts(line) == []
+
+
+def test_of_two_who_change_the_champion_at_once_one_does(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge(line, FIRST, SECOND)
+    real = live_metric.decide
+
+    def slow(*arguments: object) -> object:
+        if champion(line) == BAD:
+            promote(line, FIRST)  # by a person, while the scores are being looked at
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(live_metric, "decide", slow)
+    with pytest.raises(PromotionConflictError, match="promote by ann"):
+        watch_champion(line.services, "run")
+    assert champion(line) == FIRST
+    assert not line.services.ledger.holds(MODEL, line.services.clock.as_of())
+
+
+def test_nobody_comes_back_who_was_deleted(line: Line) -> None:
+    judge(line, FIRST, SECOND)
+    good = int(line.versions("model")[GOOD].detail["model_version"])
+    client(line).delete_model_version(MODEL, str(good))
+    verdict, change = watch_champion(line.services, "run")
+    assert change is None
+    assert verdict is not None
+    assert verdict.past
+    assert "no version that was champion before may come back" in verdict.reason
+    assert champion(line) == BAD
+
+
+def test_a_pipeline_that_asks_for_none_has_no_such_job() -> None:
+    from tests.small import definitions
+
+    names = {job.name for job in definitions(small_spec()).resolve_all_job_defs()}
+    assert "flights_waive" in names
+    assert "flights_live_metric" not in names
