@@ -29,6 +29,7 @@ from platform_assets.line.services import Outcome, Services
 from platform_assets.line.sweep import Swept
 from resources.landing.layout import hour_path
 from resources.ledger.records import RestatementRecord
+from tests.promoting import crowned
 from tests.small import Line, Templates, built_once, copied
 
 pytestmark = pytest.mark.heavy
@@ -40,6 +41,9 @@ DAY = date(2013, 1, 8)
 def judge(line: Line) -> None:
     line.must("evaluation", span=("2013-01-07", "2013-01-08"))
     line.must("evaluation", partition="2013-01-04")
+    line.must("champion")
+    newest = line.versions("model")["2013-01-08"].detail["model_version"]
+    crowned(line.services.ledger, newest, model_date=DAY)  # two blocks prove nothing
     line.must("champion")
 
 
