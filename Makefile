@@ -37,7 +37,7 @@ layers: $(STAMP)
 
 ## make bench     every benchmark, as ratios to a baseline of the same run
 bench: $(STAMP)
-	@for f in benchmarks/*.py; do $(BIN)/python $$f || exit 1; done
+	@for f in benchmarks/*.py; do $(BIN)/python -m benchmarks.$$(basename $$f .py) || exit 1; done
 
 ## make setup     the virtual environment, from requirements.lock
 setup: $(STAMP)

@@ -218,3 +218,22 @@ def test_hours_in_any_timezone_read_the_same() -> None:
     hours = hours_of(AUTUMN, 1, 2, 7)
     eastern = [hour.astimezone(timezone(timedelta(hours=9))) for hour in hours]
     assert describe_hours(eastern, NEW_YORK) == describe_hours(hours, NEW_YORK)
+
+
+def test_a_copy_of_a_report_says_what_it_says_itself() -> None:
+    """What a report says is kept with it, and must not go along into a waived one."""
+    source = SourceReport(
+        source="weather", verdict=Verdict.PARTIAL, expected=24, observed=20, rows=20
+    )
+    report = CompletenessReport(
+        partition="JFK|2013-01-02",
+        timezone=NEW_YORK,
+        as_of=datetime(2013, 1, 3, tzinfo=UTC),
+        sources=(source,),
+    )
+    assert report.reason() == "weather 20 of 24 hours"
+    waived = source.model_copy(update={"verdict": Verdict.WAIVED, "waiver": "W-0001"})
+    assert report.model_copy(update={"sources": (waived,)}).reason().endswith("waived by W-0001")
+    assert report.reason() == "weather 20 of 24 hours"
+    assert report == report.model_copy()
+    assert "_reason" not in report.model_dump()

@@ -93,3 +93,31 @@ def test_the_tour_of_backfills(tmp_path: Path) -> None:
     assert "is running, at most 2 run(s) at once" in said
     assert "is being cancelled" in said
     assert "elsewhere" in said
+
+
+def test_the_tour_of_quarantine(tmp_path: Path) -> None:
+    commands = typed("quarantine.md", "## See it", "## What is refused", str(tmp_path / "home"))
+    assert len(commands) == 8
+    said = run(commands)
+    assert "weather 23 of 24 hours, rejected 2013-01-02T15Z: the file has 0 bytes" in said
+    assert "1 refused file" in said
+    assert "flights/features JFK|2013-01-02: ready" in said
+    assert "healed" in said
+
+
+def test_the_tour_of_alerts(tmp_path: Path) -> None:
+    commands = typed("alerts.md", "## See it", "## A webhook", str(tmp_path / "home"))
+    assert len(commands) == 6
+    said = run(commands)
+    assert "late flights/features 2013-10-25" in said
+    assert "weather 20 of 24 hours, missing 20:00-23:00, past the deadline" in said
+    assert "alert" in said.rpartition("JFK|2013-10-25: held")[2]
+
+
+def test_the_tour_of_late_data(tmp_path: Path) -> None:
+    commands = typed("late-data.md", "## See it", "## The policy", str(tmp_path / "home"))
+    assert len(commands) == 12
+    said = run(commands)
+    assert "JFK|2013-01-02: open, weather: corrected 10:00" in said
+    assert "the lateness is 72 of weather" in said
+    assert "JFK|2013-01-02: done" in said

@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from platform_assets.cli import alerts, daemon, lanes, maintain, promotion, quarantine, waivers
+from platform_assets.cli import (
+    alerts,
+    daemon,
+    lanes,
+    maintain,
+    promotion,
+    quarantine,
+    serving,
+    waivers,
+)
 from platform_assets.cli.drill import drill
 from platform_assets.domain.errors import SignalboxError, UsageError
 from platform_assets.domain.spec import PipelineSpec
@@ -264,6 +273,7 @@ alerts.register(app)
 quarantine.register(app)
 daemon.register(app)
 maintain.register(app)
+serving.register(app)
 app.add_typer(lanes.commands)
 
 

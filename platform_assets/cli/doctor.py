@@ -45,6 +45,7 @@ def examine(home: Home) -> list[Finding]:
         ("pools", _pools),
         ("ledger", _ledger),
         ("mlflow", _mlflow),
+        ("serving", _serving),
         ("alerts", _alerts),
         ("catalog", _catalog),
     ]
@@ -215,6 +216,15 @@ def _mlflow(home: Home) -> Iterator[Finding]:
             f"{decided or 'none'}",
             "" if ok else f"materialize {spec.asset('champion')}: the ledger decides",
         )
+
+
+def _serving(home: Home) -> Iterator[Finding]:
+    from platform_assets.cli.doctor_serving import serving_findings
+    from platform_assets.line.services import Services
+
+    for spec in load_catalog().values():
+        for ok, found, advice in serving_findings(Services.open(spec, home)):
+            yield Finding(f"serving of {spec.pipeline}", ok, found, advice)
 
 
 def _alerts(home: Home) -> Iterator[Finding]:

@@ -6,7 +6,9 @@ A report, never a boolean: whoever is held must read what is missing.
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
+from functools import cached_property
 from statistics import median
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
@@ -147,6 +149,19 @@ class CompletenessReport(BaseModel):
 
     def reason(self) -> str:
         """One line that names what is missing, hour by hour, in local time."""
+        return self._reason
+
+    def model_copy(
+        self, *, update: Mapping[str, Any] | None = None, deep: bool = False
+    ) -> "CompletenessReport":
+        """A copy, which says what it says itself."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("_reason", None)
+        return copied
+
+    @cached_property
+    def _reason(self) -> str:
+        # Kept: of a day that is held for good every look says it.
         return "; ".join(_describe(source, self.timezone) for source in self.sources)
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from platform_assets.domain.errors import UsageError
@@ -47,6 +48,7 @@ class PartitionKey:
         )
 
 
+@lru_cache(maxsize=8192)
 def local_hours(day: date, timezone: str) -> tuple[datetime, ...]:
     """The hours of a calendar day, as UTC instants: 24 of them, or 23 or 25 on a clock change."""
     zone, utc = ZoneInfo(timezone), ZoneInfo("UTC")

@@ -38,12 +38,14 @@ def held_check(
     spec, as_of = services.spec, services.clock.as_of()
     asset = spec.asset("features")
     reasons = {name: why for name, why in held.items() if PartitionKey.parse(name).key is not None}
-    found = services.ledger.verdicts(spec.pipeline, asset, reasons)
-    verdicts = {name: found[name].verdict if name in found else "unknown" for name in reasons}
+    found = services.ledger.verdict_words(spec.pipeline, asset, reasons)
+    verdicts = {name: found.get(name, "unknown") for name in reasons}
 
     def waits(name: str) -> bool:
+        if verdicts[name] not in FILLING:
+            return False
         hours = local_hours(PartitionKey.parse(name).date, spec.partitions.timezone)
-        return hours[-1] + HOUR > as_of and verdicts[name] in FILLING
+        return hours[-1] + HOUR > as_of
 
     waiting = {name: why for name, why in sorted(reasons.items()) if waits(name)}
     stuck = {name: why for name, why in sorted(reasons.items()) if name not in waiting}

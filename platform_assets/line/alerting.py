@@ -18,7 +18,7 @@ from platform_assets.domain.attention import recent_days
 from platform_assets.domain.completeness import CLEAR, CompletenessReport
 from platform_assets.domain.partition import PartitionKey, date_range, local_date, runs_of
 from platform_assets.domain.waiver import Waiver
-from platform_assets.line.clearance import assess_range, refresh
+from platform_assets.line.clearance import assess_range, recorded_report, refresh
 from platform_assets.line.days import built_and_lapsed
 from platform_assets.line.due import read_due
 from platform_assets.line.launching import asset_of, describe, open_failures
@@ -134,7 +134,7 @@ def _unbuilt(services: Services, first: date, last: date) -> list[CompletenessRe
     The recent days are looked at; of older ones what is held stands in the ledger: what this costs
     must not grow with the days that are clear.
     """
-    spec, as_of = services.spec, services.clock.as_of()
+    spec = services.spec
     recent = max(first, last - timedelta(days=recent_days(spec) - 1))
     asset = spec.asset("features")
     older = {
@@ -143,7 +143,7 @@ def _unbuilt(services: Services, first: date, last: date) -> list[CompletenessRe
         if first <= PartitionKey.parse(name).date < recent
     }
     reports = {
-        name: CompletenessReport.model_validate({**record.report, "as_of": as_of})
+        name: recorded_report(record)
         for name, record in sorted(older.items(), key=lambda item: PartitionKey.parse(item[0]))
     }
     days = date_range(recent, last)

@@ -224,7 +224,8 @@ def _checks(
         {
             "what": "no waiver that it rests on was revoked",
             "ok": not gone,
-            "found": "; ".join(gone.values()) or f"it rests on {len(waivers) or 'no'} waiver(s)",
+            "found": "; ".join(gone.values())
+            or f"it rests on {', '.join(sorted(waivers)) or 'none'}",
         }
     )
     if _role(changes, version) == "champion":
@@ -271,7 +272,10 @@ def _promoted(services: Services, change: Mapping[str, Any], version: int) -> di
     elif found is None:
         told = f"there is no verdict on version {version} against {against}"
     else:
-        told = f"verdict {found.id} on version {version} against {against}, passed: {found.passed}"
+        told = (
+            f"verdict {found.id} on version {version} against {against}, which "
+            f"{'passed' if found.passed else 'did not pass'}"
+        )
     return {"what": what, "ok": bool(named and found and found.passed), "found": told}
 
 

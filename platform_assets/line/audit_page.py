@@ -31,6 +31,12 @@ WORDS: Mapping[str, str] = {
     "everything it was trained on. The one in use is the champion.",
     "verdict": "The comparison of one candidate with the champion of that moment, on the same "
     "rows. It counts for this pair alone.",
+    "log_loss, rmse": "How far the predictions lie from what happened: of a probability, the mean "
+    "of the logarithm of what was given to what happened; of a value, the root of the mean square. "
+    "The smaller the better.",
+    "auc": "How often the model ranks a case that happened above one that did not: 0.5 is "
+    "guessing, 1 is perfect.",
+    "ndcg_at_...": "How well the day's first so many are ranked, 0 to 1; the larger the better.",
     "ledger": "The database that decides; the model registry (MLflow) shows what was decided.",
 }
 
@@ -75,10 +81,7 @@ def _story(services: Services, document: Mapping[str, Any]) -> list[str]:
     ]
     if snapshot["held"]:
         days = describe_dates([date.fromisoformat(day) for day in snapshot["held"]])
-        told.append(
-            f"Of that time {len(snapshot['held'])} day(s) were left out, since data was missing "
-            f"({days})."
-        )
+        told.append(f"Left out of that time, since data was missing: {days}.")
     if document["judgements"]:
         latest = document["judgements"][-1]
         told.append(
@@ -90,9 +93,9 @@ def _story(services: Services, document: Mapping[str, Any]) -> list[str]:
     if crowned:
         change = crowned[-1]
         before = f" in place of version {change['previous']}" if change["previous"] else ""
+        by = "by rule" if change["by"] == "signalbox" else f"by {change['by']}"
         told.append(
-            f"It became champion at {_instant(change['at'])}{before}, by {change['by']}: "
-            f"{change['reason']}."
+            f"It became champion at {_instant(change['at'])}{before}, {by}: {change['reason']}."
         )
         for after in document["promotions"]:
             if after["previous"] != document["version"]:

@@ -6,6 +6,7 @@ read the same report, made of the landing zone, the catalog's contract and the w
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime
+from typing import Any
 
 from platform_assets.domain.attention import with_weekdays
 from platform_assets.domain.completeness import CLEAR, REFUSED, CompletenessReport
@@ -15,6 +16,9 @@ from platform_assets.domain.waiver import Waiver, apply_waivers
 from platform_assets.line.inputs import stage_version
 from platform_assets.line.services import Services
 from resources.ledger.records import VerdictRecord
+
+MOST_REPORTS = 4096
+_reports: dict[tuple[object, ...], tuple[Mapping[str, Any], CompletenessReport]] = {}
 
 
 def refresh(services: Services, first: date, last: date, keys: Sequence[str] | None = None) -> int:
@@ -104,8 +108,22 @@ def recorded_reason(record: VerdictRecord) -> str:
     """Why a verdict is what it is, as it was recorded."""
     if record.verdict == REFUSED:
         return refusal_of(record)
-    report = CompletenessReport.model_validate({**record.report, "as_of": record.as_of})
-    return report.reason()
+    return recorded_report(record).reason()
+
+
+def recorded_report(record: VerdictRecord) -> CompletenessReport:
+    """The report that a verdict was recorded with.
+
+    A day that is held for good is asked for at every look: what was read of it is kept.
+    """
+    key = (record.pipeline, record.asset, record.partition, record.recorded_at, record.as_of)
+    found = _reports.get(key)
+    if found is None or found[0] != record.report:
+        if len(_reports) >= MOST_REPORTS:
+            _reports.clear()
+        report = CompletenessReport.model_validate({**record.report, "as_of": record.as_of})
+        found = _reports[key] = record.report, report
+    return found[1]
 
 
 def refusal_of(record: VerdictRecord) -> str:

@@ -62,8 +62,10 @@ class Tick:
 
 
 MOST_REQUESTS = 60
-MOST_CHANGES = 120
-"""What one look hands over at the most, oldest first: a tick must end within Dagster's minute."""
+MOST_CHANGES, LEAST_CHANGES, FILES_A_CHANGE = 120, 20, 10
+"""What one look hands over at the most, oldest first: a tick must end within Dagster's minute, and
+cost about a second of CPU. Dagster's record of a change costs that of taking in so many files: a
+look that takes many in leaves changes to the next, but for the least."""
 
 MOST_ATTENDED = 40
 """Attended dates that one look takes, in turn: what it costs must not depend on how many wait."""
@@ -114,11 +116,13 @@ def look(
     looked = [*mine, *date_range(recent, last)]
     live = _open_days(services, looked)
     reports: dict[PartitionKey, CompletenessReport] = {}
+    taken_in = 0
     for start, end in runs_of(live):
-        services.zone.refresh(start, end)
+        taken_in += services.zone.refresh(start, end)
         reports |= assess_range(services, start, end)
     every_change = changes_since(services, reports, told or {})
-    changes = every_change[:MOST_CHANGES]
+    most = max(LEAST_CHANGES, MOST_CHANGES - taken_in // FILES_A_CHANGE)
+    changes = every_change[:most]
     record_completeness(services, reports)
     keys = [key for day in live for key in spec.keys_of(day)]
     versions = ledger.current_versions(spec.asset("features"), keys)
@@ -154,7 +158,7 @@ def look(
     judgement, following = _judgement(services, looked, last, days, attended, again)
     plan += judgement
 
-    untold = Counter(PartitionKey.parse(c.partition).date for c in every_change[MOST_CHANGES:])
+    untold = Counter(PartitionKey.parse(c.partition).date for c in every_change[most:])
     standings = {
         day: Standing(
             finished=day not in days,

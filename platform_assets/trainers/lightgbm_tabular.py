@@ -18,6 +18,10 @@ _OBJECTIVE = {
 }
 _METRIC = {"binary_logloss": "train_log_loss", "rmse": "train_rmse"}
 _ROUNDS = "num_boost_round"
+METRIC_ROWS = 10_000
+"""Of more rows than these the metric of a round is measured on so many, evenly spaced.
+
+Measuring all of 200,000 rows in each round costs a sixth of the training."""
 # Equal rows, parameters and seed give an equal model; each of these is needed for that.
 _FIXED = {"deterministic": True, "force_row_wise": True, "verbosity": -1}
 # LightGBM derives these from its seed.
@@ -36,7 +40,8 @@ class LightGBMTrainer:
     """Trains a `lightgbm.Booster`.
 
     Parameters are LightGBM's own, and `num_boost_round` (100); its aliases are known. What the
-    platform sets itself may not be given: objective, metric, seeds, determinism.
+    platform sets itself may not be given: objective, metric, seeds, determinism. The metric of
+    each round is that of the training rows, of at most 10,000 of them.
     """
 
     flavor = "lightgbm"
@@ -70,11 +75,15 @@ class LightGBMTrainer:
             on_round(int(state.iteration) + 1, measured)
 
         rows = lgb.Dataset(frame, label=target, free_raw_data=True)
+        measured_on = rows
+        if len(frame) > METRIC_ROWS:
+            spaced = range(0, len(frame), -(-len(frame) // METRIC_ROWS))
+            measured_on = rows.subset(list(spaced))
         return lgb.train(
             settings,
             rows,
             num_boost_round=rounds,
-            valid_sets=[rows],
+            valid_sets=[measured_on],
             valid_names=["train"],
             callbacks=[report],
         )

@@ -181,6 +181,19 @@ class Ledger(Promotions):
                 found[record.partition] = record
         return found
 
+    def verdict_words(self, pipeline: str, asset: str, partitions: Iterable[str]) -> dict[str, str]:
+        """The latest verdicts on some partitions, without their reports."""
+        import sqlalchemy as sa
+
+        t = tables().verdicts
+        query = sa.select(t.c.partition, t.c.verdict)
+        query = query.where(t.c.pipeline == pipeline, t.c.asset == asset)
+        found: dict[str, str] = {}
+        for chunk in chunks(sorted(set(partitions))):
+            rows = self._rows(query.where(t.c.partition.in_(chunk)))
+            found |= {row.partition: row.verdict for row in rows}
+        return found
+
     def verdicts_being(
         self, pipeline: str, asset: str, verdict: str, partitions: Iterable[str]
     ) -> dict[str, VerdictRecord]:
