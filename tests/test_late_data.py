@@ -441,7 +441,7 @@ def test_impact_and_explain_name_what_reads_a_partition(
     lines = run(box, capsys, "impact", "landed_flights", "JFK|2013-01-02").splitlines()
     assert lines[0] == "flights/landed_flights JFK|2013-01-02 is read by"
     assert lines[2] == f"  models: 2013-01-04 version {box.model('2013-01-04')}"
-    assert lines[-1] == "  champion: no"
+    assert "  champion: no" in lines
 
     assert "restatement" not in explain(box.line.services, "features", PARTITION)
     box.later(10)
