@@ -22,7 +22,8 @@ class GateTerms(Frozen):
     Attributes:
         min_rows, min_blocks: of what both are judged on, at the least. A block is one day of one
             partition key: the rows of an airport's day share its weather and its queues, and are
-            not independent of each other.
+            not independent of each other. That one of two equally good models is better in all of
+            five blocks is chance three times in a hundred; in six, less than the interval allows.
         confidence: of the bootstrap interval of the difference.
         resamples, seed: of the bootstrap.
         min_improvement: of the deciding metric, which is the smaller the better: the interval's
@@ -37,7 +38,7 @@ class GateTerms(Frozen):
     """
 
     min_rows: int = Field(default=30, ge=1)
-    min_blocks: int = Field(default=2, ge=2)
+    min_blocks: int = Field(default=6, ge=2)
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     resamples: int = Field(default=2000, ge=100, le=100_000)
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -215,7 +216,9 @@ def _sample(evidence: Evidence, terms: GateTerms) -> Condition:
         passed=passed,
         found=found,
         allowed=allowed,
-        reason="" if passed else f"{found} are too few to tell, it takes {allowed}",
+        reason=""
+        if passed
+        else f"{found} are too few to tell, it takes {allowed}: raise evaluation.days",
     )
 
 

@@ -326,7 +326,7 @@ def _told(
         "mlflow_run_id": champion.detail["mlflow_run_id"],
         "left_out": judged.left_out or None,
         "decisions": [shown(verdict) for verdict in verdicts],
-        "gate": {**newest[0].report, "evaluation": newest[0].id} if newest else None,
+        "gate": {**newest[0].report, **shown(newest[0])} if newest else None,
         "waivers": described(services, champion.detail.get("waivers", ())) or None,
     }
     scores = ledger.current_versions(
