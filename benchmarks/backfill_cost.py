@@ -46,12 +46,24 @@ ENDED = {"COMPLETED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCEL
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def write_catalog(folder: Path, days: int, per_run: int | None) -> None:
+SMALL: dict[str, dict[str, Any]] = {
+    "partitions": {"values": ["JFK", "LGA"]},
+    "model": {"window_days": 3, "min_days": 2},
+    "evaluation": {"days": 1},
+}
+"""Of `--small`: models from the third day on, so that a few days show all kinds of run."""
+
+
+def write_catalog(folder: Path, days: int, per_run: int | None, small: bool = False) -> None:
     """The flights of the catalog; live from the day after the last, which never lands."""
     document = yaml.safe_load((catalog_folder() / "flights.yaml").read_text())
     after = FIRST + timedelta(days=days)
     document["partitions"] |= {"start": FIRST, "end": after}
     document["schedule"] |= {"live_from": after}
+    if small:
+        for section, values in SMALL.items():
+            document[section] |= values
+        document["model"]["parameters"] |= {"num_boost_round": 20}
     if per_run is not None:
         document["limits"] = {"partitions_per_run": per_run, "models_per_run": per_run}
     folder.mkdir()
@@ -241,15 +253,15 @@ def _settle(home: Home, log: Path) -> None:
         quiet = quiet + 1 if tree_cpu(home) - before < 0.4 else 0
 
 
-def measure(days: int, arms: list[str], folder: Path) -> dict[str, Any]:
+def measure(days: int, arms: list[str], folder: Path, small: bool = False) -> dict[str, Any]:
     """Run the arms one after the other; figures by arm, and their ratios."""
     from platform_assets.factory.instance import make_home
     from platform_assets.line.landing import land_flights
 
     template = Home.locate(folder / "template")
     make_home(template)
-    write_catalog(folder / "catalog", days, None)
-    write_catalog(folder / "catalog-single", days, 1)
+    write_catalog(folder / "catalog", days, None, small)
+    write_catalog(folder / "catalog-single", days, 1, small)
     spec = load_catalog(folder / "catalog")["flights"]
     services = Services.open(spec, template)
     land_flights(services, FIRST, spec.partitions.end - timedelta(days=1), quiet=True)
@@ -288,6 +300,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--days", type=int, default=90)
     parser.add_argument("--arms", default=",".join(ARMS), help="which, separated by commas")
+    parser.add_argument("--small", action="store_true", help="2 airports, windows of 3 days")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--keep", help="a folder to work in that is kept, with the homes")
     parser.add_argument("--inside", choices=("bare", "loop"), help=argparse.SUPPRESS)
@@ -299,7 +312,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="signalbox-") as temporary:
         folder = Path(arguments.keep or temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        found = measure(arguments.days, arms, folder)
+        found = measure(arguments.days, arms, folder, arguments.small)
     if arguments.json:
         print(json.dumps(found, indent=2))
         return
