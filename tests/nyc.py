@@ -37,6 +37,10 @@ def changed(spec: PipelineSpec, **parts: Mapping[str, object]) -> PipelineSpec:
     document = spec.model_dump()
     for part, fields in parts.items():
         document[part] = {**document[part], **fields}
+    if "gate" not in parts.get("evaluation", {}):  # slices are of the categories that there are now
+        gate = document["evaluation"]["gate"]
+        categories = document["dataset"]["categories"]
+        gate["slices"] = [column for column in gate["slices"] if column in categories]
     return parse_spec(document, "test")
 
 

@@ -106,10 +106,15 @@ def test_after_a_drill_nothing_is_left_and_the_environment_is_as_before(
 
 @pytest.fixture
 def hangup_ends() -> Iterator[None]:
-    """SIGHUP as a terminal has it, also where the tests themselves run under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """Signals as in a terminal, also where the tests themselves run under nohup.
+
+    Dagster's commands, called in this process by other tests, leave SIGTERM a handler.
+    """
+    numbers = (signal.SIGHUP, signal.SIGTERM)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_a_drill_under_nohup_goes_on_when_the_terminal_is_closed(
@@ -251,7 +256,7 @@ def test_without_a_name_the_drills_are_listed(run: Run) -> None:
 def test_an_unknown_drill_is_a_sentence(run: Run) -> None:
     code, out, err = run("power-cut")
     assert (code, out) == (2, "")
-    drills = "backfill-starvation, duplicate-cities, partial-day"
+    drills = "backfill-starvation, duplicate-cities, partial-day, promotion-race"
     assert err == f"signalbox: 'power-cut' is no drill; allowed are {drills}\n"
     code, out, err = run("partial-day", "--days", "1")
     assert code == 2

@@ -536,11 +536,11 @@ def test_a_kill_between_the_two_records_is_made_good(
 
     @contextmanager
     def killed_before_the_arrivals() -> Iterator[None]:
-        def die(_: object) -> None:
+        def die(*_: object) -> None:
             raise KilledError
 
         with monkeypatch.context() as patched:
-            patched.setattr(zone.ledger, "upsert_arrivals", die)
+            patched.setattr(zone.ledger, "note_files", die)
             with pytest.raises(KilledError):
                 zone.refresh(DAY, DAY)
             yield
