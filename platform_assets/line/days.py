@@ -102,7 +102,14 @@ def completeness_map(services: Services, last: date) -> HeatMap:
     It looks at no folder: a picture must not take the news of a change from the sensors.
     """
     first = max(services.spec.partitions.start, last - timedelta(days=MAP_DAYS - 1))
-    return heat_map(assess_range(services, first, last).values())
+    reports = {str(partition): r for partition, r in assess_range(services, first, last).items()}
+    unfit = refused(services, reports.values())
+    if unfit:
+        # As everywhere: what was built since is what it is.
+        records = services.ledger.current_versions(services.spec.asset("features"), unfit)
+        built = built_and_lapsed(services, records)[0]
+        unfit = {name: why for name, why in unfit.items() if name not in built}
+    return heat_map(reports.values(), unfit)
 
 
 def build_day(
