@@ -69,15 +69,32 @@ def days_of(services: Services, dates: Iterable[date]) -> dict[date, Day]:
     every_key = [key for day in wanted for key in keys[day]]
     records = services.ledger.current_versions(spec.asset("features"), every_key)
     built, lapsed_waivers = built_and_lapsed(services, records)
-    held = _held(services, [day for day in wanted if set(keys[day]) - set(built)], built)
+    unknown = without_verdict(services, built)
+    built = {key: version for key, version in built.items() if key not in unknown}
+    held = _held(services, [day for day in wanted if set(keys[day]) - set(built)], built, unknown)
     held = held_and_lapsed(held, lapsed_waivers)
     return {day: roll_up(day, keys[day], built, held) for day in wanted}
 
 
+def without_verdict(services: Services, built: Iterable[str]) -> dict[str, str]:
+    """Of partitions that were built those that the ledger has no verdict on, which are held.
+
+    A run that builds records the verdict first: where there is none, nobody knows any more whether
+    these rows may be read.
+    """
+    names, asset = list(built), services.spec.asset("features")
+    known = services.ledger.verdict_words(services.spec.pipeline, asset, names)
+    why = f"no verdict on it is in the ledger; materialize {asset} for it"
+    return {name: why for name in names if name not in known}
+
+
 def _held(
-    services: Services, dates: list[date], built: Mapping[str, PartitionVersion]
+    services: Services,
+    dates: list[date],
+    built: Mapping[str, PartitionVersion],
+    unknown: Mapping[str, str],
 ) -> dict[str, str]:
-    held: dict[str, str] = {}
+    held = dict(unknown)
     for first, last in runs_of(dates):
         refresh(services, first, last)
         unbuilt = {
@@ -86,7 +103,8 @@ def _held(
             if str(partition) not in built
         }
         waiting = {p: report for p, report in unbuilt.items() if not report.is_clear}
-        record_partitions(services, waiting)
+        # What is unknown stays so until it is made again: a look must not let its rows pass.
+        record_partitions(services, {p: r for p, r in waiting.items() if str(p) not in unknown})
         held |= {str(partition): report.reason() for partition, report in waiting.items()}
         held |= refused(services, unbuilt.values())
     return held
