@@ -225,6 +225,22 @@ def decide_snapshots(
     }
 
 
+def require_window(services: Services, partition: PartitionKey) -> Snapshot:
+    """What the training of a date reads, as of now; that it may not is written down.
+
+    Raises:
+        HeldError: it may not.
+    """
+    asset, name = services.spec.asset("snapshot"), str(partition)
+    taken = decide_snapshot(services, partition.date)
+    if isinstance(taken, WindowRefusal):
+        services.record_verdict(
+            asset, name, "held", {"reason": taken.reason}, services.clock.as_of()
+        )
+        raise HeldError(asset, {name: taken.reason})
+    return taken
+
+
 def build_snapshot(services: Services, partition: PartitionKey, run_id: str) -> Outcome:
     """Write down which partition versions the training of a date reads.
 
@@ -243,12 +259,7 @@ def _build_snapshot(
 ) -> Outcome:
     spec, name = services.spec, str(partition)
     asset = spec.asset("snapshot")
-    taken = decide_snapshot(services, partition.date)
-    if isinstance(taken, WindowRefusal):
-        services.record_verdict(
-            asset, name, "held", {"reason": taken.reason}, services.clock.as_of()
-        )
-        raise HeldError(asset, {name: taken.reason})
+    taken = require_window(services, partition)
     version = taken.data_version()
     path = manifest_path(services, partition.date, version)
     _write(path, canonical_json(taken.model_dump(mode="json")))
