@@ -12,6 +12,7 @@ COLOURS: Mapping[CellState, str] = {
     CellState.LATE: "#d1495b",
     CellState.SUSPICIOUS: "#8e5bb5",
     CellState.QUARANTINED: "#3d1f3a",
+    CellState.REFUSED: "#7a4a1e",
     CellState.ABSENT: "#aab1bd",
     CellState.NOT_YET: "#eef0f3",
 }
@@ -22,12 +23,13 @@ MARKS: Mapping[CellState, str] = {
     CellState.WAIVED: "W",
     CellState.SUSPICIOUS: "S",
     CellState.QUARANTINED: "Q",
+    CellState.REFUSED: "R",
 }
 """What is written into a cell, since not everybody can tell the colours; else its hours."""
 
 _DARK = frozenset(
     {CellState.COMPLETE, CellState.WAIVED, CellState.LATE, CellState.SUSPICIOUS}
-    | {CellState.QUARANTINED}
+    | {CellState.QUARANTINED, CellState.REFUSED}
 )
 _LIGHTEST = 0.25
 

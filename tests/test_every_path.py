@@ -22,6 +22,8 @@ from dagster_shared.serdes import deserialize_value, serialize_value
 import platform_assets.line.features
 import platform_assets.line.models
 from platform_assets.factory.events import RESTATE_TAG
+from platform_assets.line.explain import explain
+from platform_assets.line.status import status
 from platform_assets.line.waive import give_waiver, until_of
 from resources.home import Home
 from resources.landing import LandingZone
@@ -270,6 +272,27 @@ def test_a_snapshot_without_a_verdict_is_not_trained_on(built: Line) -> None:
     assert not ran.success
     assert "no verdict on it is in the ledger; materialize flights/snapshot" in failure_of(ran)
     assert built.versions("model") == {}
+    built.must("snapshot", partition="2013-01-04")
+
+
+def test_features_without_a_verdict_are_not_read(built: Line) -> None:
+    """Their rows and their record are there; that somebody cleared them is not."""
+    built.must("snapshot", partition="2013-01-05")
+    forget(built, "verdicts", "flights/features")
+    for _ in range(2):  # a look makes no verdict of it
+        said = failure_of(built.run("snapshot", partition="2013-01-04"))
+        assert "2013-01-04: its own day is held: JFK|2013-01-04" in said
+        assert "no verdict on it is in the ledger; materialize flights/features for it" in said
+    assert set(built.versions("snapshot")) == {"2013-01-05"}
+    told = explain(built.services, "flights/features", "JFK|2013-01-04")
+    assert told["state"] == "ready"
+    assert "no verdict on it is in the ledger" in told["reason"]
+    counts = status(built.services)["assets"]["flights/features"]
+    assert (counts["complete"], counts["ready"]) == (0, 15)
+
+    for airport in ("JFK", "LGA"):
+        span = (f"{airport}|2013-01-02", f"{airport}|2013-01-04")
+        built.must("features", span=span)
     built.must("snapshot", partition="2013-01-04")
 
 

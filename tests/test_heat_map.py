@@ -1,7 +1,7 @@
 """The heat map: what each cell says, that it never flatters, and where it is drawn."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
@@ -18,11 +18,14 @@ from platform_assets.domain.completeness import (
     Verdict,
     assess_source,
 )
+from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.heat_map import Cell, CellState, HeatMap, cell_of, heat_map
 from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.line.days import MAP_DAYS, completeness_map
+from platform_assets.line.overview import overview
 from resources import plots
 from resources.heat_colours import COLOURS, colour_of, ink_on, mark_of
+from resources.landing import LandingZone
 from tests.small import HELD, Line, Templates, copied
 
 ZONE = "America/New_York"
@@ -98,8 +101,21 @@ def test_every_state_is_reached_and_has_a_colour() -> None:
         changed = short.model_copy(update={"verdict": verdict})
         cell = cell_of(base.model_copy(update={"sources": (base.sources[0], changed)}))
         reached.add(cell.state)
+    reached |= {cell_of(report(range(25)), "its rows are unfit").state}
     assert reached | {CellState.ABSENT, CellState.NOT_YET} == set(CellState) == set(COLOURS)
     assert len(set(COLOURS.values())) == len(CellState)
+
+
+def test_rows_that_a_run_refused_are_not_green() -> None:
+    """Its hours are all there; the verdict on the partition is the run's."""
+    whole = report(weather=range(25))
+    (row,) = heat_map([whole], {whole.partition: "refused by run 1: a delay of a year"}).rows
+    (cell,) = row.cells
+    assert (cell.state, cell.is_clear, mark_of(cell)) == (CellState.REFUSED, False, "R")
+    assert cell.text == "JFK 2013-10-25: refused by run 1: a delay of a year"
+    assert colour_of(cell) != colour_of(cell_of(whole))
+    short = report(weather=range(20))
+    assert cell_of(short, "of before") == cell_of(short)
 
 
 def test_two_reports_on_a_partition_are_refused() -> None:
@@ -205,3 +221,39 @@ def test_the_map_of_a_roll_up_ends_on_its_date_and_is_bounded(line: Line) -> Non
     )
     del line.services
     assert len(completeness_map(line.services, date(2013, 12, 31)).dates) == MAP_DAYS
+
+
+def test_a_partition_whose_rows_were_refused_is_not_complete_on_either_map(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the picture and of the page, until a run has built it."""
+    partition = "JFK|2013-01-10"
+    line.land("2013-01-10")
+
+    def maps() -> list[tuple[Mapping[CellState, int], Cell]]:
+        page = overview(line.services)  # this one looks at the folder
+        picture = completeness_map(line.services, date(2013, 1, 10))
+        on_page = page["months"]["2013-01"]["JFK"][9]
+        (drawn,) = (c for row in picture.rows for c in row.cells if c.partition == partition)
+        return [(picture.counts(), drawn), (page["counts"], on_page)]
+
+    complete = [counts[CellState.COMPLETE] for counts, _ in maps()]
+
+    def unfit(*_: object) -> None:
+        raise RefusedError("a delay of a year")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LandingZone, "read", unfit)
+        assert not line.run("features", partition=partition).success
+    for (counts, cell), before in zip(maps(), complete, strict=True):
+        assert counts[CellState.COMPLETE] == before - 1
+        assert counts[CellState.REFUSED] == 1
+        assert (cell.state, colour_of(cell)) == (CellState.REFUSED, COLOURS[CellState.REFUSED])
+        assert "a delay of a year" in cell.text
+    (block,) = (b for b in overview(line.services)["blocks"] if b["heading"] == "Held partitions")
+    (row,) = (row for row in block["rows"] if row[0] == partition)
+    assert row[1] == "refused"
+    assert "a delay of a year" in row[3]
+
+    line.must("features", partition=partition)
+    assert [counts[CellState.COMPLETE] for counts, _ in maps()] == complete

@@ -141,6 +141,41 @@ def test_dg_launch_is_refused_while_its_lane_is_full(
     assert holders(line.home.ledger_url) == {lane: [] for lane in Lane}
 
 
+@pytest.mark.parametrize(
+    ("stage", "partition", "words"),
+    [
+        ("features", "LGA|2013-01-04", "flights 0 of 24 hours, missing 00:00-23:00"),
+        ("snapshot", "2013-01-04", "(2013-01-03); backfill flights/features for them first"),
+        ("model", "2013-01-04", "materialize flights/snapshot for 2013-01-04 first"),
+    ],
+)
+def test_what_is_held_is_refused_at_once_and_waits_for_no_slot(
+    line: Line, monkeypatch: pytest.MonkeyPatch, stage: str, partition: str, words: str
+) -> None:
+    """With its lane full it names the hours that it lacks, not those who hold the slots."""
+    monkeypatch.setattr("resources.slots.WAIT_SECONDS", 0.0)
+    line.land("2013-01-05", airports=["JFK"])
+    with ExitStack() as stack:
+        fill(line.home.ledger_url, Lane.ADHOC, stack)
+        claimed: list[str] = []
+        claim = Leases.claim
+
+        def spy(self: Leases, resource: str, *how: object) -> object:
+            claimed.append(resource)
+            return claim(self, resource, *how)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Leases, "claim", spy)
+            said = failure_of(line.run(stage, partition=partition))
+        assert words in said
+        assert "slot(s)" not in said
+        assert claimed == []
+        assert not line.check(stage).passed
+        # Of several, one that is clear is enough to wait for.
+        several = line.run("features", span=("JFK|2013-01-02", "JFK|2013-01-03"))
+        assert "lane adhoc has 2 slot(s)" in failure_of(several)
+
+
 def test_dg_launch_waits_for_its_lane_and_then_works(line: Line) -> None:
     """It waits while others work, and does nothing before it has a slot."""
     url = line.home.ledger_url

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from platform_assets.domain.completeness import (
     CLEAR,
+    REFUSED,
     WORST_FIRST,
     CompletenessReport,
     SourceReport,
@@ -18,7 +19,7 @@ from platform_assets.domain.partition import PartitionKey
 
 
 class CellState(StrEnum):
-    """The verdict on a partition, and one more: nothing of it is due."""
+    """The verdict on a partition, that of a run too, and one more: nothing of it is due."""
 
     COMPLETE = "complete"
     ACCEPTED = "accepted"
@@ -27,6 +28,7 @@ class CellState(StrEnum):
     LATE = "late"
     SUSPICIOUS = "suspicious"
     QUARANTINED = "quarantined"
+    REFUSED = REFUSED
     ABSENT = "absent"
     NOT_YET = "not yet"
 
@@ -92,15 +94,21 @@ class HeatMap(BaseModel):
         return {state: found[state] for state in CellState if found[state]}
 
 
-def heat_map(reports: Iterable[CompletenessReport]) -> HeatMap:
+def heat_map(
+    reports: Iterable[CompletenessReport], refused: Mapping[str, str] | None = None
+) -> HeatMap:
     """Put reports on a map, one cell each.
+
+    Args:
+        reports: of the partitions.
+        refused: why runs have refused the rows of partitions whose hours are clear.
 
     Raises:
         ValueError: two of them are about the same partition.
     """
     rows: dict[str, dict[dt.date, Cell]] = {}
     for report in reports:
-        cell = cell_of(report)
+        cell = cell_of(report, (refused or {}).get(report.partition, ""))
         row = rows.setdefault(cell.key, {})
         if cell.date in row:
             raise ValueError(f"there are two reports on {report.partition}; one is needed")
@@ -118,8 +126,12 @@ def heat_map(reports: Iterable[CompletenessReport]) -> HeatMap:
     )
 
 
-def cell_of(report: CompletenessReport) -> Cell:
+def cell_of(report: CompletenessReport, refused: str = "") -> Cell:
     """The cell of one partition.
+
+    Args:
+        report: what is known of its hours.
+        refused: why a run has refused its rows; counts only where the hours are clear.
 
     Raises:
         ValueError: the report has no source, so that there is nothing to show.
@@ -132,6 +144,8 @@ def cell_of(report: CompletenessReport) -> Cell:
     name = f"{partition.key or ''} {partition.date}".strip()
     if _is_not_yet(report):
         state, why = CellState.NOT_YET, "nothing is due yet"
+    elif refused and report.is_clear:
+        state, why = CellState.REFUSED, refused
     elif short:
         state = CellState(report.verdict.value)
         why = report.model_copy(update={"sources": tuple(short)}).reason()

@@ -107,13 +107,17 @@ def _listed(requested: dict[str, list[str]]) -> str:
 
 def _plain_night(plain: PlainDagster, case: Case) -> list[Step]:
     before = plain.evaluate(case.night(10))
-    after = plain.evaluate(case.night(20))
+    unobserved = plain.evaluate(case.night(20))
+    plain.report_landed(case.day)
+    after = plain.evaluate(case.night(25))
     wanted = {"features": [case.name], "model": [case.name]}
     steps = [
         Step(
-            did=f"Dagster evaluates on_cron({CRON!r}) at 00:10 and at 00:20",
-            found=f"requested at 00:10: {_listed(before)}; at 00:20: {_listed(after)}",
-            ok=not before and after == wanted,
+            did=f"Dagster evaluates on_cron({CRON!r}) at 00:10 and at 00:20; then files of "
+            "the day are reported to have landed, and it evaluates at 00:25",
+            found=f"requested at 00:10: {_listed(before)}; at 00:20, for it waits for its source: "
+            f"{_listed(unobserved)}; at 00:25: {_listed(after)}",
+            ok=not before and not unobserved and after == wanted,
         )
     ]
     for asset, keys in after.items():
@@ -132,17 +136,21 @@ def _plain_night(plain: PlainDagster, case: Case) -> list[Step]:
 
 
 def _plain_morning(plain: PlainDagster, case: Case) -> list[Step]:
+    plain.report_landed(case.day)
     at_six = plain.evaluate(case.night(0, hour=6))
-    next_night = plain.evaluate(case.night(20) + timedelta(days=1))
+    plain.evaluate(case.night(20) + timedelta(days=1))
+    plain.report_landed(case.day)
+    plain.report_landed(case.day + timedelta(days=1))
+    next_night = plain.evaluate(case.night(25) + timedelta(days=1))
     again = [key for keys in next_night.values() for key in keys if key == case.name]
     return [
         Step(
-            did="the rest of the day has landed; Dagster evaluates again at 06:00",
+            did="the rest of the day has landed and is reported; Dagster evaluates at 06:00",
             found=f"requested: {_listed(at_six)}; the model of the partial day stays",
             ok=not at_six,
         ),
         Step(
-            did="and in the next night",
+            did="and in the next night, when files of both days are reported",
             found=f"requested: {_listed(next_night)}; the features of {case.name} stay as they "
             f"are, in the windows of {plain.spec.model.window_days - 1} more models",
             ok=bool(next_night) and not again,

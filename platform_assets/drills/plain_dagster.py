@@ -5,7 +5,7 @@ Nothing of Signalbox decides here: when something runs is up to Dagster's own au
 
 import warnings
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 CRON = "15 0 * * *"
 """A quarter past midnight: the day is over, so one expects it to be there."""
 
+LANDED = "landed"
+"""The asset that stands for the producers' folder."""
+
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 """Run configuration: what Dagster logs of each step is not what a person waits for."""
 
 
 @dataclass
 class PlainDagster:
-    """A features and a model asset by date, on the folder that producers land in.
+    """An external source, features and a model by date, on the folder of the producers.
 
     Attributes:
         landing: `<home>/landing/<pipeline>`.
@@ -56,8 +59,12 @@ class PlainDagster:
         nightly = dg.AutomationCondition.on_cron(CRON, grid.timezone)
         window = dg.TimeWindowPartitionMapping(start_offset=1 - self.spec.model.window_days)
 
+        # What lands is not Dagster's to make: it is told of it, and `on_cron` waits for that.
+        landed = dg.AssetSpec(LANDED, partitions_def=days)
+
         @dg.asset(
             partitions_def=days,
+            deps=[landed],
             automation_condition=nightly,
             backfill_policy=self.policy,
         )
@@ -78,7 +85,7 @@ class PlainDagster:
             rows = self._train(date.fromisoformat(context.partition_key))
             return dg.MaterializeResult(metadata={"rows": rows})
 
-        return dg.Definitions(assets=[features, model])
+        return dg.Definitions(assets=[landed, features, model])
 
     def _read_day(self, day: date) -> "tuple[pd.DataFrame, int]":
         """The rows of a local day as far as they have landed, and the hours of it."""
@@ -143,6 +150,19 @@ class PlainDagster:
             asset_selection=[dg.AssetKey(asset)],
             tags=ends,
             run_config=QUIET,
+        )
+
+    def report_landed(self, day: date) -> None:
+        """Report that files of a date have landed, as producers of an external asset do."""
+        assert self.instance is not None
+        folder, now = f"*/*/{day.isoformat()}", datetime.now(UTC)
+        self.instance.report_runless_asset_event(
+            dg.AssetMaterialization(
+                LANDED,
+                partition=day.isoformat(),
+                metadata={"files": len(list(self.landing.glob(f"{folder}/*.parquet")))},
+                tags={"dagster/data_version": f"as of {now.isoformat()}"},
+            )
         )
 
     def evaluate(self, moment: datetime) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -24,15 +25,17 @@ from platform_assets.factory.lanes import PIPELINE_TAG
 from platform_assets.factory.promoting import GATE_CHECK, gate_check
 from platform_assets.instance.claiming import in_lane, lane_of_run
 from platform_assets.line.crowning import decide_champion
-from platform_assets.line.days import build_day, build_snapshot
-from platform_assets.line.features import SourceChange, build_features
+from platform_assets.line.days import build_day, build_snapshot, require_window
+from platform_assets.line.features import SourceChange, build_features, require_clear
 from platform_assets.line.inputs import stage_version
 from platform_assets.line.judging import evaluate_model
-from platform_assets.line.models import train_model
+from platform_assets.line.models import require_snapshot, train_model
 from platform_assets.line.outcomes import noted
 from platform_assets.line.services import Outcome, Services
 
 Work = Callable[[dg.AssetExecutionContext, Services, PartitionKey], Outcome]
+Ask = Callable[[dg.AssetExecutionContext, Services, PartitionKey], object]
+"""Raises HeldError if a partition is not clear, before anything is waited for."""
 
 
 def build_assets(spec: PipelineSpec, origin: str) -> list[dg.AssetsDefinition]:
@@ -87,6 +90,7 @@ def _partitioned(
     per_run: int,
     work: Work,
     follower: str | None = None,
+    ask: Ask | None = None,
 ) -> dg.AssetsDefinition:
     stage = asset.key.path[-1]
     version = asset.code_version or ""
@@ -110,10 +114,16 @@ def _partitioned(
     ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[Any]]:
         services, run_id = opened(context, spec), context.run.run_id
 
-        def note(key: PartitionKey) -> Outcome:
-            return noted(services, stage, key, run_id, lambda: work(context, services, key))
+        def note(key: PartitionKey, refusal: HeldError | None) -> Outcome:
+            def do() -> Outcome:
+                if refusal is not None:
+                    raise refusal
+                return work(context, services, key)
 
-        yield from run_partitions(context, spec, stage, version, note, follower)
+            return noted(services, stage, key, run_id, do)
+
+        first = None if ask is None else partial(ask, context, services)
+        yield from run_partitions(context, spec, stage, version, note, follower, first)
 
     return compute
 
@@ -145,13 +155,21 @@ def _features(spec: PipelineSpec) -> dg.AssetsDefinition:
         freshness=_freshness(spec),
     )
 
-    def work(context: dg.AssetExecutionContext, services: Services, key: PartitionKey) -> Outcome:
-        def tell(change: SourceChange) -> None:
-            context.instance.report_runless_asset_event(source_event(spec, change))
+    def told(context: dg.AssetExecutionContext) -> Callable[[SourceChange], None]:
+        return lambda change: context.instance.report_runless_asset_event(
+            source_event(spec, change)
+        )
 
-        return build_features(services, key, context.run.run_id, tell)
-
-    return _partitioned(spec, asset, grid.keyed(spec), spec.limits.partitions_per_run, work)
+    return _partitioned(
+        spec,
+        asset,
+        grid.keyed(spec),
+        spec.limits.partitions_per_run,
+        lambda context, services, key: build_features(
+            services, key, context.run.run_id, told(context)
+        ),
+        ask=lambda context, services, key: require_clear(services, key, told(context)),
+    )
 
 
 def _day(spec: PipelineSpec) -> dg.AssetsDefinition:
@@ -204,6 +222,7 @@ def _snapshot(spec: PipelineSpec) -> dg.AssetsDefinition:
         spec.limits.models_per_run,
         lambda context, services, key: build_snapshot(services, key, context.run.run_id),
         follower="model",
+        ask=lambda _, services, key: require_window(services, key),
     )
 
 
@@ -236,6 +255,7 @@ def _model(spec: PipelineSpec, origin: str) -> dg.AssetsDefinition:
         grid.daily(spec, spec.first_model_date, spec.partitions.end),
         spec.limits.models_per_run,
         work,
+        ask=lambda _, services, key: require_snapshot(services, key.date),
     )
 
 

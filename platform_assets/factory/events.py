@@ -2,7 +2,7 @@
 
 import base64
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -142,16 +142,50 @@ def run_partitions(
     spec: PipelineSpec,
     stage: str,
     code_version: str,
-    work: Callable[[PartitionKey], Outcome],
+    work: Callable[[PartitionKey, HeldError | None], Outcome],
     follower: str | None = None,
+    ask: Callable[[PartitionKey], object] | None = None,
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[Any]]:
     """Do the work of a run's partitions, in a slot of its lane; see `work_in_turn`.
+
+    A run of which nothing is clear needs no slot: it is refused before it would wait for one.
+
+    Args:
+        work: is handed the refusal of a partition that is not to be worked on, which it raises.
+        ask: raises HeldError for a partition that is not clear now; the work asks again itself.
 
     Raises:
         dagster.Failure: no slot came free in time; nothing was done.
     """
+    refusals = _held_alike(map(PartitionKey.parse, context.partition_keys), ask)
+    if refusals:
+        yield from work_in_turn(
+            context, spec, stage, code_version, lambda key: work(key, refusals[key]), follower
+        )
+        return
     with in_lane(context):
-        yield from work_in_turn(context, spec, stage, code_version, work, follower)
+        yield from work_in_turn(
+            context, spec, stage, code_version, lambda key: work(key, None), follower
+        )
+
+
+def _held_alike(
+    keys: Iterable[PartitionKey], ask: Callable[[PartitionKey], object] | None
+) -> dict[PartitionKey, HeldError]:
+    """Why partitions are held, if all of them are; nothing as soon as one is clear."""
+    held: dict[PartitionKey, HeldError] = {}
+    if ask is None:
+        return held
+    for key in keys:
+        try:
+            ask(key)
+        except HeldError as error:
+            held[key] = error
+            continue
+        except Exception:  # noqa: BLE001 - the work meets it again, and its neighbours go on
+            return {}
+        return {}
+    return held
 
 
 def work_in_turn(

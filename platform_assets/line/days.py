@@ -69,15 +69,32 @@ def days_of(services: Services, dates: Iterable[date]) -> dict[date, Day]:
     every_key = [key for day in wanted for key in keys[day]]
     records = services.ledger.current_versions(spec.asset("features"), every_key)
     built, lapsed_waivers = built_and_lapsed(services, records)
-    held = _held(services, [day for day in wanted if set(keys[day]) - set(built)], built)
+    unknown = without_verdict(services, built)
+    built = {key: version for key, version in built.items() if key not in unknown}
+    held = _held(services, [day for day in wanted if set(keys[day]) - set(built)], built, unknown)
     held = held_and_lapsed(held, lapsed_waivers)
     return {day: roll_up(day, keys[day], built, held) for day in wanted}
 
 
+def without_verdict(services: Services, built: Iterable[str]) -> dict[str, str]:
+    """Of partitions that were built those that the ledger has no verdict on, which are held.
+
+    A run that builds records the verdict first: where there is none, nobody knows any more whether
+    these rows may be read.
+    """
+    names, asset = list(built), services.spec.asset("features")
+    known = services.ledger.verdict_words(services.spec.pipeline, asset, names)
+    why = f"no verdict on it is in the ledger; materialize {asset} for it"
+    return {name: why for name in names if name not in known}
+
+
 def _held(
-    services: Services, dates: list[date], built: Mapping[str, PartitionVersion]
+    services: Services,
+    dates: list[date],
+    built: Mapping[str, PartitionVersion],
+    unknown: Mapping[str, str],
 ) -> dict[str, str]:
-    held: dict[str, str] = {}
+    held = dict(unknown)
     for first, last in runs_of(dates):
         refresh(services, first, last)
         unbuilt = {
@@ -86,7 +103,8 @@ def _held(
             if str(partition) not in built
         }
         waiting = {p: report for p, report in unbuilt.items() if not report.is_clear}
-        record_partitions(services, waiting)
+        # What is unknown stays so until it is made again: a look must not let its rows pass.
+        record_partitions(services, {p: r for p, r in waiting.items() if str(p) not in unknown})
         held |= {str(partition): report.reason() for partition, report in waiting.items()}
         held |= refused(services, unbuilt.values())
     return held
@@ -102,7 +120,14 @@ def completeness_map(services: Services, last: date) -> HeatMap:
     It looks at no folder: a picture must not take the news of a change from the sensors.
     """
     first = max(services.spec.partitions.start, last - timedelta(days=MAP_DAYS - 1))
-    return heat_map(assess_range(services, first, last).values())
+    reports = {str(partition): r for partition, r in assess_range(services, first, last).items()}
+    unfit = refused(services, reports.values())
+    if unfit:
+        # As everywhere: what was built since is what it is.
+        records = services.ledger.current_versions(services.spec.asset("features"), unfit)
+        built = built_and_lapsed(services, records)[0]
+        unfit = {name: why for name, why in unfit.items() if name not in built}
+    return heat_map(reports.values(), unfit)
 
 
 def build_day(
@@ -200,6 +225,22 @@ def decide_snapshots(
     }
 
 
+def require_window(services: Services, partition: PartitionKey) -> Snapshot:
+    """What the training of a date reads, as of now; that it may not is written down.
+
+    Raises:
+        HeldError: it may not.
+    """
+    asset, name = services.spec.asset("snapshot"), str(partition)
+    taken = decide_snapshot(services, partition.date)
+    if isinstance(taken, WindowRefusal):
+        services.record_verdict(
+            asset, name, "held", {"reason": taken.reason}, services.clock.as_of()
+        )
+        raise HeldError(asset, {name: taken.reason})
+    return taken
+
+
 def build_snapshot(services: Services, partition: PartitionKey, run_id: str) -> Outcome:
     """Write down which partition versions the training of a date reads.
 
@@ -218,12 +259,7 @@ def _build_snapshot(
 ) -> Outcome:
     spec, name = services.spec, str(partition)
     asset = spec.asset("snapshot")
-    taken = decide_snapshot(services, partition.date)
-    if isinstance(taken, WindowRefusal):
-        services.record_verdict(
-            asset, name, "held", {"reason": taken.reason}, services.clock.as_of()
-        )
-        raise HeldError(asset, {name: taken.reason})
+    taken = require_window(services, partition)
     version = taken.data_version()
     path = manifest_path(services, partition.date, version)
     _write(path, canonical_json(taken.model_dump(mode="json")))

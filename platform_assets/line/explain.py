@@ -10,7 +10,7 @@ from platform_assets.domain.manifest import DayState, WindowRefusal
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.clearance import assess, described, lapsed, refused
-from platform_assets.line.days import days_of, decide_snapshot
+from platform_assets.line.days import days_of, decide_snapshot, without_verdict
 from platform_assets.line.judging import judged_rows
 from platform_assets.line.late import described as described_restatement
 from platform_assets.line.late import open_restatements
@@ -62,7 +62,7 @@ def explain(services: Services, asset: str, partition: str) -> dict[str, Any]:
         ],
         "story": story(services, stage, key),
     }
-    if history and not document.get("lapsed"):
+    if history and not document.get("lapsed") and not document.get("unknown"):
         document["state"] = "done"
     failure = _failure(services, document["asset"], name)
     if failure is not None:
@@ -144,6 +144,10 @@ def _hours(services: Services, stage: str, key: PartitionKey) -> dict[str, Any]:
     if stage == "features" and gone:
         # What was built under it may not be read any more, whatever is there now.
         found |= {"lapsed": gone, "reason": f"{found['reason']}; {'; '.join(gone.values())}"}
+    unknown = without_verdict(services, [str(key)] if record else [])
+    if stage == "features" and unknown:
+        why = unknown[str(key)]
+        found |= {"unknown": why, "reason": f"{found['reason']}; {why}"}
     return found
 
 

@@ -208,6 +208,26 @@ def _require_seen(
     )
 
 
+def require_clear(
+    services: Services,
+    partition: PartitionKey,
+    tell: Callable[[SourceChange], None] = lambda _: None,
+) -> CompletenessReport:
+    """Ask whether a partition may be built, as of now; the verdict is written down.
+
+    Raises:
+        HeldError: it may not.
+    """
+    report = assess(services, partition)
+    # Told first, recorded after: a change may be told twice, but never lost.
+    for change in changes_since(services, {partition: report}, _recorded(services, partition)):
+        tell(change)
+    record_completeness(services, {partition: report})
+    if not report.is_clear:
+        raise HeldError(services.spec.asset("features"), {str(partition): report.reason()})
+    return report
+
+
 def build_features(
     services: Services,
     partition: PartitionKey,
@@ -243,13 +263,7 @@ def _build(
     spec, name = services.spec, str(partition)
     asset = spec.asset("features")
     assert partition.key is not None
-    report = assess(services, partition)
-    # Told first, recorded after: a change may be told twice, but never lost.
-    for change in changes_since(services, {partition: report}, _recorded(services, partition)):
-        tell(change)
-    record_completeness(services, {partition: report})
-    if not report.is_clear:
-        raise HeldError(asset, {name: report.reason()})
+    report = require_clear(services, partition, tell)
     names = sorted({s.waiver for s in report.sources if s.waiver})
     terms = {
         "verdict": report.verdict.value,

@@ -16,7 +16,7 @@ from platform_assets.domain.manifest import (
 )
 from platform_assets.domain.partition import PartitionKey, date_range
 from platform_assets.line.clearance import assess_range, refresh, refused
-from platform_assets.line.days import built_and_lapsed, held_and_lapsed
+from platform_assets.line.days import built_and_lapsed, held_and_lapsed, without_verdict
 from platform_assets.line.services import Services
 
 STAGES = ("features", "day", "snapshot", "model", "evaluation")
@@ -66,7 +66,10 @@ def read_grid(services: Services, first: date, last: date, *, as_if_built: bool 
     reports = assess_range(services, first, last)
     records = services.ledger.current_versions(spec.asset("features"))
     built, lapsed_waivers = built_and_lapsed(services, records)
-    held = {str(p): r.reason() for p, r in reports.items() if not r.is_clear}
+    unknown = without_verdict(services, built)
+    built = {key: version for key, version in built.items() if key not in unknown}
+    held = {} if as_if_built else dict(unknown)
+    held |= {str(p): r.reason() for p, r in reports.items() if not r.is_clear}
     unfit = refused(services, (r for p, r in reports.items() if str(p) not in built))
     if not as_if_built:
         held |= unfit  # a plan lets a run try them once more

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
-from platform_assets.domain.completeness import REFUSED, CompletenessReport, deadline_of
+from platform_assets.domain.completeness import CompletenessReport, deadline_of
 from platform_assets.domain.heat_map import Cell, CellState, HeatMap, heat_map
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.line.history import read_grid
@@ -28,7 +28,8 @@ def overview(services: Services) -> dict[str, Any]:
         grid = read_grid(services, spec.partitions.start, last, as_if_built=False)
         reports = grid.reports
     found = heat_map(
-        report for partition, report in sorted(reports.items(), key=lambda item: _order(item[0]))
+        (report for _, report in sorted(reports.items(), key=lambda item: _order(item[0]))),
+        grid.refused if grid else {},
     )
     document = status(services, grid)
     return {
@@ -41,7 +42,7 @@ def overview(services: Services) -> dict[str, Any]:
         "months": months(found),
         "blocks": [
             *([_due_now(document["due"])] if "due" in document else []),
-            _held(services, reports, found, grid.refused if grid else {}),
+            _held(services, reports, found),
             _failed(document),
             _waivers(services),
             _quarantine(services),
@@ -83,7 +84,6 @@ def _held(
     services: Services,
     reports: Mapping[PartitionKey, CompletenessReport],
     found: HeatMap,
-    refused: Mapping[str, str],
 ) -> dict[str, Any]:
     by_name = {str(partition): report for partition, report in reports.items()}
     cells = [cell for row in found.rows for cell in row.cells]
@@ -97,7 +97,6 @@ def _held(
         )
         for cell in sorted(held, key=lambda cell: (-cell.date.toordinal(), cell.key))
     ]
-    rows += [(name, REFUSED, "-", why) for name, why in sorted(refused.items())]
     columns = ("partition", "verdict", "due", "what it lacks")
     return _block("Held partitions", columns, rows, "Nothing is held.")
 
