@@ -25,6 +25,7 @@ from platform_assets.line.crowning import CHAMPION_ALIAS, decide_champion
 from platform_assets.line.judging import evaluate_model
 from resources.catalog import load_catalog
 from resources.home import FORMAT, Home
+from resources.tracking.spool import Spool
 from tests.nyc import source_schema
 from tests.small import Line, Templates, copied, opened, small_spec
 
@@ -380,6 +381,15 @@ def test_the_doctor_sees_a_changed_configuration(home: Home, signalbox: Shell) -
     assert "\n" not in off(signalbox("doctor", "--json"))["instance"]["found"]
     path.unlink()
     assert "is missing" in off(signalbox("doctor", "--json"))["instance"]["found"]
+
+
+def test_the_doctor_names_what_mlflow_refused(home: Home, signalbox: Shell) -> None:
+    entry = Spool(home.root / "tracking").open("k")
+    entry.keep({}, [])
+    entry.set_aside("the run was deleted")
+    found = off(signalbox("doctor", "--json"))
+    assert list(found) == ["tracking"]
+    assert found["tracking"]["found"].endswith("entry k had to tell: the run was deleted")
 
 
 def test_the_doctor_sees_an_alias_that_was_moved(small: Line, signalbox: Shell) -> None:

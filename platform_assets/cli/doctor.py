@@ -45,6 +45,7 @@ def examine(home: Home) -> list[Finding]:
         ("pools", _pools),
         ("ledger", _ledger),
         ("mlflow", _mlflow),
+        ("tracking", _tracking),
         ("serving", _serving),
         ("alerts", _alerts),
         ("catalog", _catalog),
@@ -216,6 +217,23 @@ def _mlflow(home: Home) -> Iterator[Finding]:
             f"{decided or 'none'}",
             "" if ok else f"materialize {spec.asset('champion')}: the ledger decides",
         )
+
+
+def _tracking(home: Home) -> Iterator[Finding]:
+    from resources.tracking.spool import REFUSED, Spool
+
+    spool = Spool(home.root / "tracking")
+    refused = spool.refused()
+    for key, reason in refused.items():
+        yield Finding(
+            "tracking",
+            False,
+            f"MLflow refused what run entry {key} had to tell: {reason}",
+            f"restore what was deleted and move the file back from {spool.folder / REFUSED}, or "
+            "remove it",
+        )
+    if not refused:
+        yield Finding("tracking", True, "nothing that MLflow was to be told was refused")
 
 
 def _serving(home: Home) -> Iterator[Finding]:
