@@ -23,12 +23,13 @@ from hypothesis.stateful import (
 )
 
 from platform_assets.domain.errors import PromotionConflictError, RefusedError
-from platform_assets.line.crowning import CHAMPION_ALIAS, project
+from platform_assets.line.crowning import CHAMPION_ALIAS
+from platform_assets.line.projection import project
 from platform_assets.line.services import Services
 from resources.ledger import Ledger, open_ledger, upgrade
 from resources.ledger.promotions import AliasState
 from tests.postgres import create_database, drop_database
-from tests.promoters import POINTS, AliasFile, Ended, race
+from tests.promoters import POINTS, AliasFile, Ended, follow, race
 from tests.promoters import services as few_services
 from tests.promoting import MODEL, NOON, promoted, verdict
 
@@ -43,8 +44,8 @@ def registry(services: Services) -> Services:
     source = str(services.home.mlflow_artifacts)
     for _ in range(3):
         client.create_model_version(MODEL, source)
-    services.tracking.set_alias(MODEL, CHAMPION_ALIAS, 1)
     promoted(services.ledger, 1, None)
+    project(services)
     return services
 
 
@@ -262,7 +263,7 @@ def check(url: str, folder: Path, ended: list[Ended], unsaid: set[int]) -> None:
     # Each change stands on a verdict on its pair.
     verdicts = {v.id: (v.candidate, v.champion) for v in ledger.evaluations(MODEL)}
     assert all(verdicts[c.evaluation_id or 0] == (c.version, c.previous) for c in history)
-    assert project(few_services(url, folder)) == state.version
+    assert follow(few_services(url, folder)) == state.version
     assert AliasFile(folder / "alias").read() == state.version
 
 
@@ -302,10 +303,9 @@ def test_a_promoter_that_dies_before_the_alias_leaves_it_behind(
     sqlite_url: str, tmp_path: Path
 ) -> None:
     """The failure that a projection mends: without one the alias stays where it was."""
-    AliasFile(tmp_path / "alias").set_alias(MODEL, CHAMPION_ALIAS, 1)
     race(sqlite_url, tmp_path, 1, lambda _: "before the alias")
-    assert AliasFile(tmp_path / "alias").read() == 1
-    project(few_services(sqlite_url, tmp_path))
+    assert AliasFile(tmp_path / "alias").read() is None
+    follow(few_services(sqlite_url, tmp_path))
     assert AliasFile(tmp_path / "alias").read() == 100
 
 
