@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -26,7 +27,7 @@ from platform_assets.domain.errors import PromotionConflictError, RefusedError
 from platform_assets.line.crowning import CHAMPION_ALIAS
 from platform_assets.line.projection import project
 from platform_assets.line.services import Services
-from resources.ledger import Ledger, open_ledger, upgrade
+from resources.ledger import Ledger, engine, open_ledger, upgrade
 from resources.ledger.promotions import AliasState
 from tests.postgres import create_database, drop_database
 from tests.promoters import POINTS, AliasFile, Ended, follow, race
@@ -327,6 +328,34 @@ def test_promoters_take_turns_on_postgres_and_nobody_waits_for_ever(postgres_url
         promoted(other, 3, None)
     with mine.turn(MODEL, wait=0.05) as left:
         assert left, "an error gives the turn back"
+
+
+def query(url: str, text: str, **values: object) -> list[tuple[object, ...]]:
+    with engine.reading(url) as connection:
+        return [tuple(row) for row in connection.execute(sa.text(text), values)]
+
+
+def test_a_long_turn_is_no_idle_transaction(postgres_url: str) -> None:
+    """A server's idle_in_transaction_session_timeout would end it, and the promotion with it."""
+    ledger = Ledger(postgres_url)
+    with ledger.turn(MODEL) as mine:
+        assert mine
+        idle = "SELECT pid FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
+        assert query(postgres_url, f"{idle} AND datname = current_database()") == []
+
+
+def test_who_loses_the_turn_in_between_has_promoted_all_the_same(postgres_url: str) -> None:
+    ledger, holders = Ledger(postgres_url), "SELECT pid FROM pg_locks WHERE locktype = 'advisory'"
+    mine_only = " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    with ledger.turn(MODEL):
+        ((pid,),) = query(postgres_url, holders + mine_only)
+        query(postgres_url, "SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
+        promoted(ledger, 2, None)
+        with Ledger(postgres_url).turn(MODEL, wait=0.05) as other:
+            assert other, "it was given back"
+    assert [c.version for c in ledger.promotions(MODEL)] == [2]
+    assert query(postgres_url, holders + mine_only) == []
+    assert query(postgres_url, "SHOW lock_timeout") == [("0",)]
 
 
 def test_on_sqlite_nobody_queues(sqlite_url: str) -> None:
