@@ -38,8 +38,19 @@ def settle_tracking(
         versions = services.ledger.history(f"{pipeline}/model", partition)
         return any(version.detail.get("mlflow_run_id") == run_id for version in versions)
 
-    ended = sweep(services.tracking, state_of, recorded)
-    return ended + (reconcile(services.tracking, state_of, recorded) if look_at_all else [])
+    ended: list[tuple[str, str]] = []
+    failed: Exception | None = None
+    try:
+        ended += sweep(services.tracking, state_of, recorded)
+    except AwayError:
+        raise
+    except Exception as error:  # noqa: BLE001 - of one entry; the others' runs shall end
+        failed = error
+    if look_at_all:
+        ended += reconcile(services.tracking, state_of, recorded)
+    if failed is not None:
+        raise failed
+    return ended
 
 
 def tracking_truth_sensors(catalog: Mapping[str, PipelineSpec]) -> list[dg.SensorDefinition]:

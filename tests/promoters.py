@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
+from platform_assets.domain.clock import FixedClock
 from platform_assets.domain.errors import PromotionConflictError
-from platform_assets.line.crowning import project
+from platform_assets.domain.reconcile import ALIASES
+from platform_assets.line import projection
 from resources.ledger import open_ledger
 from resources.ledger import promotions as swap
-from tests.promoting import MODEL, promoted, verdict
+from resources.tracking.registry import RegistryView
+from tests.promoting import MODEL, NOON, promoted, verdict
 
 fork = multiprocessing.get_context("fork")
 
@@ -23,27 +27,52 @@ POINTS = ("in the transaction", "before the alias", "after the alias")
 
 
 class AliasFile:
-    """What MLflow does with an alias: the last writer wins, nothing is compared."""
+    """What MLflow does with aliases: the last writer wins, nothing is compared."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def _file(self, alias: str) -> Path:
+        return self.path if alias == "champion" else self.path.with_name(f"alias-{alias}")
+
     def set_alias(self, model: str, alias: str, version: int) -> None:
         beginning = self.path.with_suffix(f".{os.getpid()}")
         beginning.write_text(str(version))
-        beginning.replace(self.path)
+        beginning.replace(self._file(alias))
 
-    def read(self) -> int | None:
-        return int(self.path.read_text()) if self.path.exists() else None
+    def read(self, alias: str = "champion") -> int | None:
+        path = self._file(alias)
+        return int(path.read_text()) if path.exists() else None
+
+    def look(self, *_: object) -> RegistryView:
+        found = {alias: self.read(alias) for alias in ALIASES}
+        there = {alias: version for alias, version in found.items() if version is not None}
+        return RegistryView(there, frozenset(range(1, 1000)))
 
 
 def services(url: str, folder: Path) -> Any:
     """As much of a pipeline's services as a projection needs."""
     return SimpleNamespace(
-        spec=SimpleNamespace(model=SimpleNamespace(name=MODEL)),
+        spec=SimpleNamespace(
+            pipeline="flights",
+            model=SimpleNamespace(name=MODEL),
+            serving=SimpleNamespace(on_drift="mend", endpoint=None),
+            asset=lambda stage: f"flights/{stage}",
+        ),
         ledger=open_ledger(url),
         tracking=AliasFile(folder / "alias"),
+        clock=FixedClock(NOON),
+        home=SimpleNamespace(mlflow_uri=""),
+        slot=SimpleNamespace(root=folder / "slot", serves=lambda: None),
     )
+
+
+def follow(mine: Any) -> int | None:
+    """Project once, in the end if others go on promoting; the alias as it stands then."""
+    with patch.object(projection, "look", mine.tracking.look):
+        projection.projected(mine)
+    found: int | None = mine.tracking.read()
+    return found
 
 
 @dataclass(frozen=True)
@@ -87,7 +116,7 @@ def _promoter(url: str, folder: Path, version: int, point: str | None, barrier: 
         break
     if point == "before the alias":
         _die()
-    project(mine)
+    follow(mine)
     if point == "after the alias":
         _die()
     (folder / f"{version}.json").write_text(json.dumps(attempts))

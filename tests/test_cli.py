@@ -25,6 +25,7 @@ from platform_assets.line.crowning import CHAMPION_ALIAS, decide_champion
 from platform_assets.line.judging import evaluate_model
 from resources.catalog import load_catalog
 from resources.home import FORMAT, Home
+from resources.tracking.spool import Spool
 from tests.nyc import source_schema
 from tests.small import Line, Templates, copied, opened, small_spec
 
@@ -382,6 +383,15 @@ def test_the_doctor_sees_a_changed_configuration(home: Home, signalbox: Shell) -
     assert "is missing" in off(signalbox("doctor", "--json"))["instance"]["found"]
 
 
+def test_the_doctor_names_what_mlflow_refused(home: Home, signalbox: Shell) -> None:
+    entry = Spool(home.root / "tracking").open("k")
+    entry.keep({}, [])
+    entry.set_aside("the run was deleted")
+    found = off(signalbox("doctor", "--json"))
+    assert list(found) == ["tracking"]
+    assert found["tracking"]["found"].endswith("entry k had to tell: the run was deleted")
+
+
 def test_the_doctor_sees_an_alias_that_was_moved(small: Line, signalbox: Shell) -> None:
     services = small.services
     evaluate_model(services, PartitionKey(date(2013, 1, 4)), "by hand")
@@ -389,11 +399,11 @@ def test_the_doctor_sees_an_alias_that_was_moved(small: Line, signalbox: Shell) 
     assert signalbox("doctor").code == 0
     services.tracking.set_alias("flight-delay", CHAMPION_ALIAS, 3)
     found = off(signalbox("doctor", "--json"))
-    assert list(found) == ["mlflow of flights", "serving of flights"]
-    check = found["mlflow of flights"]
-    assert check["found"] == "alias champion is 3, the ledger's champion 1"
-    assert check["advice"].startswith("materialize flights/champion")
-    decide_champion(services, "by hand")
+    assert list(found) == ["serving of flights"]  # one finding, of one judge
+    check = found["serving of flights"]
+    assert "alias champion is version 3, the ledger says version 1" in check["found"]
+    assert check["advice"].startswith("`signalbox reconcile flights --mend`")
+    assert signalbox("reconcile", "flights", "--mend").code == 0
     assert signalbox("doctor").code == 0
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from platform_assets.cli.app import main
 from platform_assets.cli.doctor_serving import serving_findings
-from platform_assets.line.projection import project
+from platform_assets.line.projection import project, reconcile
 from resources.ledger import engine
 from resources.ledger.tables import tables
 from tests.promoting import MODEL
@@ -49,7 +49,7 @@ def test_each_thing_that_is_off_is_named(line: Line) -> None:
     assert len(said) == 2
     assert "MLflow's alias champion is version 1" in said[0]
     assert "its files were changed: the slot serves" in said[1]
-    project(line.services)
+    reconcile(line.services, mend=True)
     assert off(line) == []
     # One that never was champion: no alias, and no training of before, can be had any more.
     last = version(line, LAST)

@@ -65,6 +65,22 @@ def test_what_lags_behind_the_ledger_follows_and_alerts_nobody() -> None:
     assert Act.HOLD in {d.act for d in compare(LEDGER, seen, None, "hold")}
 
 
+def test_what_the_ledger_had_since_it_was_left_is_nobody_elses() -> None:
+    """Left at 7, 8 was set by one that died before its note, the ledger is at 9."""
+    seven, eight, nine = (Served(version=v, digest=f"{v}" * 64) for v in (7, 8, 9))
+    left = Projection(counter=1, aliases={"champion": 7}, slot=seven)
+    step = Projection(counter=2, aliases={"champion": 8, "previous": 7}, slot=eight)
+    should = Projection(counter=3, aliases={"champion": 9, "previous": 8}, slot=nine)
+    seen = Seen(aliases={"champion": 8, "previous": 7}, versions=frozenset({7, 8, 9}), slot=eight)
+    assert {d.act for d in compare(should, seen, left, "hold")} == {Act.HOLD}
+    found = compare(should, seen, left, "hold", since=[step, should])
+    assert {d.act for d in found} == {Act.FOLLOW}
+    assert len(found) == 3
+    elsewhere = seen.model_copy(update={"aliases": {"champion": 6, "previous": 7}})
+    acts = {d.what: d.act for d in compare(should, elsewhere, left, "hold", since=[step, should])}
+    assert acts["alias champion"] is Act.HOLD
+
+
 def test_a_deleted_version_and_an_endpoint_are_told_and_not_touched() -> None:
     seen = GOOD.model_copy(update={"aliases": {"previous": 1}, "versions": frozenset({1})})
     assert acts(seen) == {"alias champion": Act.TELL, "version 2": Act.TELL}

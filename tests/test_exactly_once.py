@@ -25,6 +25,7 @@ from platform_assets.line.crowning import decide_champion
 from platform_assets.line.features import build_features
 from platform_assets.line.judging import evaluate_model
 from platform_assets.line.models import train_model
+from platform_assets.line.projection import projected
 from platform_assets.line.services import Services
 from resources import processes
 from resources.lake import DatasetTable, content_digest
@@ -429,22 +430,42 @@ def test_who_sets_the_alias_late_sets_it_right_again(
     """MLflow lets the last one win; here it slept and another champion was crowned meanwhile."""
     services = trained.services
     evaluate_model(services, PartitionKey(date(2013, 1, 4)), "a")
-    decide_champion(services, "a")
-    first = services.ledger.champion("flights")
-    assert first is not None
     newer = trained.versions("model")["2013-01-08"].detail["model_version"]
     whole = services.tracking.set_alias
 
     def sleeps(model: str, alias: str, version: int) -> None:
-        if version == first.version and waiting:
-            record = crowned(services.ledger, waiting.pop())
-            whole(model, alias, record.version)
+        if alias == "champion" and waiting:
+            assert version != newer
+            record = crowned(services.ledger, waiting.pop(), model_date=date(2013, 1, 8))
+            whole(model, alias, record.version)  # on another machine, beside this one's lock
         whole(model, alias, version)
 
     waiting = [newer]
     monkeypatch.setattr(services.tracking, "set_alias", sleeps)
     decide_champion(services, "late")
+    assert not waiting
     assert services.tracking.alias("flight-delay", "champion") == newer
+
+
+def test_a_decision_stands_where_the_registry_goes_away_before_it_is_told(
+    trained: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = trained.services
+    evaluate_model(services, PartitionKey(date(2013, 1, 4)), "a")
+
+    def away(*_: object) -> None:
+        raise TransientError("the tracking server does not answer, start it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(services.tracking, "set_alias", away)
+        outcome = decide_champion(services, "a")
+    decided = services.ledger.champion("flights")
+    assert decided is not None
+    assert outcome.changed
+    assert "the tracking server does not answer" in str(outcome.metadata["projection"])
+    assert services.tracking.alias("flight-delay", "champion") is None
+    assert projected(services) is None
+    assert services.tracking.alias("flight-delay", "champion") == decided.version
 
 
 def test_a_lease_is_named_by_asset_and_partition(line: Line) -> None:

@@ -26,6 +26,7 @@ from platform_assets.factory import grid
 from platform_assets.factory.events import NO_AUTOMATIC_EVENT, RESTATE_TAG
 from platform_assets.line.crowning import CHAMPION_ALIAS
 from platform_assets.line.features import build_features
+from platform_assets.line.projection import reconcile
 from platform_assets.line.services import Outcome, Services
 from resources.content import content_digest
 from resources.home import Home
@@ -746,15 +747,23 @@ def test_a_model_that_was_trained_again_must_be_judged_again(trained: Line) -> N
     assert [c.version for c in ledger.champions("flights")] == [first.version, second.version]
 
 
-def test_the_alias_follows_the_ledger_even_if_somebody_moved_it(trained: Line) -> None:
+def test_a_decision_leaves_an_alias_that_somebody_moved_to_the_reconcile(trained: Line) -> None:
     trained.must(job="flights_judge", partition="2013-01-04")
     tracking, ledger = trained.services.tracking, trained.services.ledger
     decided = ledger.champion("flights")
     assert decided is not None
+    slot = trained.services.slot.serves()
+    assert slot is not None
+    assert slot.version == decided.version  # at once, with the alias
     other = trained.versions("model")["2013-01-08"].detail["model_version"]
     assert other != decided.version
     tracking.set_alias("flight-delay", CHAMPION_ALIAS, other)
     trained.must("champion")
+    assert tracking.alias("flight-delay", CHAMPION_ALIAS) == other  # nobody overwrote it unseen
+    found = reconcile(trained.services)
+    assert found.done == ("alias champion",)
+    alerts = trained.services.alerts.all("flights", only_open=True)
+    assert [a.subject for a in alerts if a.kind == "drift"] == ["flight-delay alias champion"]
     assert tracking.alias("flight-delay", CHAMPION_ALIAS) == decided.version
     assert ledger.champions("flights") == [decided]
 

@@ -1,5 +1,6 @@
 """Ledger, MLflow's aliases and the serving slot: drift by any hand is seen in one tick."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -12,9 +13,12 @@ import dagster as dg
 import pytest
 
 import platform_assets.line.projection as projection
+from platform_assets.domain.errors import TransientError
+from platform_assets.domain.reconcile import Seen
 from platform_assets.domain.serving import Served
 from platform_assets.line.alerting import update
-from platform_assets.line.projection import project, reconcile
+from platform_assets.line.projection import project, projected, reconcile
+from platform_assets.line.services import Services
 from resources.tracking.client import quiet_mlflow
 from tests.promoting import MODEL, crowned
 from tests.small import Line, Templates, copied, small_spec
@@ -101,7 +105,7 @@ def test_who_dies_half_way_has_moved_nothing_by_another_hand(
 ) -> None:
     promote(line, LAST)
 
-    def dies(*_: object) -> None:
+    def dies(*_: object, **__: object) -> None:
         raise KeyboardInterrupt  # as death does, it comes to no line that would note anything
 
     with monkeypatch.context() as patch:
@@ -188,6 +192,54 @@ def test_drift_is_held_where_the_catalog_says_so(
     assert alerts(line) == []
     assert aliases(line)["champion"] == version(line, NEW)
     assert line.services.slot.serves() == served(line, NEW)
+
+
+@pytest.mark.parametrize("policy", ["mend", "hold"])
+def test_a_decision_follows_the_ledger_alone_and_leaves_drift_to_the_policy(
+    line: Line, policy: str
+) -> None:
+    """What was left to a person is not reset by the next decision, nor mended unseen."""
+    other = line if policy == "mend" else held(line)
+    dropped(line)
+    last = promote(line, LAST)
+    said = projected(other.services)
+    assert said is not None
+    assert "MLflow's alias previous is unset" in said
+    assert aliases(line) == {"champion": last}  # its own change at once, the slot too
+    assert line.services.slot.serves() == served(line, LAST)
+    assert alerts(line) == []
+    assert "alias previous" in tick(other)
+    assert alerts(line) == [("drift", f"{MODEL} alias previous")]
+    assert ("previous" in aliases(line)) == (policy == "mend")
+
+
+def test_an_alias_of_a_promotion_that_died_before_its_note_is_nobody_elses(line: Line) -> None:
+    between = promote(line, OLD)
+    client(line).set_registered_model_alias(MODEL, "champion", str(between))  # and it died
+    last = promote(line, LAST)
+    assert "brought up to the ledger: alias champion" in tick(held(line))
+    assert aliases(line)["champion"] == last
+    assert alerts(line) == []
+
+
+def test_of_a_ledger_that_never_stands_still_nothing_is_compared(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days, whole = itertools.cycle([OLD, NEW]), projection._seen
+
+    def meanwhile(services: Services) -> Seen:
+        promote(line, next(days))
+        return whole(services)
+
+    monkeypatch.setattr(projection, "_seen", meanwhile)
+    before = aliases(line)
+    with pytest.raises(TransientError, match="changed during each of 5 looks"):
+        reconcile(line.services)
+    said = projected(line.services)
+    assert said is not None
+    assert "the ledger has the change" in said
+    assert aliases(line) == before
+    assert alerts(line) == []
 
 
 def test_plain_mlflow_keeps_silent(line: Line) -> None:

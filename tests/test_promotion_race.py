@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -23,12 +24,13 @@ from hypothesis.stateful import (
 )
 
 from platform_assets.domain.errors import PromotionConflictError, RefusedError
-from platform_assets.line.crowning import CHAMPION_ALIAS, project
+from platform_assets.line.crowning import CHAMPION_ALIAS
+from platform_assets.line.projection import project
 from platform_assets.line.services import Services
-from resources.ledger import Ledger, open_ledger, upgrade
+from resources.ledger import Ledger, engine, open_ledger, upgrade
 from resources.ledger.promotions import AliasState
 from tests.postgres import create_database, drop_database
-from tests.promoters import POINTS, AliasFile, Ended, race
+from tests.promoters import POINTS, AliasFile, Ended, follow, race
 from tests.promoters import services as few_services
 from tests.promoting import MODEL, NOON, promoted, verdict
 
@@ -43,8 +45,8 @@ def registry(services: Services) -> Services:
     source = str(services.home.mlflow_artifacts)
     for _ in range(3):
         client.create_model_version(MODEL, source)
-    services.tracking.set_alias(MODEL, CHAMPION_ALIAS, 1)
     promoted(services.ledger, 1, None)
+    project(services)
     return services
 
 
@@ -262,7 +264,7 @@ def check(url: str, folder: Path, ended: list[Ended], unsaid: set[int]) -> None:
     # Each change stands on a verdict on its pair.
     verdicts = {v.id: (v.candidate, v.champion) for v in ledger.evaluations(MODEL)}
     assert all(verdicts[c.evaluation_id or 0] == (c.version, c.previous) for c in history)
-    assert project(few_services(url, folder)) == state.version
+    assert follow(few_services(url, folder)) == state.version
     assert AliasFile(folder / "alias").read() == state.version
 
 
@@ -302,10 +304,9 @@ def test_a_promoter_that_dies_before_the_alias_leaves_it_behind(
     sqlite_url: str, tmp_path: Path
 ) -> None:
     """The failure that a projection mends: without one the alias stays where it was."""
-    AliasFile(tmp_path / "alias").set_alias(MODEL, CHAMPION_ALIAS, 1)
     race(sqlite_url, tmp_path, 1, lambda _: "before the alias")
-    assert AliasFile(tmp_path / "alias").read() == 1
-    project(few_services(sqlite_url, tmp_path))
+    assert AliasFile(tmp_path / "alias").read() is None
+    follow(few_services(sqlite_url, tmp_path))
     assert AliasFile(tmp_path / "alias").read() == 100
 
 
@@ -327,6 +328,34 @@ def test_promoters_take_turns_on_postgres_and_nobody_waits_for_ever(postgres_url
         promoted(other, 3, None)
     with mine.turn(MODEL, wait=0.05) as left:
         assert left, "an error gives the turn back"
+
+
+def query(url: str, text: str, **values: object) -> list[tuple[object, ...]]:
+    with engine.reading(url) as connection:
+        return [tuple(row) for row in connection.execute(sa.text(text), values)]
+
+
+def test_a_long_turn_is_no_idle_transaction(postgres_url: str) -> None:
+    """A server's idle_in_transaction_session_timeout would end it, and the promotion with it."""
+    ledger = Ledger(postgres_url)
+    with ledger.turn(MODEL) as mine:
+        assert mine
+        idle = "SELECT pid FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
+        assert query(postgres_url, f"{idle} AND datname = current_database()") == []
+
+
+def test_who_loses_the_turn_in_between_has_promoted_all_the_same(postgres_url: str) -> None:
+    ledger, holders = Ledger(postgres_url), "SELECT pid FROM pg_locks WHERE locktype = 'advisory'"
+    mine_only = " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    with ledger.turn(MODEL):
+        ((pid,),) = query(postgres_url, holders + mine_only)
+        query(postgres_url, "SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
+        promoted(ledger, 2, None)
+        with Ledger(postgres_url).turn(MODEL, wait=0.05) as other:
+            assert other, "it was given back"
+    assert [c.version for c in ledger.promotions(MODEL)] == [2]
+    assert query(postgres_url, holders + mine_only) == []
+    assert query(postgres_url, "SHOW lock_timeout") == [("0",)]
 
 
 def test_on_sqlite_nobody_queues(sqlite_url: str) -> None:

@@ -21,12 +21,14 @@ import pytest
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 
 from platform_assets.domain.clock import FixedClock
+from platform_assets.domain.errors import TransientError
 from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.live import look
 from platform_assets.line.services import Services
 from resources.home import Home
 from resources.landing.layout import hour_path
+from sensors import tracking_truth
 from sensors.tracking_truth import settle_tracking, tracking_truth_sensors
 from tests.small import HELD, Line, Templates, copied, failure_of, opened, small_spec
 
@@ -418,6 +420,23 @@ def test_a_killed_training_gets_its_true_state(
         evaluated(line, sensor, cursor)
         assert states(line) == ["FAILED"]
         assert settle_tracking(line.instance, line.spec) == []
+
+
+def test_one_entry_that_fails_keeps_no_other_run_from_its_end(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise TransientError("the ledger is locked")
+
+    looked = []
+    monkeypatch.setattr(tracking_truth, "sweep", fails)
+    monkeypatch.setattr(tracking_truth, "reconcile", lambda *_: looked.append(1) or [])
+    with (
+        dg.DagsterInstance.ephemeral() as instance,
+        pytest.raises(TransientError, match="locked"),
+    ):
+        settle_tracking(instance, small_spec())
+    assert looked
 
 
 def evaluated(line: Line, sensor: dg.SensorDefinition, cursor: str | None) -> str | None:

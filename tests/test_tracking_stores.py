@@ -4,16 +4,18 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from platform_assets.domain.errors import RefusedError, UsageError
+from platform_assets.domain.errors import RefusedError, TransientError, UsageError
 from resources.tracking import DAGSTER_RUN_TAG, TrackedRun, Tracking, model_digest
 from resources.tracking.client import quiet_mlflow
+from resources.tracking.messages import Begun
 from resources.tracking.models import load_model
-from resources.tracking.settling import reconcile
+from resources.tracking.settling import reconcile, sweep
 from resources.tracking.store import OWNER_TAG
 from tests.mlflow_server import MlflowServer
 from tests.test_tracking import DIGEST, booster, never
@@ -398,3 +400,97 @@ class Twice:
         for _ in range(2):
             self._sent.append(message)
             self._link.send(run_id, message)
+
+
+# --- one entry of the spool that cannot be told
+
+
+def left_by_a_killed_process(tracking: Tracking, name: str) -> str:
+    """A run in the spool that nobody holds any more; MLflow's id of it."""
+    assert tracking.spool is not None
+    begun = Begun(uuid.uuid4().hex, name, "r", {DAGSTER_RUN_TAG: "gone"}, 1)
+    entry = tracking.spool.open(begun.key)
+    run = TrackedRun(tracking.link(), begun, entry)
+    run.drain()
+    entry.keep(asdict(begun), [])
+    run.release()  # as the kernel does
+    return run.run_id
+
+
+@pytest.fixture
+def spooling(tracking: Tracking, tmp_path: Path) -> Tracking:
+    return Tracking(tracking.uri, tracking.artifacts, spool=tmp_path / "spool")
+
+
+def delete_run(client: Any, run_id: str) -> None:
+    client.delete_run(run_id)
+
+
+def delete_experiment(client: Any, run_id: str) -> None:
+    client.delete_experiment(client.get_run(run_id).info.experiment_id)
+
+
+@pytest.mark.parametrize("delete", [delete_run, delete_experiment])
+def test_a_deleted_run_is_set_aside_and_hinders_nothing_behind_it(
+    spooling: Tracking, name: str, delete: Callable[[Any, str], None]
+) -> None:
+    assert spooling.spool is not None
+    runs = [left_by_a_killed_process(spooling, f"{name}-{n}") for n in range(3)]
+    client = client_of(spooling)
+    keys = {path.stem for path in spooling.spool.folder.glob("*.json")}
+    first = next(entry.read()[0]["run_id"] for entry in spooling.spool.abandoned())
+    delete(client, first)
+    others = {run_id for run_id in runs if run_id != first}
+    assert dict(sweep(spooling, lambda _: "FAILURE", never)) == dict.fromkeys(others, "FAILED")
+    assert {client.get_run(run_id).info.status for run_id in others} == {"FAILED"}
+    ((key, reason),) = spooling.spool.refused().items()
+    assert key in keys
+    assert "active" in reason
+    kept = json.loads((spooling.spool.folder / "refused" / f"{key}.json").read_text())
+    assert kept["run"]["run_id"] == first
+    assert not spooling.spool.pending()
+    assert sweep(spooling, lambda _: "FAILURE", never) == []
+
+
+def test_an_entry_that_cannot_be_read_is_set_aside(spooling: Tracking, name: str) -> None:
+    assert spooling.spool is not None
+    run_id = left_by_a_killed_process(spooling, name)
+    torn = spooling.spool.folder / "0.json"
+    torn.write_text('{"run": ')
+    assert sweep(spooling, lambda _: "FAILURE", never) == [(run_id, "FAILED")]
+    assert "cannot be read" in spooling.spool.refused()["0"]
+    assert (spooling.spool.folder / "refused" / "0.json").read_text() == '{"run": '
+
+
+def test_what_is_refused_of_a_run_does_not_keep_its_end_from_it(
+    spooling: Tracking, name: str
+) -> None:
+    assert spooling.spool is not None
+    run_id = left_by_a_killed_process(spooling, name)
+    wrong = {"kind": "parameters", "values": {300 * "k": "x"}}
+    for entry in spooling.spool.abandoned():
+        entry.keep(entry.read()[0], [wrong])
+    sweep(spooling, lambda _: "FAILURE", never)
+    assert client_of(spooling).get_run(run_id).info.status == "FAILED"
+    (key,) = spooling.spool.refused()
+    kept = json.loads((spooling.spool.folder / "refused" / f"{key}.json").read_text())
+    assert kept["messages"] == [wrong]
+
+
+def test_an_error_that_may_pass_keeps_its_entry_and_the_others_go_on(
+    spooling: Tracking, name: str
+) -> None:
+    assert spooling.spool is not None
+    runs = [left_by_a_killed_process(spooling, name) for _ in range(2)]
+    fails = next(entry.read()[0]["run_id"] for entry in spooling.spool.abandoned())
+
+    def recorded(_: object, run_id: str) -> bool:
+        if run_id == fails:
+            raise TransientError("the ledger is locked")
+        return False
+
+    with pytest.raises(TransientError, match="locked"):
+        sweep(spooling, lambda _: "FAILURE", recorded)
+    states = {run_id: client_of(spooling).get_run(run_id).info.status for run_id in runs}
+    assert states == {run_id: "RUNNING" if run_id == fails else "FAILED" for run_id in runs}
+    assert sweep(spooling, lambda _: "FAILURE", never) == [(fails, "FAILED")]

@@ -17,6 +17,7 @@ from platform_assets.factory.instance import dagster_yaml, instance_config
 from resources.catalog import catalog_folder, load_catalog, load_entries
 from resources.home import FORMAT, Home
 from resources.lanes import load_lanes, outdated
+from resources.ledger.promotions import CHAMPION
 
 NEEDED_BYTES = 1_000_000_000
 
@@ -45,6 +46,7 @@ def examine(home: Home) -> list[Finding]:
         ("pools", _pools),
         ("ledger", _ledger),
         ("mlflow", _mlflow),
+        ("tracking", _tracking),
         ("serving", _serving),
         ("alerts", _alerts),
         ("catalog", _catalog),
@@ -191,7 +193,7 @@ def _ledger(home: Home) -> Iterator[Finding]:
 
 
 def _mlflow(home: Home) -> Iterator[Finding]:
-    from platform_assets.line.crowning import CHAMPION_ALIAS
+    """Whether the registry has the champion; how its aliases stand `_serving` tells."""
     from platform_assets.line.services import Services
 
     for spec in load_catalog().values():
@@ -207,15 +209,26 @@ def _mlflow(home: Home) -> Iterator[Finding]:
                 f"restore it there, or `signalbox rollback {spec.pipeline} --reason WHY --by WHO`",
             )
             continue
-        alias = services.tracking.alias(spec.model.name, CHAMPION_ALIAS)
-        ok = alias == decided
+        services.tracking.alias(spec.model.name, CHAMPION)  # whether it answers
+        of = f"has the ledger's champion, version {decided}" if decided else "has no champion yet"
+        yield Finding(f"mlflow of {spec.pipeline}", True, f"the registry {of}")
+
+
+def _tracking(home: Home) -> Iterator[Finding]:
+    from resources.tracking.spool import REFUSED, Spool
+
+    spool = Spool(home.root / "tracking")
+    refused = spool.refused()
+    for key, reason in refused.items():
         yield Finding(
-            f"mlflow of {spec.pipeline}",
-            ok,
-            f"alias {CHAMPION_ALIAS} is {alias or 'unset'}, the ledger's champion "
-            f"{decided or 'none'}",
-            "" if ok else f"materialize {spec.asset('champion')}: the ledger decides",
+            "tracking",
+            False,
+            f"MLflow refused what run entry {key} had to tell: {reason}",
+            f"restore what was deleted and move the file back from {spool.folder / REFUSED}, or "
+            "remove it",
         )
+    if not refused:
+        yield Finding("tracking", True, "nothing that MLflow was to be told was refused")
 
 
 def _serving(home: Home) -> Iterator[Finding]:

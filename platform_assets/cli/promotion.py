@@ -35,7 +35,8 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Make a version champion, by a passed verdict of the gate against the one in force."""
-    from platform_assets.line.promoting import projected, promote_version, told
+    from platform_assets.line.projection import projected
+    from platform_assets.line.promoting import promote_version, told
 
     services = _services(pipeline)
     change = promote_version(services, version, by=by, reason=reason, evaluate=evaluate)
@@ -66,7 +67,8 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Make the champion before champion again, and hold the present one."""
-    from platform_assets.line.promoting import projected, roll_back, told
+    from platform_assets.line.projection import projected
+    from platform_assets.line.promoting import roll_back, told
     from platform_assets.line.waive import until_of
 
     services = _services(pipeline)

@@ -1,7 +1,8 @@
 """What MLflow's aliases and the serving slot should be by the ledger, and what is off.
 
-The ledger decides; aliases and slot are its projection. One that stands where it was left lags
-behind, and follows. One that stands anywhere else was moved by another hand: that is drift.
+The ledger decides; aliases and slot are its projection. One that stands where it was left, or
+where the ledger has had it since, lags behind, and follows. One that stands anywhere else was
+moved by another hand: that is drift.
 """
 
 from collections.abc import Mapping, Sequence
@@ -92,16 +93,18 @@ def compare(
     left: Projection | None,
     policy: Policy,
     known: Sequence[int] = (),
+    since: Sequence[Projection] = (),
 ) -> tuple[Drift, ...]:
     """All differences, each with what to do about it.
 
     Args:
         left: how the projection was left; None: nothing was ever projected.
         known: versions that were champion; those that the registry has no more are named.
+        since: what the ledger has wanted after `left`: who died before its note left it there.
     """
     found = [
-        *_aliases(wanted, seen, left, policy),
-        *_slot(wanted, seen, left, policy),
+        *_aliases(wanted, seen, left, policy, since),
+        *_slot(wanted, seen, left, policy, since),
         *_endpoint(wanted, seen),
     ]
     gone = {*known, *filter(None, wanted.aliases.values())} - seen.versions
@@ -121,7 +124,11 @@ def compare(
 
 
 def _aliases(
-    wanted: Projection, seen: Seen, left: Projection | None, policy: Policy
+    wanted: Projection,
+    seen: Seen,
+    left: Projection | None,
+    policy: Policy,
+    since: Sequence[Projection],
 ) -> Sequence[Drift]:
     drifts = []
     for alias in ALIASES:
@@ -129,7 +136,8 @@ def _aliases(
         if now == should:
             continue
         before = left.aliases.get(alias) if left else None
-        act = _act(now == before, policy)
+        ours = {step.aliases[alias] for step in since if alias in step.aliases}
+        act = _act(now == before or now in ours, policy)
         # The registry refuses an alias on a version that it does not have.
         if should is not None and should not in seen.versions:
             act = Act.TELL
@@ -147,13 +155,18 @@ def _aliases(
 
 
 def _slot(
-    wanted: Projection, seen: Seen, left: Projection | None, policy: Policy
+    wanted: Projection,
+    seen: Seen,
+    left: Projection | None,
+    policy: Policy,
+    since: Sequence[Projection],
 ) -> Sequence[Drift]:
     if seen.slot == wanted.slot or wanted.slot is None:
         # Where there is no champion nothing is taken away from what is served.
         return ()
     before = left.slot if left else None
-    act = _act(seen.slot == before, policy)
+    ours = [step.slot for step in since if step.slot is not None]
+    act = _act(seen.slot == before or seen.slot in ours, policy)
     same = seen.slot is not None and seen.slot.version == wanted.slot.version
     why = "its files were changed: " if same else ""
     found = str(seen.slot) if seen.slot else "nothing"

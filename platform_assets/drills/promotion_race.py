@@ -16,7 +16,8 @@ from typing import Any
 from platform_assets.domain.errors import PromotionConflictError, RefusedError
 from platform_assets.drills.harness import Scene
 from platform_assets.drills.report import DrillReport, Figure, Step
-from platform_assets.line.crowning import CHAMPION_ALIAS, project
+from platform_assets.line.crowning import CHAMPION_ALIAS
+from platform_assets.line.projection import project, projected
 from platform_assets.line.services import Services
 from resources.catalog import load_catalog
 from resources.ledger.promotions import AliasState, EvaluationRecord
@@ -78,7 +79,8 @@ def play_race(scene: Scene, promoters: int) -> DrillReport:
         last = promoters + 2
         _killed(scene, last, losses, model)
         left_behind = services.tracking.alias(model, CHAMPION_ALIAS)
-        followed = project(services)
+        project(services)
+        followed = services.tracking.alias(model, CHAMPION_ALIAS)
         now = services.ledger.alias_state(model)
     said, told = [t for t in plain if t.won], [t for t in mine if t.won]
     twice = len(told) - len({tale.over for tale in told})
@@ -200,7 +202,7 @@ def _by_ledger(
             conflicts += 1
             state = services.ledger.alias_state(model)
             continue
-        project(services)
+        projected(services)  # of many at once; who comes last sees to it that all follow
         return Tale(version, True, state.version, conflicts)
     return Tale(version, False, state.version if state else None, conflicts)
 

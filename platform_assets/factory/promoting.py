@@ -11,7 +11,8 @@ from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory.events import as_metadata
 from platform_assets.factory.grid import asset_key
 from platform_assets.factory.lanes import PIPELINE_TAG
-from platform_assets.line.promoting import projected, roll_back, told
+from platform_assets.line.projection import projected
+from platform_assets.line.promoting import roll_back, told
 from platform_assets.line.services import Services
 
 GATE_CHECK = "gate"

@@ -12,6 +12,7 @@ from platform_assets.domain.promotion import PRIMARY_METRIC
 from platform_assets.line.clearance import described, lapsed
 from platform_assets.line.gating import date_of, registered, verdict_on, version_of
 from platform_assets.line.judging import JudgedRows
+from platform_assets.line.projection import projected
 from platform_assets.line.services import Outcome, Services
 from resources import plots
 from resources.ledger.promotions import (
@@ -160,8 +161,11 @@ def _decide(services: Services, run_id: str, lease: Lease) -> Outcome:
                 verdict = passes(candidate, champion, version_of(champion))
                 if verdict is not None:
                     state, champion = crown(candidate, verdict), candidate
-    project(services)
-    return _told(services, champion, judged, verdicts, changed=state != found.state)
+    late = projected(services)
+    if late:
+        services.tell(late)
+    changed = state != found.state
+    return _told(services, champion, judged, verdicts, changed=changed, late=late)
 
 
 def _candidates(
@@ -265,7 +269,7 @@ def promote(
     reason: str = "",
     lease: Lease | None = None,
 ) -> PromotionRecord:
-    """Make a version champion by a verdict of the gate; MLflow's alias is to follow: `project`.
+    """Make a version champion by a verdict of the gate; aliases and slot follow: `projected`.
 
     Raises:
         PromotionConflictError: somebody else changed the champion since the verdict.
@@ -287,23 +291,6 @@ def promote(
     )
 
 
-def project(services: Services) -> int | None:
-    """Have MLflow's alias follow the ledger, whoever moved either; returns the version.
-
-    MLflow compares nothing when an alias is set. Who comes late, since it slept, would move it
-    back: so each looks at the ledger again after it has set it, and the last one is right.
-    """
-    model = services.spec.model.name
-    state = services.ledger.alias_state(model)
-    while state is not None:
-        services.tracking.set_alias(model, CHAMPION_ALIAS, state.version)
-        now = services.ledger.alias_state(model)
-        if now is None or now.version == state.version:
-            break
-        state = now
-    return state.version if state else None
-
-
 def _told(
     services: Services,
     champion: VersionRecord,
@@ -311,6 +298,7 @@ def _told(
     verdicts: list[EvaluationRecord],
     *,
     changed: bool,
+    late: str | None,
 ) -> Outcome:
     """The decision for people."""
     spec, ledger = services.spec, services.ledger
@@ -325,6 +313,7 @@ def _told(
         "candidates_judged": len(judged.candidates),
         "mlflow_run_id": champion.detail["mlflow_run_id"],
         "left_out": judged.left_out or None,
+        "projection": late,
         "decisions": [shown(verdict) for verdict in verdicts],
         "gate": {**newest[0].report, **shown(newest[0])} if newest else None,
         "waivers": described(services, champion.detail.get("waivers", ())) or None,

@@ -9,7 +9,7 @@ from platform_assets.domain.manifest import PartitionVersion
 from platform_assets.domain.partition import date_range, local_date
 from platform_assets.domain.serving import RollbackTerms
 from platform_assets.line.judging import JudgedRows, score_on
-from platform_assets.line.projection import LIVE_METRIC, project
+from platform_assets.line.projection import LIVE_METRIC, projected
 from platform_assets.line.promoting import last_before
 from platform_assets.line.services import Services
 from resources.ledger.promotions import AliasState, PromotionRecord
@@ -83,7 +83,9 @@ def watch_champion(
         run_id=run_id,
         at=services.clock.as_of(),
     )
-    project(services)
+    late = projected(services)
+    if late:
+        services.tell(late)
     return verdict, change
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from platform_assets.domain.alert import Alert, Kind
-from platform_assets.domain.errors import RefusedError, SignalboxError
+from platform_assets.domain.errors import RefusedError, SignalboxError, TransientError
 from platform_assets.domain.reconcile import (
     ALIASES,
     SLOT,
@@ -25,6 +25,7 @@ from platform_assets.domain.reconcile import (
 )
 from platform_assets.domain.serving import Served
 from platform_assets.line.services import Services
+from resources.ledger.promotions import PromotionRecord
 from resources.ledger.records import AlertRecord
 from resources.serving import Endpoint, locked
 from resources.tracking.registry import drop_alias, look
@@ -37,6 +38,9 @@ LIVE_METRIC = "signalbox live metric"
 
 LOOKS = 5
 """How often to look again where the ledger changed during the look."""
+
+MOST_STEPS = 100
+"""So many changes of the ledger may have been left without a note; of older ones nobody died."""
 
 
 @dataclass(frozen=True)
@@ -113,18 +117,54 @@ def differences(
         now = services.ledger.alias_state(spec.model.name)
         if (now.counter if now else 0) == should.counter:
             break
-    known = sorted({change.version for change in services.ledger.promotions(spec.model.name)})
-    return should, compare(should, seen, left, policy or spec.serving.on_drift, known)
+    else:
+        raise TransientError(
+            f"the champion of {spec.model.name} changed during each of {LOOKS} looks at registry "
+            "and slot, nothing was compared; try again when fewer promote at once"
+        )
+    history = services.ledger.promotions(spec.model.name)
+    known = sorted({change.version for change in history})
+    since = _since(services, left, history)
+    return should, compare(should, seen, left, policy or spec.serving.on_drift, known, since)
 
 
 def project(services: Services) -> Reconciled:
-    """Have aliases and slot follow the ledger, whoever moved them; nobody is alerted.
+    """Have aliases and slot follow what the ledger has decided, and nothing else.
+
+    What another hand moved is left where it is, for `reconcile`: that alerts, and mends or holds
+    it as the catalog says.
 
     Raises:
         TransientError: the registry cannot be read, or another process is at it for too long.
     """
+    model = services.spec.model.name
     with _alone(services):
-        return _applied(services, *differences(services, "mend"))
+        for _ in range(LOOKS):
+            should, drifts = differences(services, "hold")
+            found = _applied(services, should, drifts)
+            # On another machine it may have moved on, and been projected, before this one's turn
+            # to write came: MLflow compares nothing when an alias is set.
+            now = services.ledger.alias_state(model)
+            if (now.counter if now else 0) == should.counter:
+                break
+        return found
+
+
+def projected(services: Services) -> str | None:
+    """Project after a decision; where that fails, the ledger's decision stands.
+
+    Returns:
+        what does not follow, and why; None where all does.
+    """
+    spec = services.spec
+    later = f"`{spec.pipeline}_reconcile` tries again, `signalbox doctor` compares them"
+    try:
+        found = project(services)
+    except SignalboxError as error:
+        return f"the ledger has the change, aliases and slot lag behind it ({error}); {later}"
+    off = [*(f"{what}: {why}" for what, why in found.failed)]
+    off += [drift.reason for drift in found.drifts if drift.act is Act.HOLD]
+    return f"the ledger has the change, {'; '.join(off)}; {later}" if off else None
 
 
 def reconcile(
@@ -207,6 +247,26 @@ def _open(services: Services, kind: Kind) -> tuple[Alert, ...]:
     )
 
 
+def _since(
+    services: Services, left: Projection | None, history: Sequence[PromotionRecord]
+) -> list[Projection]:
+    """What the ledger has wanted after it was noted how the projection was left."""
+    if left is None:
+        return []
+    steps = [change for change in history if change.counter > left.counter][-MOST_STEPS:]
+    found = []
+    for change in steps:
+        digest = recorded_digest(services, change.version, change.model_date.isoformat())
+        found.append(
+            Projection(
+                counter=change.counter,
+                aliases={"champion": change.version, "previous": change.previous},
+                slot=Served(version=change.version, digest=digest) if digest else None,
+            )
+        )
+    return found
+
+
 def _seen(services: Services) -> Seen:
     registry = look(services.home.mlflow_uri, services.spec.model.name)
     endpoint, error = None, ""
@@ -239,7 +299,8 @@ def _applied(services: Services, should: Projection, drifts: Sequence[Drift]) ->
             failed.append((drift.what, f"it could not be set right: {error}"))
         else:
             done.append(drift.what)
-    _note(services, should, {drift.what for drift in drifts} - set(done))
+    off = {drift.what for drift in drifts} - set(done)
+    _note(services, should, off, failed={what for what, _ in failed})
     return Reconciled(tuple(drifts), tuple(done), tuple(failed))
 
 
@@ -266,11 +327,15 @@ def _deploy(services: Services, should: Projection) -> None:
         slot.deploy(model, version, digest, files)
 
 
-def _note(services: Services, should: Projection, off: set[str]) -> None:
-    """Write down how the projection was left; of what is off, as it was left before."""
+def _note(services: Services, should: Projection, off: set[str], *, failed: set[str]) -> None:
+    """Write down how the projection was left; of what is off, as it was left before.
+
+    Where something failed it may have been done all the same: the counter stays, so that what
+    the ledger wants now is not taken for another hand's later.
+    """
     before = _left(services)
     left = Projection(
-        counter=should.counter,
+        counter=before.counter if before and failed else should.counter,
         aliases={
             alias: (before.aliases.get(alias) if before else None)
             if f"alias {alias}" in off

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from platform_assets.domain.errors import RefusedError, SignalboxError
+from platform_assets.domain.errors import RefusedError
 from platform_assets.line.clearance import lapsed
-from platform_assets.line.crowning import project, promote, shown, standing
+from platform_assets.line.crowning import promote, shown, standing
 from platform_assets.line.gating import (
     known_verdict,
     registered,
@@ -14,7 +14,6 @@ from platform_assets.line.gating import (
     verdict_on,
     version_of,
 )
-from platform_assets.line.projection import project as project_all
 from platform_assets.line.services import Services
 from platform_assets.line.waive import said
 from resources.ledger.promotions import PromotionRecord
@@ -204,26 +203,6 @@ def _unfit(services: Services, version: int) -> str | None:
     if gone:
         return f"rests on what no longer counts: {'; '.join(gone.values())}"
     return services.tracking.absence(services.spec.model.name, version)
-
-
-def projected(services: Services) -> str | None:
-    """Have MLflow and the slot follow; where they cannot, the ledger's decision stands.
-
-    Returns:
-        which of them does not, and why.
-    """
-    try:
-        project(services)
-        lagging = dict(project_all(services).failed)
-        if lagging:
-            listed = "; ".join(f"{what}: {why}" for what, why in lagging.items())
-            return f"the ledger has the change, {listed}; `signalbox doctor` compares them"
-    except SignalboxError as error:
-        return (
-            f"the ledger has the change, MLflow's alias could not be set ({error}); materialize "
-            f"{services.spec.asset('champion')} to have it follow, `signalbox doctor` compares them"
-        )
-    return None
 
 
 def told(change: PromotionRecord) -> dict[str, Any]:

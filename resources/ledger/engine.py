@@ -5,7 +5,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,21 @@ def writing(url: str) -> Iterator["Connection"]:
         engine = _engine(url).execution_options(signalbox_writes=True)
         with engine.begin() as connection:
             yield connection
+
+
+@contextmanager
+def alone(url: str) -> Iterator["Connection"]:
+    """A connection of one's own, without a transaction: its locks end with it, whoever ends it."""
+    from sqlalchemy.exc import DBAPIError
+
+    connection = _engine(url).connect().execution_options(isolation_level="AUTOCOMMIT")
+    # What is set on it and locked by it must not come back to the pool.
+    connection.detach()
+    try:
+        yield connection
+    finally:
+        with suppress(DBAPIError):
+            connection.close()
 
 
 def upgrade(url: str) -> None:

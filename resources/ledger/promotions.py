@@ -10,7 +10,7 @@ path that there is or will be.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from platform_assets.domain.errors import PromotionConflictError, RefusedError, UsageError
 from platform_assets.domain.lease import Lease
 from resources.ledger.base import fields_of, insert_into
-from resources.ledger.engine import reading, writing
+from resources.ledger.engine import alone, explained, writing
 from resources.ledger.evaluations import Evaluations, evaluation_of, holds_in, put_hold
 from resources.ledger.leases import require_held
 from resources.ledger.promotion_records import (
@@ -86,23 +86,28 @@ class Promotions(Evaluations):
         It guards nothing: the compare-and-swap does. But of many who judge at once all but one
         have judged in vain, and who is slow might never win. Postgres has them queue, first come
         first served; whoever dies has left the queue, and nobody waits for longer than `wait`
-        seconds. On SQLite nobody queues: its few writers take turns at the file.
+        seconds. The turn is a connection's, outside of any transaction: a server that ends what
+        is idle in one does not end a long judgement, and one that ends the connection ends the
+        turn alone. On SQLite nobody queues: its few writers take turns at the file.
         """
         if not self.url.startswith("postgresql"):
             yield False
             return
         import sqlalchemy as sa
 
-        with reading(self.url) as connection:
-            connection.execute(sa.text(f"SET LOCAL lock_timeout = {int(1000 * wait)}"))
-            lock = sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
-            try:
-                connection.execute(lock, {"name": f"signalbox {model}@{alias}"})
-                mine = True
-            except sa.exc.OperationalError as error:
-                if getattr(error.orig, "sqlstate", getattr(error.orig, "pgcode", "")) != "55P03":
-                    raise
-                mine = False
+        with ExitStack() as stack:
+            with explained(self.url):
+                connection = stack.enter_context(alone(self.url))
+                connection.execute(sa.text(f"SET lock_timeout = {int(1000 * wait)}"))
+                lock = sa.text("SELECT pg_advisory_lock(hashtextextended(:name, 0))")
+                try:
+                    connection.execute(lock, {"name": f"signalbox {model}@{alias}"})
+                    mine = True
+                except sa.exc.OperationalError as error:
+                    state = getattr(error.orig, "sqlstate", getattr(error.orig, "pgcode", ""))
+                    if state != "55P03":
+                        raise
+                    mine = False
             yield mine
 
     # --- changes --------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from platform_assets.domain.errors import SignalboxError, TransientError, UsageError
+from platform_assets.domain.errors import RefusedError, SignalboxError, TransientError, UsageError
 from resources.tracking.client import AwayError, storage_errors
 from resources.tracking.messages import DIGEST_TAG, Begun, Link, Message
 from resources.tracking.models import LoggedModel, save_model
@@ -30,6 +30,9 @@ MODEL_KEY_TAG = "signalbox.model_key"
 PARAMETER_LENGTH = 6000  # MLflow's limit, in characters
 METRICS_PER_BATCH = 1000  # MLflow's limit
 FLUSH_SECONDS = 5.0  # how far the charts of a running training may lag
+
+REFUSALS = (UsageError, RefusedError)
+"""What MLflow will not take, however often it is told."""
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +146,30 @@ class TrackedRun:
             self._away_until = None
             self._keep()
         return True
+
+    def tell(self, last: str | None = None) -> tuple[bool, list[str]]:
+        """Sends what it can, past what is refused for good, for a process that is gone.
+
+        Args:
+            last: its last word, to be sent too.
+
+        Returns:
+            whether the server answered, and why of each that it refused.
+
+        Raises:
+            UsageError, RefusedError: it will not have the run itself.
+        """
+        if last is not None:
+            self._tell_last(last)
+        refused: list[str] = []
+        while True:
+            waiting = len(self._outbox)
+            try:
+                return self.drain(), refused
+            except REFUSALS as error:
+                if len(self._outbox) == waiting:
+                    raise
+                refused.append(str(error))
 
     def end(self, state: str) -> bool:
         """The run's last word; tells whether MLflow has it, or it is kept."""

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.training_end import end_of
 from resources.tracking.client import AwayError, attempt, shown
 from resources.tracking.messages import Begun
-from resources.tracking.run import TrackedRun
+from resources.tracking.run import REFUSALS, TrackedRun
+from resources.tracking.spool import Entry
 from resources.tracking.store import DAGSTER_RUN_TAG, OWNER_TAG, Tracking
+
+logger = logging.getLogger(__name__)
 
 StateOf = Callable[[str], str | None]
 """The state of a Dagster run by its id ("FAILURE", "CANCELED", "SUCCESS", any other while it goes
@@ -29,33 +35,80 @@ def sweep(tracking: Tracking, state_of: StateOf, recorded: Recorded) -> list[tup
     Returns:
         (MLflow run id, its state) of each run that has ended by this.
 
+    What MLflow refuses for good (somebody deleted the run) is set aside with its reason, and
+    hinders nothing behind it.
+
     Raises:
         AwayError: the server is away still; what is to be told is kept.
+        Exception: the first that was met and may pass, after all others were looked at.
     """
     if tracking.spool is None or not tracking.spool.pending():  # costs no import of MLflow
         return []
     ended: list[tuple[str, str]] = []
+    failed: Exception | None = None
     for entry in tracking.spool.abandoned():
-        header, messages = entry.read()
-        begun = Begun(**header)
-        run = TrackedRun(tracking.link(), begun, entry)
-        last = run.restore(messages)
-        done = run.drain()
-        if done and last is None:
-            tags = begun.tags
-            known = recorded(tags, run.run_id)
-            last = end_of(state_of(tags.get(DAGSTER_RUN_TAG, "")), recorded=known)
-            if last is None:
-                continue
-            done = run.end(last)
-        if not done:
-            raise AwayError(
-                f"the tracking server {shown(tracking.uri)} does not answer, what it has yet to "
-                "be told is kept: start it"
-            )
-        entry.discard()
-        ended.append((run.run_id, str(last)))
+        try:
+            found = _settled(tracking, entry, state_of, recorded)
+        except AwayError:
+            raise  # as it would be for all that follow
+        except REFUSALS as error:
+            entry.set_aside(str(error))
+            logger.warning("%s was set aside in %s: %s", entry.key, tracking.spool.folder, error)
+        except Exception as error:  # noqa: BLE001 - it is kept, and those behind it go on
+            failed = failed or error
+        else:
+            ended += [found] if found else []
+    if failed is not None:
+        raise failed
     return ended
+
+
+def _settled(
+    tracking: Tracking, entry: Entry, state_of: StateOf, recorded: Recorded
+) -> tuple[str, str] | None:
+    """Tell MLflow all of one entry; None where it is not known yet how it ended.
+
+    Raises:
+        RefusedError: MLflow took what it could, and refused the rest for good.
+    """
+    begun, messages = _read(entry)
+    run = TrackedRun(tracking.link(), begun, entry)
+    last = run.restore(messages)
+    done, refused = run.tell()
+    if done and last is None:
+        known = recorded(begun.tags, run.run_id)
+        last = end_of(state_of(begun.tags.get(DAGSTER_RUN_TAG, "")), recorded=known)
+        if last is None:
+            return None
+        done, more = run.tell(last)
+        refused += more
+    if not done:
+        if refused:
+            entry.keep(asdict(begun), messages)  # else what was refused would be gone
+        raise AwayError(
+            f"the tracking server {shown(tracking.uri)} does not answer, what it has yet to "
+            "be told is kept: start it"
+        )
+    if refused:
+        raise RefusedError("; ".join(dict.fromkeys(refused)))
+    entry.discard()
+    return run.run_id, str(last)
+
+
+def _read(entry: Entry) -> tuple[Begun, list[Any]]:
+    """An entry's run and messages.
+
+    Raises:
+        RefusedError: it cannot be read.
+    """
+    try:
+        header, messages = entry.read()
+        return Begun(**header), messages
+    except (ValueError, KeyError, TypeError) as error:
+        raise RefusedError(
+            f"the entry {entry.key} cannot be read ({error}), nothing of it was told to MLflow: "
+            "look into the file"
+        ) from error
 
 
 def reconcile(tracking: Tracking, state_of: StateOf, recorded: Recorded) -> list[tuple[str, str]]:

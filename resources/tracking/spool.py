@@ -2,6 +2,7 @@
 
 An entry is there from before a run is begun until all of it has been told, its end included. Its
 lock is held by the process that trains; the kernel gives it back when that process is gone.
+What MLflow refuses for good is set aside in `refused/`, as it was, with the reason beside it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from typing import Any
 
 from platform_assets.domain.errors import HomeError
 from resources.tracking.client import storage_errors
+
+REFUSED = "refused"
+"""The folder of what was set aside."""
 
 
 class Entry:
@@ -50,6 +54,20 @@ class Entry:
             path.unlink(missing_ok=True)
         self.release()
 
+    def set_aside(self, reason: str) -> None:
+        """MLflow will never take it: out of the way of the others, with why.
+
+        Raises:
+            TransientError: the disk is full; the entry is where it was.
+            HomeError: the folder cannot be written.
+        """
+        folder = self._path.parent / REFUSED
+        with storage_errors():
+            folder.mkdir(exist_ok=True)
+            (folder / f"{self.key}.reason").write_text(f"{reason}\n")
+            self._path.replace(folder / self._path.name)
+        self.discard()
+
     def release(self) -> None:
         """Leave the rest to whoever looks for what was abandoned."""
         if self._lock is not None:
@@ -83,6 +101,15 @@ class Spool:
     def pending(self) -> bool:
         """Whether there is any entry, of a living process or of one that is gone."""
         return self.folder.is_dir() and any(self.folder.glob("*.json"))
+
+    def refused(self) -> dict[str, str]:
+        """Why each entry was set aside, by its key."""
+        folder = self.folder / REFUSED
+        return {
+            path.stem: reason.read_text().strip() if reason.exists() else "no reason was kept"
+            for path in sorted(folder.glob("*.json"))
+            for reason in [path.with_suffix(".reason")]
+        }
 
     def abandoned(self) -> Iterator[Entry]:
         """The entries that no living process holds; each is locked while it is looked at."""
