@@ -11,7 +11,7 @@ import dagster as dg
 import numpy as np
 import pytest
 
-from platform_assets.domain.errors import PromotionConflictError, RefusedError
+from platform_assets.domain.errors import PromotionConflictError, RefusedError, TransientError
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.line import crowning
 from platform_assets.line.crowning import CHAMPION_ALIAS, decide_champion, project, promote
@@ -21,6 +21,7 @@ from platform_assets.line.models import train_model
 from platform_assets.line.promoting import promote_version
 from platform_assets.trainers.lightgbm_tabular import LightGBMTrainer
 from resources.ledger.promotions import AliasState, EvaluationRecord
+from resources.tracking import Tracking
 from tests.promoting import crowned, verdict
 from tests.small import Line, Templates, copied, opened, small_spec
 from tests.test_champion_waivers import rests, waiver
@@ -128,6 +129,30 @@ def test_the_verdict_is_shown_as_a_check_and_in_mlflow(line: Line) -> None:
     assert run.data.tags["signalbox.gate_against"] == f"champion {in_force(line).version}"
     assert run.data.metrics["gate_passed"] == 0
     assert run.data.metrics["gate_high"] < 0
+
+
+@pytest.mark.parametrize("at", ["retag", "log_judgement"])
+def test_a_verdict_that_mlflow_did_not_take_is_shown_by_the_next_try(
+    line: Line, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services, worse = line.services, trained(line, "ShuffledTrainer")
+    known = services.ledger.evaluations("flight-delay")
+
+    def away(*_: object) -> None:
+        raise TransientError("the MLflow store did not answer, it must be reachable: try again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracking, at, away)
+        with pytest.raises(TransientError):
+            decide_champion(services, "run")
+        # Recorded now, it would be known to the next try, and never be shown.
+        assert services.ledger.evaluations("flight-delay") == known
+    decide_champion(services, "again")
+    run_id = registered(services)[worse].detail["mlflow_run_id"]
+    data = services.tracking._client().get_run(run_id).data
+    assert data.tags["signalbox.gate"] == "refused"
+    assert data.metrics["gate_passed"] == 0
+    assert len(services.ledger.evaluations("flight-delay", worse)) == 1
 
 
 def test_a_decision_that_finds_nothing_new_judges_nothing_again(line: Line) -> None:
