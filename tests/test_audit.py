@@ -17,7 +17,7 @@ from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.model_ref import ModelRef
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.waiver import Shortage, Waiver
-from platform_assets.line.audit import audit
+from platform_assets.line.audit import _promoted, audit
 from platform_assets.line.audit_page import audit_page
 from platform_assets.line.crowning import decide_champion
 from platform_assets.line.days import build_day, build_snapshot
@@ -26,6 +26,7 @@ from platform_assets.line.judging import evaluate_model
 from platform_assets.line.models import train_model
 from platform_assets.line.registered import model_record
 from resources.ledger.records import VersionRecord
+from tests.promoting import verdict
 from tests.small import HELD, Line, Templates, built_once, copied
 from tests.test_reproduction import IN_WINDOW, command, correct, files_of
 
@@ -189,6 +190,23 @@ def test_an_alias_that_somebody_moved_is_not_shown(line: Line) -> None:
     document = audit(line.services, record)
     assert failed(document) == ["the registry's alias names the champion"]
     assert f"names version {other}" in found_by(document, "alias")
+
+
+def test_a_pair_that_was_judged_again_takes_no_promotion_away(line: Line) -> None:
+    record, services = champion(line), line.services
+    version = int(record.detail["model_version"])
+    change = services.ledger.promotions("flight-delay")[-1]
+    again = verdict(services.ledger, version, change.previous, passed=False)
+    newest = services.ledger.evaluation("flight-delay", version, change.previous)
+    assert newest is not None
+    assert newest.id == again.id != change.evaluation_id, "the newest is another one"
+    document = audit(services, record)
+    assert failed(document) == []
+    assert f"verdict {change.evaluation_id} on version" in found_by(document, "its promotion")
+    # A verdict on another pair does not count, nor one that is not there.
+    for previous, evaluation in ((99, change.evaluation_id), (change.previous, 4711)):
+        told = {"action": "promote", "previous": previous, "evaluation_id": evaluation}
+        assert not _promoted(services, told, version)["ok"]
 
 
 def test_a_revoked_waiver_is_not_shown(line: Line) -> None:

@@ -81,6 +81,19 @@ def test_what_the_ledger_had_since_it_was_left_is_nobody_elses() -> None:
     assert acts["alias champion"] is Act.HOLD
 
 
+def test_a_champion_without_a_digest_is_told() -> None:
+    """Nothing can be compared with it, so nothing is right; and nothing is touched."""
+    unknown = LEDGER.model_copy(update={"slot": None})
+    for seen in (GOOD, GOOD.model_copy(update={"slot": None, "endpoint": ONE})):
+        (drift,) = compare(unknown, seen, LEDGER, "mend")
+        assert (drift.what, drift.act) == (SLOT, Act.TELL)
+        assert "version 2 is champion and the ledger has no digest" in drift.reason
+        (alert,) = drift_alerts("flights", "m", [drift])
+        assert "roll back to one" in alert.advice
+    # Where there is no champion there is nothing to tell.
+    assert compare(Projection(), Seen(slot=TWO), None, "mend") == ()
+
+
 def test_a_deleted_version_and_an_endpoint_are_told_and_not_touched() -> None:
     seen = GOOD.model_copy(update={"aliases": {"previous": 1}, "versions": frozenset({1})})
     assert acts(seen) == {"alias champion": Act.TELL, "version 2": Act.TELL}

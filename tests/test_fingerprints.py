@@ -14,16 +14,17 @@ import pytest
 
 import resources.environment
 from platform_assets.domain.digests import digest_of
-from platform_assets.domain.errors import HomeError, UsageError
+from platform_assets.domain.errors import HomeError, TransientError, UsageError
 from platform_assets.domain.fingerprint import Environment, RunFingerprint
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.factory.events import RESTATE_TAG
-from platform_assets.line import links
+from platform_assets.line import links, models
 from platform_assets.line.fingerprints import training_code
 from platform_assets.line.models import train_model
 from platform_assets.line.services import Outcome
 from resources.environment import GIT_COMMIT, IMAGE, environment
 from resources.home import Home
+from resources.tracking import Tracking
 from resources.versions import sources_of
 from tests.small import Line, Templates, copied, small_spec
 from tests.test_exactly_once import JFK4, correct, registered
@@ -243,6 +244,37 @@ def test_a_known_model_that_the_registry_lost_is_trained_again(trained: Line) ->
     outcome = train(trained)
     assert outcome.metadata["registered_version"] not in (None, first.detail["model_version"])
     assert outcome.data_version == first.data_version
+
+
+def test_the_current_model_is_trained_again_if_the_registry_lost_it(
+    trained: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `signalbox doctor` and the alert of a deleted version advise."""
+    first = trained.versions("model")[DAY]
+    lost = int(first.detail["model_version"])
+    assert train(trained).metadata["already_done_by"] == first.run_id
+    from mlflow import MlflowClient
+
+    client = MlflowClient(trained.home.mlflow_uri, trained.home.mlflow_uri)
+    client.delete_model_version(trained.spec.model.name, str(lost))
+    with monkeypatch.context() as patch:
+        # Without the question, and while nobody can answer it, the ledger's word stands.
+        patch.setattr(models, "not_lost", lambda *_: True)
+        assert train(trained).metadata["already_done_by"] == first.run_id
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracking, "recorded_digest", down)
+        assert train(trained).metadata["already_done_by"] == first.run_id
+    outcome = train(trained)
+    assert outcome.changed
+    assert outcome.data_version == first.data_version, "the same bytes"
+    now = int(trained.versions("model")[DAY].detail["model_version"])
+    assert now != lost
+    assert trained.services.tracking.absence(trained.spec.model.name, now) is None
+    assert train(trained).metadata["registered_version"] == now, "once"
+
+
+def down(*_: object) -> None:
+    raise TransientError("the MLflow store did not answer, it must be reachable: try again")
 
 
 def test_late_data_that_is_taken_back_brings_the_first_model_back(trained: Line) -> None:

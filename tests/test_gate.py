@@ -11,7 +11,7 @@ import dagster as dg
 import numpy as np
 import pytest
 
-from platform_assets.domain.errors import PromotionConflictError, RefusedError
+from platform_assets.domain.errors import PromotionConflictError, RefusedError, TransientError
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.line import crowning
 from platform_assets.line.crowning import CHAMPION_ALIAS, decide_champion, promote
@@ -19,10 +19,13 @@ from platform_assets.line.gating import registered, verdict_on
 from platform_assets.line.judging import evaluate_model
 from platform_assets.line.models import train_model
 from platform_assets.line.projection import project
+from platform_assets.line.promoting import promote_version
 from platform_assets.trainers.lightgbm_tabular import LightGBMTrainer
 from resources.ledger.promotions import AliasState, EvaluationRecord
+from resources.tracking import Tracking
 from tests.promoting import crowned, verdict
 from tests.small import Line, Templates, copied, opened, small_spec
+from tests.test_champion_waivers import rests, waiver
 
 pytestmark = pytest.mark.heavy
 FIRST, NEXT = "2013-01-04", "2013-01-07"
@@ -50,6 +53,10 @@ class PartialTrainer(LightGBMTrainer):
         return super().fit(frame.head(60), target.head(60), **how)
 
 
+class PlainTrainer(LightGBMTrainer):
+    """Another file, and so another fingerprint; the same training."""
+
+
 @pytest.fixture
 def line(templates: Templates, tmp_path: Path) -> Iterator[Line]:
     """The model of the 4th is champion."""
@@ -70,13 +77,13 @@ def in_force(line: Line) -> AliasState:
     return state
 
 
-def trained(line: Line, trainer: str) -> int:
-    """Train and judge the model of the 7th by another trainer; its version."""
-    spec = small_spec(model={"trainer": f"tests.test_gate:{trainer}", "parameters": GROWN})
-    with opened(line.home, spec) as other:
-        train_model(other.services, PartitionKey.parse(NEXT), "worse", lane="by hand")
-        evaluate_model(other.services, PartitionKey.parse(NEXT), "worse")
-    return int(line.versions("model")[NEXT].detail["model_version"])
+def trained(line: Line, trainer: str, day: str = NEXT, **model: object) -> int:
+    """Train and judge the model of a date by another trainer; its version."""
+    fields = {"trainer": f"tests.test_gate:{trainer}", "parameters": GROWN, **model}
+    with opened(line.home, small_spec(model=fields)) as other:
+        train_model(other.services, PartitionKey.parse(day), "worse", lane="by hand")
+        evaluate_model(other.services, PartitionKey.parse(day), "worse")
+    return int(line.versions("model")[day].detail["model_version"])
 
 
 def newest(line: Line, version: int) -> EvaluationRecord:
@@ -123,6 +130,30 @@ def test_the_verdict_is_shown_as_a_check_and_in_mlflow(line: Line) -> None:
     assert run.data.tags["signalbox.gate_against"] == f"champion {in_force(line).version}"
     assert run.data.metrics["gate_passed"] == 0
     assert run.data.metrics["gate_high"] < 0
+
+
+@pytest.mark.parametrize("at", ["retag", "log_judgement"])
+def test_a_verdict_that_mlflow_did_not_take_is_shown_by_the_next_try(
+    line: Line, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services, worse = line.services, trained(line, "ShuffledTrainer")
+    known = services.ledger.evaluations("flight-delay")
+
+    def away(*_: object) -> None:
+        raise TransientError("the MLflow store did not answer, it must be reachable: try again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracking, at, away)
+        with pytest.raises(TransientError):
+            decide_champion(services, "run")
+        # Recorded now, it would be known to the next try, and never be shown.
+        assert services.ledger.evaluations("flight-delay") == known
+    decide_champion(services, "again")
+    run_id = registered(services)[worse].detail["mlflow_run_id"]
+    data = services.tracking._client().get_run(run_id).data
+    assert data.tags["signalbox.gate"] == "refused"
+    assert data.metrics["gate_passed"] == 0
+    assert len(services.ledger.evaluations("flight-delay", worse)) == 1
 
 
 def test_a_decision_that_finds_nothing_new_judges_nothing_again(line: Line) -> None:
@@ -203,3 +234,54 @@ def test_the_alias_is_set_when_the_next_one_looks(line: Line) -> None:
     assert line.services.tracking.alias("flight-delay", CHAMPION_ALIAS) == first
     assert "alias champion" in project(line.services).done
     assert line.services.tracking.alias("flight-delay", CHAMPION_ALIAS) == other
+
+
+SMALL = {"num_boost_round": 20, "num_leaves": 7, "min_data_in_leaf": 20, "num_threads": 1}
+"""Of labels that were shuffled it learns little: its mean is right, and so is its calibration."""
+
+
+def test_a_champion_whose_date_was_trained_again_is_still_compared_with(line: Line) -> None:
+    services, before = line.services, in_force(line)
+    worse = trained(line, "ShuffledTrainer", FIRST, parameters=SMALL)
+    outcome = decide_champion(services, "run")
+    assert (outcome.changed, in_force(line)) == (False, before)
+    found = newest(line, worse)
+    assert found.report["evidence"]["champion"]["version"] == before.version
+    assert f"it is worse than version {before.version}" in found.report["reason"]
+    with pytest.raises(RefusedError, match=f"worse than version {before.version}"):
+        promote_version(services, worse, by="ann", evaluate=True)
+    assert in_force(line) == before
+    # Compared with nobody it would be champion.
+    candidate = registered(services)[worse]
+    assert verdict_on(services, candidate, before.version, None, "run", absent="so").passed
+
+
+def test_a_champion_that_was_deleted_and_trained_again_does_not_stop_the_line(line: Line) -> None:
+    services, before = line.services, in_force(line)
+    again = trained(line, "PlainTrainer", FIRST)
+    services.tracking._client().delete_model_version("flight-delay", str(before.version))
+    outcome = decide_champion(services, "run")
+    assert (outcome.changed, in_force(line).version) == (True, again)
+    assert "is not in MLflow's registry any more" in str(outcome.metadata["reason"])
+
+
+def test_by_hand_an_absent_champion_is_stood_in_for_by_the_best_other(line: Line) -> None:
+    services, before = line.services, in_force(line)
+    evaluate_model(services, PartitionKey.parse(NEXT), "run")
+    good = int(line.versions("model")[NEXT].detail["model_version"])
+    worse = trained(line, "ShuffledTrainer", "2013-01-08", parameters=SMALL)
+    name = waiver(line).name
+    rests(line, "model", FIRST, name)
+    services.waivers.revoke("flights", name, "bob", "it was not", services.clock.as_of())
+    known = services.ledger.evaluations("flight-delay")
+    with pytest.raises(RefusedError, match=r"revoked by bob: it was not.*best of the others"):
+        promote_version(services, worse, by="ann")
+    assert services.ledger.evaluations("flight-delay") == known
+    with pytest.raises(RefusedError, match=rf"version {worse} is refused.*improvement"):
+        promote_version(services, worse, by="ann", evaluate=True)
+    assert in_force(line) == before
+    found = newest(line, worse)
+    assert found.report["evidence"]["champion"]["version"] == good
+    # Compared with nobody it would be champion.
+    candidate = registered(services)[worse]
+    assert verdict_on(services, candidate, before.version, None, "run", absent="so").passed

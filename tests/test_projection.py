@@ -282,6 +282,21 @@ def test_another_artifact_than_the_recorded_one_is_not_deployed(
     assert line.services.slot.serves() == served(line, LAST)
 
 
+def test_a_champion_of_no_recorded_digest_is_told_and_what_is_served_stays(line: Line) -> None:
+    last = version(line, LAST)
+    # As if its record were gone: no model of this date has that number.
+    crowned(line.services.ledger, last, model_date=date.fromisoformat(OLD))
+    said = tick(line)
+    assert f"version {last} is champion and the ledger has no digest of its files" in said
+    assert ("drift", f"{MODEL} slot") in alerts(line)
+    assert line.services.slot.serves() == served(line, NEW)
+    assert aliases(line)["champion"] == last
+    promote(line, OLD)
+    tick(line)
+    assert line.services.slot.serves() == served(line, OLD)
+    assert tick(line) == "all as the ledger says"
+
+
 def test_a_home_without_a_champion_is_quiet(templates: Templates, tmp_path: Path) -> None:
     with copied(templates.features, tmp_path) as found:
         assert tick(found) == "all as the ledger says"

@@ -161,6 +161,18 @@ def _slot(
     policy: Policy,
     since: Sequence[Projection],
 ) -> Sequence[Drift]:
+    champion = wanted.aliases.get("champion")
+    if wanted.slot is None and champion is not None:
+        return [
+            Drift(
+                what=SLOT,
+                act=Act.TELL,
+                found=str(seen.slot) if seen.slot else "nothing",
+                wanted=f"version {champion}, of no recorded digest",
+                reason=f"version {champion} is champion and the ledger has no digest of its files: "
+                "neither slot nor endpoint can be compared with it, or brought up to it",
+            )
+        ]
     if seen.slot == wanted.slot or wanted.slot is None:
         # Where there is no champion nothing is taken away from what is served.
         return ()
@@ -219,6 +231,8 @@ _ADVICE = {
 }
 _TELL = {
     "endpoint": "restart it: `signalbox serve {pipeline}` loads what the slot holds",
+    SLOT: "promote a version that was trained here, or roll back to one; "
+    "`signalbox promotions {pipeline}` has the history",
     "version": "roll back with `signalbox rollback {pipeline}`, or train it again; "
     "`signalbox doctor` lists what is off",
 }
@@ -242,4 +256,4 @@ def drift_alerts(pipeline: str, model: str, drifts: Sequence[Drift]) -> tuple[Al
 def _advice(drift: Drift) -> str:
     if drift.act in _ADVICE:
         return _ADVICE[drift.act]
-    return _TELL["endpoint" if drift.what == "endpoint" else "version"]
+    return _TELL[drift.what if drift.what in _TELL else "version"]

@@ -264,19 +264,24 @@ def _promoted(services: Services, change: Mapping[str, Any], version: int) -> di
     what = "its promotion rests on a recorded verdict of exactly this pair"
     if change["action"] != "promote":
         return {"what": what, "ok": True, "found": f"it is champion by {change['action']}"}
-    found = services.ledger.evaluation(services.spec.model.name, version, change["previous"])
-    named = found is not None and found.id == change["evaluation_id"]
+    # By its number: a pair may have been judged again since, on other rows or terms.
+    verdicts = services.ledger.evaluations(services.spec.model.name, version)
+    found = next((v for v in verdicts if v.id == change["evaluation_id"]), None)
+    of_pair = found is not None and found.champion == change["previous"]
     against = f"version {change['previous']}" if change["previous"] else "none"
     if change["evaluation_id"] is None:
         told = "it was promoted before verdicts were recorded"
     elif found is None:
-        told = f"there is no verdict on version {version} against {against}"
+        told = f"there is no verdict {change['evaluation_id']} on version {version}"
+    elif not of_pair:
+        other = f"version {found.champion}" if found.champion else "none"
+        told = f"verdict {found.id} on version {version} is against {other}, not {against}"
     else:
         told = (
             f"verdict {found.id} on version {version} against {against}, which "
             f"{'passed' if found.passed else 'did not pass'}"
         )
-    return {"what": what, "ok": bool(named and found and found.passed), "found": told}
+    return {"what": what, "ok": bool(of_pair and found and found.passed), "found": told}
 
 
 def _read(services: Services, partitions: tuple[PartitionVersion, ...]) -> "pa.Table":

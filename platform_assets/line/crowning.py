@@ -81,9 +81,10 @@ def decide_champion(services: Services, run_id: str) -> Outcome:
     meanwhile, the decision is made anew.
 
     A model that rests on a waiver that was revoked, or was judged on rows that do, is no
-    candidate; as champion it counts as absent, as does one whose date was trained and judged
-    again. Then the best of the others is found first, by the same comparisons, and promoted in one
-    step. What was rolled back from comes back by a person's hand alone.
+    candidate; as champion it counts as absent. Then the best of the others is found first, by the
+    same comparisons, and promoted in one step. One whose date was trained and judged again is
+    still what the others are compared with, as long as the registry has it. What was rolled back
+    from comes back by a person's hand alone.
 
     Raises:
         HeldError: no model has been judged yet, or none that may be champion.
@@ -106,6 +107,34 @@ def decide_champion(services: Services, run_id: str) -> Outcome:
 def standing(services: Services) -> Standing:
     """The champion in force."""
     return _look(services)[0]
+
+
+def stand_in(services: Services, candidate: VersionRecord, run_id: str) -> VersionRecord | None:
+    """Whom a candidate is compared with where the champion in force counts as absent.
+
+    The best of the other candidates, by the comparisons that `decide_champion` would make.
+
+    Returns:
+        None where there is no other that passes.
+    """
+    found, judged = _look(services)
+    model = services.spec.model.name
+
+    def passes(
+        other: VersionRecord, best: VersionRecord | None, against: int | None
+    ) -> EvaluationRecord | None:
+        why = found.absent if best is None else ""
+        verdict = verdict_on(services, other, against, best, run_id, absent=why)
+        return verdict if verdict.passed else None
+
+    others = [
+        other
+        for other in judged.candidates
+        if version_of(other) != version_of(candidate)
+        and not services.tracking.absence(model, version_of(other))
+    ]
+    best = _best(others, passes, found.version)
+    return best[0] if best else None
 
 
 def _look(services: Services) -> tuple[Standing, _Judged]:
@@ -217,9 +246,18 @@ def _absence(
     if gone:
         return f"the champion in force counts as absent: {'; '.join(gone.values())}"
     again = [c for c in judged.candidates if c.partition == champion.partition]
-    # Whom a person rolled back to stays, whatever was trained since.
-    if again and history[-1].action != "rollback":
-        return f"the champion in force was trained again, as version {version_of(again[0])}"
+    # What can be loaded is compared with: other rows make no model a better one. And whom a person
+    # rolled back to stays, whatever was trained since.
+    model, version = services.spec.model.name, version_of(champion)
+    if (
+        again
+        and history[-1].action != "rollback"
+        and services.tracking.recorded_digest(model, version) is None
+    ):
+        return (
+            f"the champion in force is not in MLflow's registry any more, and was trained again "
+            f"as version {version_of(again[0])}"
+        )
     return ""
 
 
@@ -252,7 +290,7 @@ def _best(
 def _is_new(services: Services, candidate: VersionRecord, champion: VersionRecord) -> bool:
     if version_of(candidate) == version_of(champion):
         return False
-    if date_of(candidate) > date_of(champion):
+    if date_of(candidate) >= date_of(champion):  # equal: the champion's date was trained again
         return True
     seen = services.ledger.evaluations(services.spec.model.name, version_of(candidate))
     return not seen

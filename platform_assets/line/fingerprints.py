@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from platform_assets.domain.digests import digest_of
+from platform_assets.domain.errors import TransientError
 from platform_assets.domain.fingerprint import Environment, RunFingerprint
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.services import Services
@@ -109,12 +110,25 @@ def known_model(
     if services.restate:
         return None
     for record in reversed(services.ledger.history(asset, partition)):
-        if record.detail.get(FINGERPRINT) == fingerprint.value and _stands(services, record):
+        if record.detail.get(FINGERPRINT) == fingerprint.value and stands(services, record):
             return record
     return None
 
 
-def _stands(services: Services, record: VersionRecord) -> bool:
+def not_lost(services: Services, record: VersionRecord) -> bool:
+    """Whether a model stands, or nobody can tell: while the registry is away nothing is lost."""
+    try:
+        return stands(services, record)
+    except TransientError:
+        return True
+
+
+def stands(services: Services, record: VersionRecord) -> bool:
+    """Whether the registry has a model's version, with the recorded digest.
+
+    Raises:
+        TransientError: the registry does not answer.
+    """
     version = record.detail.get("model_version")
     if version is None:
         return False

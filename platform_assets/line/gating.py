@@ -126,6 +126,7 @@ def verdict_on(
 
     Raises:
         HeldError: the days that both would be judged on are not whole.
+        TransientError: MLflow cannot be told of it; nothing is recorded, the next try makes it.
     """
     spec = services.spec
     known = None if again else known_verdict(services, candidate, against, champion)
@@ -138,7 +139,9 @@ def verdict_on(
         spec.evaluation.gate,
     )
     asked = _asked(services, champion, problems)
-    record = services.ledger.record_evaluation(
+    # Before it is recorded: what is recorded is not made, and not shown, again.
+    _show(services, candidate, report)
+    return services.ledger.record_evaluation(
         EvaluationRecord(
             pipeline=spec.pipeline,
             model=spec.model.name,
@@ -152,8 +155,6 @@ def verdict_on(
             run_id=run_id,
         )
     )
-    _show(services, candidate, report)
-    return record
 
 
 def _asked(
@@ -225,7 +226,7 @@ def _evidence(
 
 
 def _show(services: Services, candidate: VersionRecord, report: GateReport) -> None:
-    """Show a verdict on the candidate's run in MLflow; the ledger has it already."""
+    """Show a verdict on the candidate's run in MLflow; whoever is told again replaces it."""
     run_id = candidate.detail["mlflow_run_id"]
     against = "no champion" if report.champion is None else f"champion {report.champion}"
     values = ("passed" if report.passed else "refused", against, report.reason)

@@ -6,14 +6,16 @@ from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
 from platform_assets.domain.digests import combine
-from platform_assets.domain.errors import HeldError
+from platform_assets.domain.errors import HeldError, RefusedError
 from platform_assets.domain.lease import Lease
 from platform_assets.domain.manifest import Day, DayState, PartitionVersion
 from platform_assets.domain.partition import PartitionKey
+from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.clearance import described
 from platform_assets.line.days import days_of
 from platform_assets.line.inputs import already_done, done_before, inputs_of, made_of
 from platform_assets.line.models import require_version
+from platform_assets.line.recipes import recorded_recipe, told_again
 from platform_assets.line.services import Outcome, Services
 from resources import plots
 from resources.ledger.records import ScoreRecord, VersionRecord
@@ -195,15 +197,61 @@ def _scored(
 def predictions_on(
     services: Services, model: VersionRecord, rows: JudgedRows
 ) -> "tuple[pa.Table, np.ndarray, np.ndarray]":
-    """The rows, what happened in them and what a model says of them; the last of shape (rows,)."""
-    spec = services.spec
+    """The rows, what happened in them and what a model says of them; the last of shape (rows,).
+
+    A model is asked what it was trained to answer: with the features, categories and trainer that
+    were recorded with it, whatever the catalog names now. What happened is the catalog's.
+
+    Raises:
+        UsageError: the registry has no such version any more, or its trainer is not there.
+        RefusedError: its files are not those that were recorded; or it was trained for another
+            kind, on features that the rows have no more, or stored in another flavor.
+    """
+    spec, version = services.spec, int(model.detail["model_version"])
     table = services.table.read(rows.partitions, rows.read_version)
-    frame, target = training_frame(table, spec)
-    trainer = load_trainer(spec.model.trainer)
+    recipe = recorded_recipe(model)
+    then = spec if recipe is None else told_again(spec, recipe)
+    if then.model.kind != spec.model.kind:
+        raise RefusedError(
+            f"version {version} of {spec.model.name} was trained for a {then.model.kind}, the "
+            f"catalog says {spec.model.kind} now: the two cannot be compared; {_AGAIN}"
+        )
+    _require_features(spec, then, version, table)
+    features = then.dataset.model_copy(update={"target": spec.dataset.target})
+    frame, target = training_frame(table, then.model_copy(update={"dataset": features}))
+    trainer = load_trainer(then.model.trainer)
     fitted = services.tracking.load(
-        spec.model.name,
-        int(model.detail["model_version"]),
-        trainer.flavor,
-        digest=model.data_version,
+        spec.model.name, version, trainer.flavor, digest=model.data_version
     )
     return table, target.to_numpy(), trainer.predict(fitted, frame)
+
+
+_AGAIN = (
+    "train the date of a candidate again; if it is champion, give the model another name, which "
+    "begins without one"
+)
+
+
+def _require_features(
+    spec: PipelineSpec, then: PipelineSpec, version: int, table: "pa.Table"
+) -> None:
+    """Refuse to ask a model about rows without what it looks at.
+
+    Rows that were built since a feature left the catalog have it as a column without any value,
+    which a trainer takes for missing values.
+    """
+    import pyarrow.compute as pc
+
+    dropped = [name for name in then.dataset.features if name not in spec.dataset.features]
+    lacking = [name for name in dropped if name not in table.column_names]
+    left = [name for name in dropped if name not in lacking]
+    if left and table.num_rows:
+        keys = [spec.partitions.key, "date"]
+        found = table.group_by(keys).aggregate([(name, "count") for name in left])
+        lacking += [name for name in left if pc.any(pc.equal(found[f"{name}_count"], 0)).as_py()]
+    if lacking:
+        raise RefusedError(
+            f"version {version} of {spec.model.name} was trained on {', '.join(lacking)}, which "
+            f"the rows that it is to be judged on have no more, since the catalog does not name it "
+            f"as a feature; name it again and build them again, or {_AGAIN}"
+        )

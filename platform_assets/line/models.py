@@ -11,7 +11,13 @@ from platform_assets.domain.manifest import Snapshot
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.line.clearance import described, lapsed
 from platform_assets.line.days import load_snapshot
-from platform_assets.line.fingerprints import detail_of, fingerprint_of, known_model, tags_of
+from platform_assets.line.fingerprints import (
+    detail_of,
+    fingerprint_of,
+    known_model,
+    not_lost,
+    tags_of,
+)
 from platform_assets.line.inputs import already_done, done_before, made_of
 from platform_assets.line.links import dagster_run_url, mlflow_run_url, require_addresses
 from platform_assets.line.recipes import RECIPE, recipe_of
@@ -119,7 +125,8 @@ def _train(
         **made_of(services, inputs),
     }
     done = done_before(services, asset, name, inputs)
-    if done is not None:
+    # What the registry has lost is not there, though the ledger knows of it: it is made again.
+    if done is not None and not_lost(services, done):
         if lease.after_crash:  # it was recorded, and killed before it could tell MLflow
             services.tracking.finish(done.detail["mlflow_run_id"])
         services.attend([day], "its model was trained")

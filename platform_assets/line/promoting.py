@@ -6,7 +6,7 @@ from typing import Any
 
 from platform_assets.domain.errors import RefusedError
 from platform_assets.line.clearance import lapsed
-from platform_assets.line.crowning import promote, shown, standing
+from platform_assets.line.crowning import promote, shown, stand_in, standing
 from platform_assets.line.gating import (
     known_verdict,
     registered,
@@ -33,6 +33,9 @@ def promote_version(
     run_id: str = BY_HAND,
 ) -> PromotionRecord:
     """Make a version champion, by a verdict of the gate on it against the one in force.
+
+    Where that one counts as absent, the verdict is a comparison with the best of the other
+    candidates; only where there is none is the version compared with nobody.
 
     Args:
         reason: beside the verdict's own; may be empty.
@@ -68,14 +71,23 @@ def _promote(
             f"{spec.model.name}: version {version} is champion already, nothing was changed"
         )
     if evaluate:
+        compared = found.champion
+        if found.absent:
+            # That the champion does not count is no proof of anybody else.
+            compared = stand_in(services, candidate, run_id)
         verdict = verdict_on(
             services,
             candidate,
             found.version,
-            found.champion,
+            compared,
             run_id,
             absent=found.absent,
             again=True,
+        )
+    elif found.absent:
+        raise RefusedError(
+            f"{spec.model.name}: {found.absent}; version {version} has to be compared with the "
+            f"best of the others: `signalbox promote {spec.pipeline} {version} --evaluate --by WHO`"
         )
     else:
         known = known_verdict(services, candidate, found.version, found.champion)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from platform_assets.domain.digests import canonical_json, combine
-from platform_assets.domain.errors import UsageError
+from platform_assets.domain.errors import RefusedError, UsageError
 from resources.tracking import category_loader
 
 if TYPE_CHECKING:
@@ -176,7 +176,18 @@ def private_copy(source: Path, folder: Path) -> Path:
 
 
 def load_model(folder: Path, flavor: str) -> object:
-    """The model that `save_model` wrote into `folder`. Loading runs what the files say."""
+    """The model that `save_model` wrote into `folder`. Loading runs what the files say.
+
+    Raises:
+        RefusedError: it was stored in another flavor: a trainer has changed its own since.
+    """
+    stored = _flavors(folder)
+    if flavor not in stored:
+        raise RefusedError(
+            f"the model is stored as {', '.join(stored) or 'nothing'} and its trainer reads "
+            f"{flavor} by now; give the trainer that was recorded with it its flavor back and "
+            "name one with the new flavor otherwise, or train the model again"
+        )
     loaded: object = flavor_module(flavor).load_model(str(folder))
     return loaded
 
@@ -251,6 +262,18 @@ def _without_addresses(node: Any, files: dict[str, str]) -> Any:
     if isinstance(node, list):
         return [_without_addresses(value, files) for value in node]
     return node
+
+
+def _flavors(folder: Path) -> list[str]:
+    """The flavors that a model's folder names, but for the one that every model has."""
+    import yaml
+
+    try:
+        document = yaml.safe_load((folder / MODEL_FILE).read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return []
+    found = document.get("flavors") if isinstance(document, dict) else None
+    return sorted(set(found or ()) - {"python_function"})
 
 
 def _lasting(path: Path) -> str:
