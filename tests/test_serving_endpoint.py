@@ -73,6 +73,10 @@ def test_predictions_are_those_of_mlflow_and_the_digest_is_of_what_was_loaded(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    # MLflow's own starts uvicorn by its name.
+    monkeypatch.setenv(
+        "PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    )
     slot = line.services.slot
     rows = (slot.files / "serving_input_example.json").read_text()
     first = slot.serves()
