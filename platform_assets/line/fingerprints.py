@@ -8,7 +8,6 @@ from platform_assets.domain.errors import TransientError
 from platform_assets.domain.fingerprint import Environment, RunFingerprint
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.services import Services
-from resources.environment import environment
 from resources.ledger.records import VersionRecord
 from resources.training import Trainer
 from resources.versions import file_digest, module_file, sources_of, trainer_file
@@ -63,6 +62,8 @@ def fingerprint_of(
         UsageError: a requirement of it is not installed.
         HomeError: a variable names no image digest or no commit.
     """
+    from resources.environment import environment
+
     found = environment(trainer.requirements, trainer_file(spec.model.trainer, ""))
     return (
         RunFingerprint(
