@@ -25,8 +25,9 @@ from platform_assets.domain.alert import Alert, Findings, Kind, OpenAlert, Refus
 from platform_assets.domain.alerts import WAIVER_NOTICE, decide, next_attempt, wanted
 from platform_assets.domain.clock import FixedClock
 from platform_assets.domain.completeness import CompletenessReport, SourceReport, Verdict
+from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.freshness import AssetDue, DueReport, DueState
-from platform_assets.domain.partition import local_hours
+from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.domain.waiver import Shortage, Waiver
 from platform_assets.line.alerting import (
     CLAIM,
@@ -37,9 +38,12 @@ from platform_assets.line.alerting import (
     log_line,
     update,
 )
+from platform_assets.line.features import build_features
 from platform_assets.line.landing import land_flights
+from platform_assets.line.outcomes import noted
 from platform_assets.line.services import Services
 from resources.home import Home
+from resources.landing import LandingZone
 from resources.landing.hourfile import arrow_schema
 from resources.ledger.alerts import LOGGED_ONLY, Alerts
 from resources.ledger.records import (
@@ -366,6 +370,36 @@ def test_from_held_to_late_to_healed_on_real_hours(home: Home) -> None:
     assert services.alerts.all("flights", only_open=True) == []
     assert len(logged) == len(services.alerts.all("flights")) == 6
     assert log_line(logged[0]).startswith("stale flights/model 2013-01-05: flights/model")
+
+
+def test_a_day_whose_rows_a_run_refused_is_held_and_told_at_once(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its hours are all there, and the attempts go on for half an hour before `failed` is told."""
+    services, partition = line(home), PartitionKey.parse("JFK|2013-01-05")
+    land(services, "2013-01-05", "2013-01-05")
+    assert "held" not in dict(told(update(services)))
+
+    def unfit(*_: object) -> None:
+        raise RefusedError("a delay of a year")
+
+    def make() -> None:
+        noted(
+            services, "features", partition, "r1", lambda: build_features(services, partition, "r1")
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LandingZone, "read", unfit)
+        with pytest.raises(RefusedError):
+            make()
+    (raised,) = update(services)
+    assert (raised.kind, raised.subject) == ("held", "flights/features 2013-01-05")
+    assert "held for JFK: JFK: refused by run r1: a delay of a year" in raised.text
+    assert "missing hours" not in raised.advice
+    assert "the rows of JFK: have the files delivered again" in raised.advice
+    assert update(services) == []
+    make()
+    assert told(update(services)) == [("healed", "flights/features 2013-01-05")]
 
 
 def test_a_first_start_over_a_history_speaks_of_live_days_alone(home: Home) -> None:

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from platform_assets.cli.app import main
 from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.model_ref import ModelRef
 from platform_assets.domain.partition import PartitionKey
-from platform_assets.domain.waiver import Shortage, Waiver
 from platform_assets.line.audit import _promoted, audit
 from platform_assets.line.audit_page import audit_page
 from platform_assets.line.crowning import decide_champion
@@ -25,6 +23,7 @@ from platform_assets.line.impact import read_impact
 from platform_assets.line.judging import evaluate_model
 from platform_assets.line.models import train_model
 from platform_assets.line.registered import model_record
+from platform_assets.line.waive import give_waiver, revoke_waiver, until_of
 from resources.ledger.records import VersionRecord
 from tests.promoting import verdict
 from tests.small import HELD, Line, Templates, built_once, copied
@@ -210,30 +209,22 @@ def test_a_pair_that_was_judged_again_takes_no_promotion_away(line: Line) -> Non
 
 
 def test_a_revoked_waiver_is_not_shown(line: Line) -> None:
-    record, services = champion(line), line.services
-    now = services.clock.as_of()
-    waiver = services.waivers.give(
-        Waiver(
-            name="",
-            pipeline="flights",
-            partition=HELD,
-            reason="the station was down <b>for good</b>",
-            by="ann",
-            given_at=now,
-            until=now.replace(year=2014),
-            covers={"weather": Shortage(hours=("2013-01-06T11Z",))},
-        )
-    )
-    detail = {**record.detail, "waivers": [waiver.name]}
-    services.ledger.record_version(replace(record, detail=detail))
-    under = audit(services, champion(line))
-    assert under["ok"]
+    services, reason = line.services, "the station was down <b>for good</b>"
+    until = until_of(line.spec, "2013-01-20")
+    waiver = give_waiver(services, HELD, reason, "ann", until)
+    line.must("features", partition=HELD)
+    line.must("day", partition="2013-01-06")
+    line.must("snapshot", "model", partition="2013-01-06")
+    record = line.versions("model")["2013-01-06"]
+    assert record.detail["waivers"] == [waiver.name]
+    under = audit(services, record)
+    assert under["ok"], failed(under)
     assert "ann" in under["waivers"][waiver.name]
     text = page(line, record, under)
     assert "&lt;b&gt;for good" in text
     assert "<b>for good" not in text
-    services.waivers.revoke("flights", waiver.name, "bob", "it was not", now)
-    assert failed(audit(services, champion(line))) == ["no waiver that it rests on was revoked"]
+    revoke_waiver(services, waiver.name, "bob", "it was not")
+    assert failed(audit(services, record)) == ["no waiver that it rests on was revoked"]
 
 
 def test_a_candidate_and_an_unjudged_one_have_a_page(line: Line) -> None:

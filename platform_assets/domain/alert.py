@@ -142,6 +142,7 @@ class Findings(BaseModel):
         features, model: asset keys.
         live_from, live_to: the live days that are over; of no other day anything is said.
         reports: of those days the partitions that are neither clear nor built.
+        unfit: why a run has refused the rows of partitions that are clear by their hours.
         refusals: of live days.
         used: the waivers that partitions which were built rest on, and that still count.
         misplaced: folders of the landing zone that no source reads, each with what is expected.
@@ -158,6 +159,7 @@ class Findings(BaseModel):
     live_to: date
     reports: tuple[CompletenessReport, ...]
     due: DueReport
+    unfit: Mapping[str, str] = {}
     refusals: tuple[Refusal, ...] = ()
     restatements: tuple[Restated, ...] = ()
     used: tuple[Waiver, ...] = ()

@@ -129,13 +129,25 @@ def _held(found: Findings) -> Iterable[Alert]:
     reports = {
         report.partition: report
         for report in found.reports
-        if not report.is_clear
+        if (not report.is_clear or report.partition in found.unfit)
         and found.live_from <= PartitionKey.parse(report.partition).date <= found.live_to
     }
     for day, partitions in sorted(_by_date(reports).items()):
         overdue = any(s.overdue and not s.is_clear for p in partitions for s in reports[p].sources)
-        first = sorted(partitions)[0]
-        reasons = (f"{_key(p)}: {reports[p].reason()}" for p in sorted(partitions))
+        lacking = sorted(p for p in partitions if not reports[p].is_clear)
+        unfit = sorted(set(partitions) - set(lacking))
+        first = [*lacking, *unfit][0]
+        reasons = (
+            f"{_key(p)}: {found.unfit[p] if p in unfit else reports[p].reason()}"
+            for p in sorted(partitions)
+        )
+        advice = [
+            *(["have the missing hours delivered, the rest goes on by itself"] if lacking else []),
+            *([_mend(unfit)] if unfit else []),
+            f'`signalbox explain {found.features} "{first}"` says what is '
+            + ("missing" if lacking else "wrong")
+            + (f", `{_waive(found, first)}` lets it leave without" if overdue else ""),
+        ]
         state = "is over, past its deadline and held" if overdue else "is over and held"
         yield Alert(
             pipeline=found.pipeline,
@@ -144,10 +156,15 @@ def _held(found: Findings) -> Iterable[Alert]:
             concerns=_keys(partitions),
             text=f"{found.features} {day} {state} for {', '.join(_keys(partitions))}: "
             f"{shortened(reasons)}",
-            advice="have the missing hours delivered, the rest goes on by itself; "
-            f'`signalbox explain {found.features} "{first}"` says what is missing'
-            + (f", `{_waive(found, first)}` lets it leave without" if overdue else ""),
+            advice="; ".join(advice),
         )
+
+
+def _mend(unfit: Iterable[str]) -> str:
+    return (
+        f"a run refused the rows of {', '.join(_keys(unfit))}: have the files delivered again as "
+        "they should be, or correct the catalog's rules"
+    )
 
 
 def _failed(found: Findings) -> Iterable[Alert]:

@@ -11,7 +11,7 @@ from platform_assets.domain.attention import recent_days
 from platform_assets.domain.completeness import CLEAR, CompletenessReport
 from platform_assets.domain.partition import PartitionKey, date_range, local_date, runs_of
 from platform_assets.domain.waiver import Waiver
-from platform_assets.line.clearance import assess_range, recorded_report, refresh
+from platform_assets.line.clearance import assess_range, recorded_report, refresh, refused
 from platform_assets.line.days import built_and_lapsed
 from platform_assets.line.due import read_due
 from platform_assets.line.launching import asset_of, describe, open_failures
@@ -82,6 +82,7 @@ def gather(services: Services) -> Findings:
     spec, as_of = services.spec, services.clock.as_of()
     first = max(spec.schedule.live_from, spec.partitions.start)
     last = _last_over(services, as_of)
+    unbuilt = _unbuilt(services, first, last)
     return Findings(
         pipeline=spec.pipeline,
         features=spec.asset("features"),
@@ -89,7 +90,8 @@ def gather(services: Services) -> Findings:
         as_of=as_of,
         live_from=first,
         live_to=last,
-        reports=tuple(_unbuilt(services, first, last)),
+        reports=tuple(unbuilt),
+        unfit=refused(services, unbuilt),
         due=read_due(services, ["model"]),
         refusals=tuple(_refusals(services)),
         restatements=tuple(
