@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 PORT ?= 3000
 STAMP := $(VENV)/.ready
 
+# Every run is a process that loads the project: where bytecode may not be written, it is compiled
+# anew each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-fast lint types layers check bench setup lock clean help
 
 help:

@@ -118,8 +118,8 @@ def read_pipeline(path: Path) -> PipelineSpec:
     return parse_spec(read_document(path), str(path))
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses what YAML would pass over, or crash on."""
+class _Strict(yaml.constructor.SafeConstructor):
+    """Refuses what YAML would pass over, or crash on."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Refuse a key that stands twice: the first one would be lost without a word."""
@@ -145,6 +145,24 @@ class _Loader(yaml.SafeLoader):
             ) from error
 
 
+class _Loader(_Strict, yaml.SafeLoader):
+    """In Python: it says what it found instead."""
+
+
+_Fast: type[yaml.SafeLoader] = _Loader
+if yaml.__with_libyaml__:
+
+    class _Fast(_Strict, yaml.CSafeLoader):  # type: ignore[no-redef]
+        """By libyaml: a tenth of the time, and terser where it fails."""
+
+
+def _load(text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Fast)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+
+
 def read_document(path: Path) -> Any:
     """One YAML document.
 
@@ -167,7 +185,7 @@ def read_document(path: Path) -> Any:
             },
         ) from error
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return _load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "(file)"
