@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from platform_assets.cli.app import main
 from platform_assets.domain.clock import FixedClock
+from platform_assets.domain.completeness import Verdict
 from platform_assets.domain.freshness import (
     NO_RUN,
     AssetDue,
@@ -28,8 +29,9 @@ from platform_assets.domain.freshness import (
     deadline_at,
     due_date,
 )
-from platform_assets.domain.partition import local_hours
+from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.factory.due import DUE_CHECK
+from platform_assets.line import clearance
 from platform_assets.line.due import CHUNK_DAYS, read_due
 from platform_assets.line.landing import land_flights
 from platform_assets.line.services import Services
@@ -200,6 +202,12 @@ def made(services: Services, stage: str, *partitions: str, at: datetime | None =
                 committed_at=at or datetime.now(UTC),
             )
         )
+        if stage == "features":
+            report = clearance.assess(services, PartitionKey.parse(partition)).model_dump(
+                mode="json"
+            )
+            asset, as_of = services.spec.asset(stage), services.clock.as_of()
+            services.record_verdict(asset, partition, Verdict.COMPLETE, report, as_of)
 
 
 def landed(home: Home, *days: tuple[str, int | None], live_from: str = "2013-01-05") -> Services:
