@@ -23,7 +23,7 @@ from platform_assets.line.promoting import promote_version
 from platform_assets.trainers.lightgbm_tabular import LightGBMTrainer
 from resources.ledger.promotions import AliasState, EvaluationRecord
 from resources.tracking import Tracking
-from tests.promoting import crowned, verdict
+from tests.promoting import NOON, crowned, verdict
 from tests.small import Line, Templates, copied, opened, small_spec
 from tests.test_champion_waivers import rests, waiver
 
@@ -111,15 +111,48 @@ def test_a_truly_worse_model_is_refused_on_every_path(line: Line, trainer: str) 
     assert in_force(line) == before
 
 
-def test_the_verdict_is_shown_as_a_check_and_in_mlflow(line: Line) -> None:
-    worse = trained(line, "ShuffledTrainer")
-    line.must("champion")
+def gate_shown(line: Line) -> dg.AssetCheckEvaluation:
+    """What the check `gate` says now."""
     record = line.instance.event_log_storage.get_asset_check_execution_history(
         dg.AssetCheckKey(line.key("champion"), "gate"), limit=1
     )[0]
     assert record.event is not None
     assert record.event.dagster_event is not None
-    shown = record.event.dagster_event.asset_check_evaluation_data
+    return record.event.dagster_event.asset_check_evaluation_data
+
+
+def test_a_decision_that_is_held_does_not_leave_the_last_green_check(line: Line) -> None:
+    line.must("champion")
+    assert gate_shown(line).passed
+    champion = line.versions("model")[FIRST]
+    line.services.ledger.hold(
+        "flight-delay", in_force(line).version, reason="it leaks", by="ann", since=NOON
+    )
+    result = line.run("champion")
+    shown = gate_shown(line)
+    assert (result.success, shown.passed) == (False, False)
+    assert shown.severity == dg.AssetCheckSeverity.ERROR
+    assert "nothing was decided" in (shown.description or "")
+    assert "it leaks" in (shown.description or "")
+    assert champion.detail["model_version"] == in_force(line).version, "it stays"
+
+
+def test_a_champion_that_cannot_be_compared_with_fails_the_check(line: Line) -> None:
+    line.must("champion")
+    evaluate_model(line.services, PartitionKey.parse(NEXT), "run")
+    line.services.tracking._client().delete_model_version(
+        "flight-delay", str(in_force(line).version)
+    )
+    result = line.run("champion")
+    shown = gate_shown(line)
+    assert (result.success, shown.passed) == (False, False)
+    assert "cannot be compared with" in (shown.description or "")
+
+
+def test_the_verdict_is_shown_as_a_check_and_in_mlflow(line: Line) -> None:
+    worse = trained(line, "ShuffledTrainer")
+    line.must("champion")
+    shown = gate_shown(line)
     assert not shown.passed
     assert shown.severity == dg.AssetCheckSeverity.WARN
     assert shown.metadata["candidate"].value == worse
