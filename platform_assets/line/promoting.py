@@ -253,7 +253,16 @@ def _unfit(services: Services, version: int) -> str | None:
     gone = lapsed(services, model.detail.get("waivers", ()), expired=False)
     if gone:
         return f"rests on what no longer counts: {'; '.join(gone.values())}"
-    return services.tracking.absence(services.spec.model.name, version)
+    absent = services.tracking.absence(services.spec.model.name, version)
+    if absent or services.slot.kept(version, model.data_version) is not None:
+        return absent
+    try:
+        with services.tracking.verified(
+            services.spec.model.name, version, digest=model.data_version
+        ):
+            return None
+    except RefusedError as error:
+        return f"cannot be served: {error}"
 
 
 def told(change: PromotionRecord) -> dict[str, Any]:
