@@ -1,7 +1,10 @@
 """What is served follows the ledger: a look each few seconds, and the champion's live metric."""
 
+from datetime import UTC, datetime
+
 import dagster as dg
 
+from platform_assets.domain.attempts import next_step
 from platform_assets.domain.errors import SignalboxError
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory import job_name
@@ -9,6 +12,7 @@ from platform_assets.factory.lanes import LANE_TAG, PIPELINE_TAG, RETRIED_IF_KIL
 from platform_assets.line.live_metric import due_key
 from platform_assets.line.projection import reconcile
 from platform_assets.line.services import Services
+from sensors.launched import REQUEST_TAG, LaunchedRuns
 
 LIVE_SECONDS = 30
 
@@ -55,7 +59,24 @@ def _watching(spec: PipelineSpec) -> dg.SensorDefinition:
         key = due_key(Services.open(spec))
         if key is None or key == context.cursor:
             return dg.SkipReason("no date was judged since")
-        tags = {LANE_TAG: "daily", PIPELINE_TAG: spec.pipeline, **RETRIED_IF_KILLED}
-        return dg.SensorResult(run_requests=[dg.RunRequest(run_key=key, tags=tags)], cursor=key)
+        runs = LaunchedRuns(context.instance).of(key)
+        if runs and runs[0].state == "SUCCESS":
+            return dg.SensorResult(skip_reason="the champion was scored on them", cursor=key)
+        # As the days' runs are: a champion past its bound must not stay for a server's bad minute.
+        found = next_step(runs, datetime.now(UTC))
+        if found.step in ("give up", "left"):
+            why = f"the champion was not scored, run {runs[0].run_id} failed: {found.reason}"
+            context.log.error(why)
+            return dg.SensorResult(skip_reason=why, cursor=key)
+        if found.step != "request":
+            return dg.SkipReason(found.reason)
+        tags = {
+            LANE_TAG: "daily",
+            PIPELINE_TAG: spec.pipeline,
+            REQUEST_TAG: key,
+            **RETRIED_IF_KILLED,
+        }
+        name = key if found.number == 1 else f"{key}/{found.number}"
+        return dg.SensorResult(run_requests=[dg.RunRequest(run_key=name, tags=tags)])
 
     return watch

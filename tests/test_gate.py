@@ -1,6 +1,8 @@
 """The gate on the line: who is truly worse is refused, and a verdict is good for its pair alone."""
 
+import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import date
 from itertools import pairwise
@@ -15,15 +17,15 @@ from platform_assets.domain.errors import PromotionConflictError, RefusedError, 
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.line import crowning
 from platform_assets.line.crowning import CHAMPION_ALIAS, decide_champion, promote
-from platform_assets.line.gating import registered, verdict_on
+from platform_assets.line.gating import known_verdict, registered, verdict_on
 from platform_assets.line.judging import evaluate_model
 from platform_assets.line.models import train_model
 from platform_assets.line.projection import project
-from platform_assets.line.promoting import promote_version
+from platform_assets.line.promoting import promote_version, roll_back
 from platform_assets.trainers.lightgbm_tabular import LightGBMTrainer
 from resources.ledger.promotions import AliasState, EvaluationRecord
 from resources.tracking import Tracking
-from tests.promoting import crowned, verdict
+from tests.promoting import NOON, crowned, verdict
 from tests.small import Line, Templates, copied, opened, small_spec
 from tests.test_champion_waivers import rests, waiver
 
@@ -111,15 +113,48 @@ def test_a_truly_worse_model_is_refused_on_every_path(line: Line, trainer: str) 
     assert in_force(line) == before
 
 
-def test_the_verdict_is_shown_as_a_check_and_in_mlflow(line: Line) -> None:
-    worse = trained(line, "ShuffledTrainer")
-    line.must("champion")
+def gate_shown(line: Line) -> dg.AssetCheckEvaluation:
+    """What the check `gate` says now."""
     record = line.instance.event_log_storage.get_asset_check_execution_history(
         dg.AssetCheckKey(line.key("champion"), "gate"), limit=1
     )[0]
     assert record.event is not None
     assert record.event.dagster_event is not None
-    shown = record.event.dagster_event.asset_check_evaluation_data
+    return record.event.dagster_event.asset_check_evaluation_data
+
+
+def test_a_decision_that_is_held_does_not_leave_the_last_green_check(line: Line) -> None:
+    line.must("champion")
+    assert gate_shown(line).passed
+    champion = line.versions("model")[FIRST]
+    line.services.ledger.hold(
+        "flight-delay", in_force(line).version, reason="it leaks", by="ann", since=NOON
+    )
+    result = line.run("champion")
+    shown = gate_shown(line)
+    assert (result.success, shown.passed) == (False, False)
+    assert shown.severity == dg.AssetCheckSeverity.ERROR
+    assert "nothing was decided" in (shown.description or "")
+    assert "it leaks" in (shown.description or "")
+    assert champion.detail["model_version"] == in_force(line).version, "it stays"
+
+
+def test_a_champion_that_cannot_be_compared_with_fails_the_check(line: Line) -> None:
+    line.must("champion")
+    evaluate_model(line.services, PartitionKey.parse(NEXT), "run")
+    line.services.tracking._client().delete_model_version(
+        "flight-delay", str(in_force(line).version)
+    )
+    result = line.run("champion")
+    shown = gate_shown(line)
+    assert (result.success, shown.passed) == (False, False)
+    assert "cannot be compared with" in (shown.description or "")
+
+
+def test_the_verdict_is_shown_as_a_check_and_in_mlflow(line: Line) -> None:
+    worse = trained(line, "ShuffledTrainer")
+    line.must("champion")
+    shown = gate_shown(line)
     assert not shown.passed
     assert shown.severity == dg.AssetCheckSeverity.WARN
     assert shown.metadata["candidate"].value == worse
@@ -208,6 +243,60 @@ def test_whoever_is_overtaken_while_deciding_decides_again(
     assert against[:2] == [first, other], "judged again, against the winner"
     assert all(before.version == after.previous for before, after in pairwise(history))
     assert candidate in {change.version for change in history[2:]}
+
+
+def test_a_number_that_stands_for_another_model_needs_its_own_verdict(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a registry that was set up anew: it counts from 1 again."""
+    services, seen = line.services, in_force(line)
+    evaluate_model(services, PartitionKey.parse(NEXT), "run")
+    version = int(line.versions("model")[NEXT].detail["model_version"])
+    old, champion = registered(services)[version], registered(services)[seen.version]
+    found = verdict_on(services, old, seen.version, champion, "run")
+    passed = services.ledger.record_evaluation(replace(found, id=0, passed=True))
+    assert known_verdict(services, old, seen.version, champion) == passed
+    with services.claim(services.spec.asset("model"), NEXT, "anew") as lease:
+        services.ledger.record_version(replace(old, data_version="cd" * 32), lease)
+    new = registered(services)[version]
+    assert known_verdict(services, new, seen.version, champion) is None
+    assert known_verdict(services, old, seen.version, new) is None, "nor of another champion"
+    with pytest.raises(RefusedError, match="has no verdict against"):
+        promote_version(services, version, by="ann")
+    monkeypatch.setattr(Tracking, "verified", lambda *_, **__: nullcontext())
+    with pytest.raises(RefusedError, match="each needs a verdict of its own"):
+        promote(services, new, seen, passed, by="ann", run_id="run")
+    assert in_force(line) == seen
+    # By the number alone it would be the same one.
+    monkeypatch.setattr(EvaluationRecord, "digest", "cd" * 32)
+    promote(services, new, seen, passed, by="ann", run_id="run")
+    assert in_force(line).version == version
+
+
+def test_what_was_changed_after_its_verdict_is_neither_promoted_nor_rolled_back_to(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services, seen = line.services, in_force(line)
+    evaluate_model(services, PartitionKey.parse(NEXT), "run")
+    version = int(line.versions("model")[NEXT].detail["model_version"])
+    candidate, champion = registered(services)[version], registered(services)[seen.version]
+    found = verdict_on(services, candidate, seen.version, champion, "run")
+    services.ledger.record_evaluation(replace(found, id=0, passed=True))
+    with monkeypatch.context() as patch:
+        patch.setattr("resources.tracking.store.model_digest", lambda _: "ef" * 32)
+        with pytest.raises(RefusedError, match=r"they were changed since"):
+            promote_version(services, version, by="ann")
+    assert in_force(line) == seen
+    promote_version(services, version, by="ann")
+    kept = services.slot.kept(seen.version, champion.data_version)
+    assert kept is not None, "and could be served again whatever became of the registry's files"
+    shutil.rmtree(services.slot.root)
+    with monkeypatch.context() as patch:
+        patch.setattr("resources.tracking.store.model_digest", lambda _: "ef" * 32)
+        with pytest.raises(RefusedError, match=r"cannot be served: .* they were changed since"):
+            roll_back(services, seen.version, by="ann", reason="off")
+    assert in_force(line).version == version
+    assert roll_back(services, None, by="ann", reason="off").version == seen.version
 
 
 def test_the_terms_of_the_catalog_decide(line: Line) -> None:

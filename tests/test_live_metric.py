@@ -1,21 +1,24 @@
 """A champion that does badly on the days since is rolled back from, by the real sensor and job."""
 
-from collections.abc import Iterator
-from datetime import date
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
 import platform_assets.line.live_metric as live_metric
-from platform_assets.domain.errors import PromotionConflictError, RefusedError
+from platform_assets.domain.errors import PromotionConflictError, RefusedError, TransientError
 from platform_assets.domain.partition import PartitionKey
+from platform_assets.factory import serving as jobs
 from platform_assets.line.alerting import update
 from platform_assets.line.judging import evaluate_model
 from platform_assets.line.live_metric import LIVE_METRIC, watch_champion
 from platform_assets.line.models import train_model
 from platform_assets.line.projection import project
 from platform_assets.line.services import Services
+from sensors import serving as sensing
+from sensors.launched import REQUEST_TAG
 from tests.promoting import MODEL, crowned
 from tests.small import Line, Templates, copied, failure_of, small_spec
 from tests.test_projection import alerts, aliases, client, promote
@@ -60,10 +63,18 @@ def requested(line: Line, cursor: str | None) -> tuple[list[str | None], str | N
     return [request.run_key for request in data.run_requests or []], data.cursor or cursor
 
 
-def run(line: Line) -> None:
-    done = line.defs.resolve_job_def("flights_live_metric").execute_in_process(
-        instance=line.instance, raise_on_error=False
-    )
+def execute(line: Line, run_key: str | None = None) -> dg.ExecuteInProcessResult:
+    """A run as the sensor's request launches it, or as a person does."""
+    job = line.defs.resolve_job_def("flights_live_metric")
+    tags = {}
+    if run_key is not None:
+        request = "/".join(run_key.split("/")[:5])
+        tags = {"dagster/run_key": run_key, REQUEST_TAG: request}
+    return job.execute_in_process(instance=line.instance, raise_on_error=False, tags=tags)
+
+
+def run(line: Line, run_key: str | None = None) -> None:
+    done = execute(line, run_key)
     assert done.success, failure_of(done)
 
 
@@ -73,16 +84,18 @@ def test_a_bad_champion_goes_and_does_not_come_back(line: Line) -> None:
     judge(line, FIRST)
     keys, cursor = requested(line, None)
     assert len(keys) == 1
-    run(line)
+    run(line, keys[0])
     assert champion(line) == BAD  # one day is not two
-    assert requested(line, cursor) == ([], cursor)  # nothing new: no run
+    assert requested(line, cursor) == ([], keys[0])  # nothing new: no run
+    cursor = keys[0]
+    assert requested(line, cursor) == ([], cursor)
     judge(line, SECOND)
     keys, cursor = requested(line, cursor)
     assert len(keys) == 1
     assert champion(line) == BAD  # without the job it would go on
     bad, good = (int(line.versions("model")[d].detail["model_version"]) for d in (BAD, GOOD))
 
-    run(line)
+    run(line, keys[0])
     assert champion(line) == GOOD
     assert aliases(line)["champion"] == good
     served = line.services.slot.serves()
@@ -103,6 +116,75 @@ def test_a_bad_champion_goes_and_does_not_come_back(line: Line) -> None:
     ledger.release_hold(ledger.holds(MODEL, clock.as_of())[0].id, clock.as_of())
     update(line.services)
     assert alerts(line) == []
+
+
+@pytest.fixture
+def minutes(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets the sensor's clock so many minutes on."""
+
+    def on(count: int) -> None:
+        class Later(datetime):
+            @classmethod
+            def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
+                return datetime.now(UTC) + timedelta(minutes=count)
+
+        monkeypatch.setattr(sensing, "datetime", Later)
+
+    return on
+
+
+def test_a_run_that_failed_is_launched_again_until_the_champion_was_scored(
+    line: Line, monkeypatch: pytest.MonkeyPatch, minutes: Callable[[int], None]
+) -> None:
+    judge(line, FIRST, SECOND)
+    asked: list[str] = []
+
+    def away(services: Services, run_id: str) -> None:
+        asked.append(run_id)
+        raise TransientError("the MLflow store did not answer, it must be reachable: try again")
+
+    monkeypatch.setattr(jobs, "RETRY_SECONDS", 0)
+    keys, cursor = requested(line, None)
+    (first,) = keys
+    assert first is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "watch_champion", away)
+        assert not execute(line, first).success
+        assert len(asked) == 3, "twice again within the run"
+        assert requested(line, cursor) == ([], cursor), "not at once"
+        minutes(2)
+        keys, cursor = requested(line, cursor)
+        assert keys == [f"{first}/2"], "Dagster launches a run key once"
+        assert not execute(line, keys[0]).success
+    assert champion(line) == BAD
+    minutes(10)
+    keys, cursor = requested(line, cursor)
+    assert keys == [f"{first}/3"]
+    run(line, keys[0])
+    assert champion(line) == GOOD
+
+
+def test_what_fails_each_time_is_given_up_until_there_is_another_date(
+    line: Line, monkeypatch: pytest.MonkeyPatch, minutes: Callable[[int], None]
+) -> None:
+    judge(line, FIRST)
+
+    def broken(services: Services, run_id: str) -> None:
+        raise RefusedError("its files are not those that were recorded")
+
+    keys, cursor = requested(line, None)
+    (first,) = keys
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "watch_champion", broken)
+        for attempt in range(1, 5):
+            assert not execute(line, keys[0]).success
+            minutes(60 * attempt)
+            keys, cursor = requested(line, cursor)
+    assert (keys, cursor) == ([], first)
+    judge(line, SECOND)
+    keys, _ = requested(line, cursor)
+    assert len(keys) == 1
+    assert keys[0] != first
 
 
 def test_of_two_who_change_the_champion_at_once_one_does(

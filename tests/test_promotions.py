@@ -208,6 +208,23 @@ def test_a_verdict_that_did_not_pass_promotes_nothing(
     assert "did not pass its evaluation against no champion (it is worse)" in said
 
 
+@pytest.mark.parametrize(
+    ("judged", "now"), [("ab" * 32, "cd" * 32), ("ab" * 32, None), (None, "cd" * 32)]
+)
+def test_a_verdict_on_other_files_of_the_same_number_promotes_nothing(
+    ledger: Ledger, refused: Callable[..., str], judged: str | None, now: str | None
+) -> None:
+    asked = {"asked": {"digests": {"candidate": judged, "champion": None}}} if judged else {}
+    found = verdict(ledger, 4, None, report={"reason": "it is better", **asked})
+    said = refused(
+        RefusedError, lambda: promoted(ledger, 4, None, evaluation_id=found.id, digest=now)
+    )
+    assert "each needs a verdict of its own" in said
+    assert f"has {now or 'none'} by now" in said
+    # The pair is the right one, and the verdict passed: by the numbers alone it would be promoted.
+    assert promoted(ledger, 4, None, evaluation_id=found.id, digest=judged).version == 4
+
+
 def test_what_is_champion_is_not_promoted_again(
     ledger: Ledger, refused: Callable[..., str]
 ) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from platform_assets.domain.errors import RefusedError, TransientError, UsageError
 from resources.tracking import DAGSTER_RUN_TAG, TrackedRun, Tracking, model_digest
 from resources.tracking.client import quiet_mlflow
 from resources.tracking.messages import Begun
-from resources.tracking.models import load_model
+from resources.tracking.models import load_model, older_digest
 from resources.tracking.settling import reconcile, sweep
 from resources.tracking.store import OWNER_TAG
 from tests.mlflow_server import MlflowServer
@@ -165,6 +166,22 @@ def test_another_recorded_digest_and_lost_files_are_refused(tracking: Tracking, 
         shutil.rmtree(stored(tracking, name, None))
         with pytest.raises(RefusedError, match="cannot be had from"):
             tracking.load(name, 1, "sklearn", digest=made.digest)
+
+
+def test_a_digest_of_the_older_scheme_is_refused_by_name(tracking: Tracking, name: str) -> None:
+    with tracking.run(name, "r", {}) as run:
+        made = logged(run, name)
+    with tracking.verified(name, 1, digest=made.digest) as folder:
+        older = older_digest(folder)
+        document = yaml.safe_load((folder / "MLmodel").read_text())
+        document["flavors"]["sklearn"]["pickled_model"] = "elsewhere.pkl"
+        (folder / "MLmodel").write_text(yaml.safe_dump(document))
+        assert older_digest(folder) == older, "why it is not good enough"
+        assert model_digest(folder) != made.digest
+    with pytest.raises(RefusedError, match="did not count the MLmodel file") as error:
+        tracking.load(name, 1, "sklearn", digest=older)
+    assert "signalbox/restate" in str(error.value)
+    assert "changed since" not in str(error.value)
 
 
 def test_byte_code_beside_the_sources_is_not_taken_along(

@@ -136,7 +136,8 @@ def _services(name: str) -> Services:
     from resources.catalog import load_catalog
 
     catalog: dict[str, PipelineSpec] = {spec.model.name: spec for spec in load_catalog().values()}
-    return Services.open(catalog[name] if name in catalog else pipeline_of(name))
+    spec = catalog[name] if name in catalog else pipeline_of(name)
+    return Services.open(spec, tell=_warn)
 
 
 def _warn(text: str | None) -> None:

@@ -2,18 +2,23 @@
 
 Each compares its candidate with the champion that it sees, and promotes it if it is better. On
 plain aliases nothing tells a promoter that the champion which it compared with is gone.
+
+Either side has a serving slot, swapped by one rename. On the plain side each promoter deploys what
+it has just made champion; on the other the slot follows the ledger.
 """
 
 import multiprocessing
 import os
 import random
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any
 
 from platform_assets.domain.errors import PromotionConflictError, RefusedError
+from platform_assets.domain.serving import Served
 from platform_assets.drills.harness import Scene
 from platform_assets.drills.report import DrillReport, Figure, Step
 from platform_assets.line.crowning import CHAMPION_ALIAS
@@ -21,12 +26,16 @@ from platform_assets.line.projection import project, projected
 from platform_assets.line.services import Services
 from resources.catalog import load_catalog
 from resources.ledger.promotions import AliasState, EvaluationRecord
+from resources.serving import FolderSlot
+from resources.tracking.models import model_digest
 
 NAME = "promotion-race"
 TITLE = "16 promoters at once, each with a candidate better than the champion"
 PROMOTERS = 16
 WAIT_SECONDS = 120.0
 SEED = 5
+DAY = date(2013, 1, 1)
+"""That all versions are said to be trained for."""
 
 
 @dataclass(frozen=True)
@@ -58,29 +67,34 @@ def play_race(scene: Scene, promoters: int) -> DrillReport:
     with scene.part(f"registering {promoters + 2} versions for either side"):
         losses = _losses(promoters)
         for name in (plain_model, model):
-            _register(services, name, len(losses))
+            _register(services, name, losses)
+        digests = _record(services, model, losses)
         services.tracking.set_alias(plain_model, CHAMPION_ALIAS, 1)
+        _deploy(services, plain_model, 1)
         _promote(services, 1, None, losses)
         project(services)
     racing = range(2, promoters + 2)
     with scene.part(f"{promoters} promoters at once, MLflow's aliases alone"):
         plain = _race(scene, _plain, racing, losses, plain_model)
     found = services.tracking.alias(plain_model, CHAMPION_ALIAS)
+    plain_serves = _plain_slot(services, plain_model).serves()
     with scene.part(f"{promoters} promoters at once, Signalbox"):
         mine = _race(scene, _by_ledger, racing, losses, model)
     state = services.ledger.alias_state(model)
-    alias = services.tracking.alias(model, CHAMPION_ALIAS)
+    alias, serves = services.tracking.alias(model, CHAMPION_ALIAS), services.slot.serves()
     assert state is not None
     assert found is not None
+    assert serves is not None
+    assert plain_serves is not None
     best = min(racing, key=lambda version: losses[version])
     history = services.ledger.promotions(model)
     chain = [change.previous for change in history] == [None, *(c.version for c in history[:-1])]
     with scene.part("one more is killed between ledger and alias"):
         last = promoters + 2
         _killed(scene, last, losses, model)
-        left_behind = services.tracking.alias(model, CHAMPION_ALIAS)
+        left_behind, still = services.tracking.alias(model, CHAMPION_ALIAS), services.slot.serves()
         project(services)
-        followed = services.tracking.alias(model, CHAMPION_ALIAS)
+        followed, then = services.tracking.alias(model, CHAMPION_ALIAS), services.slot.serves()
         now = services.ledger.alias_state(model)
     said, told = [t for t in plain if t.won], [t for t in mine if t.won]
     twice = len(told) - len({tale.over for tale in told})
@@ -88,11 +102,11 @@ def play_race(scene: Scene, promoters: int) -> DrillReport:
         name=NAME,
         title=TITLE,
         question=f"{promoters} promoters look at champion 1 at the same time; the candidate of "
-        "each is better than it. How many believe that they replaced it, and is the champion "
-        "the best of them in the end?",
+        "each is better than it. How many believe that they replaced it, is the champion the best "
+        "of them in the end, and do alias, ledger and what is served agree?",
         plain=(
             Step(
-                did="each sees champion 1, compares, and sets the alias",
+                did="each sees champion 1, compares, sets the alias, and deploys its files",
                 found=f"{len(said)} of {promoters} were told that they had succeeded, all of them "
                 "over champion 1",
                 ok=len(said) == promoters and {tale.over for tale in said} == {1},
@@ -102,6 +116,15 @@ def play_race(scene: Scene, promoters: int) -> DrillReport:
                 found=f"champion is version {found} with a loss of {losses[found]:.3f}; the best "
                 f"is version {best} with {losses[best]:.3f}. {promoters - 1} that believe they won "
                 "are not champion, and nothing says by whom they were replaced",
+            ),
+            Step(
+                did="what is served is read",
+                found=f"the alias is version {found}, served is version {plain_serves.version}; "
+                + (
+                    "they agree this time, by chance"
+                    if plain_serves.version == found
+                    else "nothing will bring them together"
+                ),
             ),
         ),
         signalbox=(
@@ -113,16 +136,22 @@ def play_race(scene: Scene, promoters: int) -> DrillReport:
                 ok=sum(tale.over == 1 for tale in told) == 1 and not twice,
             ),
             Step(
-                did="history, ledger and alias are read",
+                did="history, ledger, alias and what is served are read",
                 found=f"{len(history)} changes in one line, champion is version {state.version} "
-                f"with a loss of {losses[state.version]:.3f}, the best; the alias is {alias}",
-                ok=chain and state.version == best and alias == best,
+                f"with a loss of {losses[state.version]:.3f}, the best is {best}; the alias is "
+                f"{alias}, served is {serves}, recorded was {digests[state.version][:12]}",
+                ok=chain
+                and state.version == best == alias
+                and serves == Served(version=best, digest=digests[best]),
             ),
             Step(
                 did="a promoter is killed with SIGKILL between ledger and alias",
-                found=f"the ledger has version {last}, the alias {left_behind}; the next look set "
-                f"it to {followed}",
-                ok=bool(now and now.version == last == followed and left_behind == best),
+                found=f"the ledger has version {last}, the alias {left_behind}, served is "
+                f"{still and still.version}; the next look set them to {followed} and "
+                f"{then and then.version}",
+                ok=bool(now and now.version == last == followed and left_behind == best)
+                and still == serves
+                and then == Served(version=last, digest=digests[last]),
             ),
         ),
         figures=(
@@ -139,6 +168,12 @@ def play_race(scene: Scene, promoters: int) -> DrillReport:
                 signalbox=len({t.version for t in told} - {c.version for c in history}),
             ),
             Figure(
+                what="versions that alias, ledger and what is served name in the end",
+                ideal=1,
+                plain=len({found, plain_serves.version}),
+                signalbox=len({state.version, alias, serves.version}),
+            ),
+            Figure(
                 what="loss of the champion in the end",
                 ideal=losses[best],
                 plain=losses[found],
@@ -147,7 +182,9 @@ def play_race(scene: Scene, promoters: int) -> DrillReport:
         ),
         notes=(
             "The losses are given, nothing is trained: what is played is the race alone. Which "
-            "version the alias holds in the end is chance; it may be the best.",
+            "version the plain alias and the plain slot hold in the end is chance; it may be the "
+            "best, and the same.",
+            "Either slot is a folder with a link that is swapped by one rename.",
             "On both sides all promoters have seen champion 1 before the first one promotes.",
             "MLflow keeps no history of an alias: who was champion in between is not known.",
         ),
@@ -156,7 +193,7 @@ def play_race(scene: Scene, promoters: int) -> DrillReport:
     return report.concluded(
         f"With aliases alone {len(said)} promoters believe that they replaced champion 1; by the "
         f"ledger one did, each other champion was replaced by one as well, and the best of "
-        f"{promoters} is champion in ledger and alias."
+        f"{promoters} is champion in ledger and alias, and is what is served."
     )
 
 
@@ -167,13 +204,51 @@ def _losses(promoters: int) -> Mapping[int, float]:
     return {1: 0.5, **dict(enumerate(values, start=2)), promoters + 2: 0.3}
 
 
-def _register(services: Services, model: str, count: int) -> None:
+def _register(services: Services, model: str, losses: Mapping[int, float]) -> None:
+    """Versions in MLflow, each with files of its own."""
     from resources.tracking.client import open_client
 
     client = open_client(services.tracking.uri)
     client.create_registered_model(model)
-    for _ in range(count):
-        client.create_model_version(model, str(services.home.mlflow_artifacts))
+    for version in sorted(losses):
+        files = _files(services, model, version)
+        files.mkdir(parents=True)
+        (files / "MLmodel").write_text("flavors: {}\n")
+        (files / "model.txt").write_text(f"a loss of {losses[version]:.4f}\n")
+        client.create_model_version(model, str(files))
+
+
+def _files(services: Services, model: str, version: int) -> Path:
+    return services.home.mlflow_artifacts / NAME / model / str(version)
+
+
+def _record(services: Services, model: str, versions: Iterable[int]) -> Mapping[int, str]:
+    """The versions in the ledger, as trainings leave them; their digests."""
+    asset = services.spec.asset("model")
+    digests = {version: model_digest(_files(services, model, version)) for version in versions}
+    with services.claim(asset, DAY.isoformat(), NAME) as lease:
+        for version, digest in sorted(digests.items()):
+            services.record(
+                lease=lease,
+                asset=asset,
+                partition=DAY.isoformat(),
+                data_version=digest,
+                rows=0,
+                run_id=NAME,
+                detail={"model_version": version},
+                always=True,
+            )
+    return digests
+
+
+def _plain_slot(services: Services, model: str) -> FolderSlot:
+    return FolderSlot(services.home.root / "serving" / model)
+
+
+def _deploy(services: Services, model: str, version: int) -> None:
+    """As one writes it, with a slot that is never half a version: deploy what one promoted."""
+    files = _files(services, model, version)
+    _plain_slot(services, model).deploy(model, version, model_digest(files), files)
 
 
 def _plain(
@@ -185,6 +260,7 @@ def _plain(
     if champion is not None and losses[version] >= losses[champion]:
         return Tale(version, False, champion)
     services.tracking.set_alias(model, CHAMPION_ALIAS, version)
+    _deploy(services, model, version)
     return Tale(version, True, champion)
 
 
@@ -219,7 +295,7 @@ def _promote(
             model=spec.model.name,
             candidate=version,
             champion=against,
-            judged_date=date(2013, 1, 1),
+            judged_date=DAY,
             rows_digest="",
             passed=better,
             report={"reason": f"a loss of {losses[version]:.3f}"},
@@ -231,7 +307,7 @@ def _promote(
         spec.pipeline,
         spec.model.name,
         version,
-        model_date=date(2013, 1, 1),
+        model_date=DAY,
         expected=state,
         evaluation_id=verdict.id,
         reason=f"a loss of {losses[version]:.3f}",

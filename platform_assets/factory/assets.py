@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 
 import resources.dataset
-from platform_assets.domain.errors import HeldError
+from platform_assets.domain.errors import HeldError, RefusedError
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory import grid
@@ -22,7 +22,7 @@ from platform_assets.factory.events import (
 )
 from platform_assets.factory.grid import asset_key
 from platform_assets.factory.lanes import PIPELINE_TAG
-from platform_assets.factory.promoting import GATE_CHECK, gate_check
+from platform_assets.factory.promoting import GATE_CHECK, gate_check, undecided_check
 from platform_assets.instance.claiming import in_lane, lane_of_run
 from platform_assets.line.crowning import decide_champion
 from platform_assets.line.days import build_day, build_snapshot, require_window
@@ -304,7 +304,8 @@ def _champion(spec: PipelineSpec) -> dg.AssetsDefinition:
                 GATE_CHECK,
                 asset=asset.key,
                 description="The newest candidate was proven better than the champion that it was "
-                "judged against. A warning where it was not: the champion stays.",
+                "judged against. A warning where it was not: the champion stays. An error where "
+                "nothing could be decided.",
             )
         ],
     )
@@ -315,7 +316,11 @@ def _champion(spec: PipelineSpec) -> dg.AssetsDefinition:
         try:
             with in_lane(context):
                 outcome = decide_champion(services, context.run.run_id)
-        except HeldError as error:
+        except RefusedError as error:
+            # What the check said last was of another decision.
+            yield undecided_check(asset.key, error)
+            if not isinstance(error, HeldError):
+                raise
             raise dg.Failure(description=str(error), allow_retries=False) from error
         backfill = context.run.tags.get("dagster/backfill")
         context.log_event(materialization(spec, outcome, asset.code_version or "", backfill))

@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from platform_assets.domain.errors import SignalboxError
+from platform_assets.domain.errors import RefusedError, SignalboxError
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory.events import as_metadata
 from platform_assets.factory.grid import asset_key
@@ -44,6 +44,17 @@ def gate_check(key: dg.AssetKey, verdict: Mapping[str, Any] | None) -> dg.AssetC
             "champion": "none" if verdict["champion"] is None else verdict["champion"],
             "conditions": dg.MetadataValue.json(conditions),
         },
+    )
+
+
+def undecided_check(key: dg.AssetKey, refusal: RefusedError) -> dg.AssetCheckResult:
+    """The check where nothing could be decided: it has not passed, whatever it said before."""
+    return dg.AssetCheckResult(
+        asset_key=key,
+        check_name=GATE_CHECK,
+        passed=False,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=f"nothing was decided: {refusal}",
     )
 
 

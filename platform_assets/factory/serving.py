@@ -4,7 +4,7 @@ import dagster as dg
 
 from platform_assets.domain.errors import SignalboxError
 from platform_assets.domain.spec import PipelineSpec
-from platform_assets.factory.events import as_metadata
+from platform_assets.factory.events import RETRIES, RETRY_SECONDS, as_metadata
 from platform_assets.factory.grid import asset_key
 from platform_assets.factory.lanes import PIPELINE_TAG
 from platform_assets.line.live_metric import watch_champion
@@ -23,7 +23,7 @@ def _watching(spec: PipelineSpec) -> dg.JobDefinition:
             verdict, change = watch_champion(Services.open(spec), context.run_id)
         except SignalboxError as error:
             if error.retryable:
-                raise
+                raise dg.RetryRequested(RETRIES, RETRY_SECONDS) from error
             raise dg.Failure(description=str(error), allow_retries=False) from error
         context.log.info(verdict.reason if verdict else "no date was judged since")
         if change is not None:

@@ -311,9 +311,15 @@ def promote(
 
     Raises:
         PromotionConflictError: somebody else changed the champion since the verdict.
-        RefusedError: the verdict is another pair's or did not pass, or the version is held.
+        RefusedError: the verdict is another pair's or did not pass, or the version is held; or its
+            files are not those that were recorded.
     """
     spec = services.spec
+    # A verdict may be older than what somebody has done to the files; the ledger does not see them.
+    with services.tracking.verified(
+        spec.model.name, version_of(candidate), digest=candidate.data_version
+    ):
+        pass
     return services.ledger.promote(
         spec.pipeline,
         spec.model.name,
@@ -325,6 +331,7 @@ def promote(
         by=by,
         run_id=run_id,
         at=services.clock.as_of(),
+        digest=candidate.data_version,
         lease=lease,
     )
 

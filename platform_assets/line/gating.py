@@ -14,7 +14,7 @@ from platform_assets.line.clearance import lapsed
 from platform_assets.line.judging import JudgedRows, judged_rows, predictions_on
 from platform_assets.line.services import Services
 from resources import evidence
-from resources.ledger.promotions import EvaluationRecord
+from resources.ledger.promotion_records import DIGESTS, EvaluationRecord
 from resources.ledger.records import VersionRecord
 
 GATE_TAGS = ("signalbox.gate", "signalbox.gate_against", "signalbox.gate_reason")
@@ -99,7 +99,7 @@ def known_verdict(
     if found is None:
         return None
     rows = rows_between(services, candidate, champion)
-    asked = _asked(services, champion, _problems(services, candidate, rows))
+    asked = _asked(services, candidate, champion, _problems(services, candidate, rows))
     same = found.rows_digest == rows.digest and found.report.get("asked") == asked
     return found if same else None
 
@@ -138,7 +138,7 @@ def verdict_on(
         _evidence(services, candidate, against, champion, rows, absent, problems),
         spec.evaluation.gate,
     )
-    asked = _asked(services, champion, problems)
+    asked = _asked(services, candidate, champion, problems)
     # Before it is recorded: what is recorded is not made, and not shown, again.
     _show(services, candidate, report)
     return services.ledger.record_evaluation(
@@ -158,10 +158,20 @@ def verdict_on(
 
 
 def _asked(
-    services: Services, champion: VersionRecord | None, problems: Mapping[str, list[str]]
+    services: Services,
+    candidate: VersionRecord,
+    champion: VersionRecord | None,
+    problems: Mapping[str, list[str]],
 ) -> dict[str, Any]:
-    """What a verdict depends on beside the rows."""
+    """What a verdict depends on beside the rows.
+
+    A number alone does not say which model it was: a registry that was set up anew counts from 1.
+    """
     return {
+        DIGESTS: {
+            "candidate": candidate.data_version,
+            "champion": champion.data_version if champion else None,
+        },
         "terms": services.spec.evaluation.gate.model_dump(mode="json"),
         "compared": version_of(champion) if champion else None,
         "problems": dict(problems),

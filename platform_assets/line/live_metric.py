@@ -4,6 +4,7 @@ from datetime import date, timedelta
 
 from platform_assets.domain.digests import digest_of
 from platform_assets.domain.errors import RefusedError, UsageError
+from platform_assets.domain.lease import Lease
 from platform_assets.domain.live_metric import LiveScore, LiveVerdict, decide
 from platform_assets.domain.manifest import PartitionVersion
 from platform_assets.domain.partition import date_range, local_date
@@ -12,7 +13,7 @@ from platform_assets.line.judging import JudgedRows, score_on
 from platform_assets.line.projection import LIVE_METRIC, projected
 from platform_assets.line.promoting import last_before
 from platform_assets.line.services import Services
-from resources.ledger.promotions import AliasState, PromotionRecord
+from resources.ledger.promotions import CHAMPION, AliasState, PromotionRecord
 from resources.ledger.records import VersionRecord
 
 MOST_GAP_DAYS = 14
@@ -45,7 +46,16 @@ def watch_champion(
     Raises:
         PromotionConflictError: somebody else changed the champion meanwhile; nothing was changed.
         RefusedError: the files of one of the two are not those that were recorded.
+        LeaseTakenError: another run decides about the champion for too long.
+        LeaseLostError: this one was taken for dead meanwhile.
     """
+    with services.claim(services.spec.asset(CHAMPION), None, run_id) as lease:
+        return _watch(services, run_id, lease)
+
+
+def _watch(
+    services: Services, run_id: str, lease: Lease
+) -> tuple[LiveVerdict | None, PromotionRecord | None]:
     spec, ledger = services.spec, services.ledger
     terms, state = spec.serving.rollback, ledger.alias_state(spec.model.name)
     if terms is None or state is None:
@@ -82,6 +92,7 @@ def watch_champion(
         by=LIVE_METRIC,
         run_id=run_id,
         at=services.clock.as_of(),
+        lease=lease,
     )
     late = projected(services)
     if late:

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from platform_assets.domain.errors import RefusedError
+from platform_assets.domain.lease import Lease
 from platform_assets.line.clearance import lapsed
 from platform_assets.line.crowning import promote, shown, stand_in, standing
 from platform_assets.line.gating import (
@@ -16,11 +17,14 @@ from platform_assets.line.gating import (
 )
 from platform_assets.line.services import Services
 from platform_assets.line.waive import said
-from resources.ledger.promotions import PromotionRecord
+from resources.ledger.promotions import CHAMPION, PromotionRecord
 from resources.ledger.records import VersionRecord
 
 BY_HAND = "by hand"
 """In place of a run's id."""
+
+WAIT_SECONDS = 60.0
+"""How long a person waits for a run that decides about the champion, before it is named."""
 
 
 def promote_version(
@@ -35,7 +39,8 @@ def promote_version(
     """Make a version champion, by a verdict of the gate on it against the one in force.
 
     Where that one counts as absent, the verdict is a comparison with the best of the other
-    candidates; only where there is none is the version compared with nobody.
+    candidates; only where there is none is the version compared with nobody. Under the lease of
+    the asset `champion`: who sleeps through it has lost, whatever the champion is by then.
 
     Args:
         reason: beside the verdict's own; may be empty.
@@ -47,12 +52,20 @@ def promote_version(
             archived, held, or champion already.
         HeldError: the days that both would be judged on are not whole.
         PromotionConflictError: somebody else changed the champion meanwhile.
+        LeaseTakenError: a run that decides about the champion was waited for in vain.
+        LeaseLostError: this one was taken for dead meanwhile.
     """
     who = said("name of who promotes", by, "a promotion")
     candidate = require_registered(services, version)
     require_there(services, version)
-    with services.ledger.turn(services.spec.model.name):
-        return _promote(services, candidate, who, reason, evaluate=evaluate, run_id=run_id)
+    # In the order of `decide_champion`, so that nobody has the one and waits for the other.
+    with (
+        services.claim(services.spec.asset(CHAMPION), None, run_id, wait=WAIT_SECONDS) as lease,
+        services.ledger.turn(services.spec.model.name),
+    ):
+        return _promote(
+            services, candidate, who, reason, evaluate=evaluate, run_id=run_id, lease=lease
+        )
 
 
 def _promote(
@@ -63,6 +76,7 @@ def _promote(
     *,
     evaluate: bool,
     run_id: str,
+    lease: Lease,
 ) -> PromotionRecord:
     spec, version = services.spec, version_of(candidate)
     found = standing(services)
@@ -99,7 +113,16 @@ def _promote(
         raise RefusedError(f"{spec.model.name}: {why}; nothing was changed")
     more = said("reason", reason, "a promotion") if reason else ""
     told = f"{more} ({why})" if more else why
-    return promote(services, candidate, found.state, verdict, by=who, run_id=run_id, reason=told)
+    return promote(
+        services,
+        candidate,
+        found.state,
+        verdict,
+        by=who,
+        run_id=run_id,
+        reason=told,
+        lease=lease,
+    )
 
 
 def _no_verdict(services: Services, version: int, against: int | None) -> str:
@@ -150,12 +173,27 @@ def roll_back(
         UsageError: no reason, or nobody answers for it.
         RefusedError: there is no such version that was champion, or it may not be any more.
         PromotionConflictError: somebody else changed the champion meanwhile.
+        LeaseTakenError: a run that decides about the champion was waited for in vain.
+        LeaseLostError: this one was taken for dead meanwhile.
     """
-    spec, ledger = services.spec, services.ledger
     who, why = (
         said("name of who rolls back", by, "a roll back"),
         said("reason", reason, "a roll back"),
     )
+    with services.claim(services.spec.asset(CHAMPION), None, run_id, wait=WAIT_SECONDS) as lease:
+        return _roll_back(services, to, who, why, hold_until, run_id, lease)
+
+
+def _roll_back(
+    services: Services,
+    to: int | None,
+    who: str,
+    why: str,
+    hold_until: datetime | None,
+    run_id: str,
+    lease: Lease,
+) -> PromotionRecord:
+    spec, ledger = services.spec, services.ledger
     state = ledger.alias_state(spec.model.name)
     if state is None:
         raise RefusedError(f"{spec.model.name} has no champion, there is nothing to roll back")
@@ -180,6 +218,7 @@ def roll_back(
         run_id=run_id,
         at=services.clock.as_of(),
         hold_until=hold_until,
+        lease=lease,
     )
 
 
@@ -214,7 +253,16 @@ def _unfit(services: Services, version: int) -> str | None:
     gone = lapsed(services, model.detail.get("waivers", ()), expired=False)
     if gone:
         return f"rests on what no longer counts: {'; '.join(gone.values())}"
-    return services.tracking.absence(services.spec.model.name, version)
+    absent = services.tracking.absence(services.spec.model.name, version)
+    if absent or services.slot.kept(version, model.data_version) is not None:
+        return absent
+    try:
+        with services.tracking.verified(
+            services.spec.model.name, version, digest=model.data_version
+        ):
+            return None
+    except RefusedError as error:
+        return f"cannot be served: {error}"
 
 
 def told(change: PromotionRecord) -> dict[str, Any]:

@@ -175,7 +175,9 @@ class Services:
         return FixedClock(reached or first)
 
     @contextmanager
-    def claim(self, asset: str, partition: str | None, run_id: str) -> Iterator[Lease]:
+    def claim(
+        self, asset: str, partition: str | None, run_id: str, *, wait: float | None = None
+    ) -> Iterator[Lease]:
         """Be the only one at work on a partition, until the block is left.
 
         What a partition is made of is to be read within the block: before, another run may still
@@ -185,15 +187,16 @@ class Services:
             asset: asset key, `flights/features`.
             partition: partition key; none for an asset without partitions.
             run_id: who works.
+            wait: for how many seconds another run is waited for; None: CLAIM_SECONDS.
 
         Raises:
-            LeaseTakenError: another run was at work on it for all of CLAIM_SECONDS.
+            LeaseTakenError: another run was at work on it for all of that time.
         """
         lease = acquire(
             self.leases,
             f"{asset} {partition}" if partition else asset,
             processes.holder(run_id),
-            limit=CLAIM_SECONDS,
+            limit=CLAIM_SECONDS if wait is None else wait,
             tell=self.tell,
         )
         with keeper(self.home.ledger_url).keep(lease, fences=True):

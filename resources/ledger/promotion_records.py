@@ -7,6 +7,9 @@ from typing import Any
 
 from resources.ledger.records import utc
 
+DIGESTS = "digests"
+"""In the report of a verdict, beside what else it was asked on: whose files it is about."""
+
 
 @dataclass(frozen=True, slots=True)
 class AliasState:
@@ -80,6 +83,13 @@ class EvaluationRecord:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "recorded_at", utc(self.recorded_at))
+
+    @property
+    def digest(self) -> str | None:
+        """Of the candidate's files; None where the verdict names none."""
+        asked = self.report.get("asked")
+        found = asked.get(DIGESTS) if isinstance(asked, Mapping) else None
+        return found.get("candidate") if isinstance(found, Mapping) else None
 
 
 @dataclass(frozen=True, slots=True)

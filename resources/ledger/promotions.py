@@ -125,6 +125,7 @@ class Promotions(Evaluations):
         by: str,
         run_id: str,
         at: datetime,
+        digest: str | None = None,
         alias: str = CHAMPION,
         lease: Lease | None = None,
     ) -> PromotionRecord:
@@ -135,12 +136,13 @@ class Promotions(Evaluations):
             expected: the alias's state when the evaluation was made; None: it had none.
             evaluation_id: a verdict of this version against the expected one, passed.
             at: the pipeline's clock, which holds are reckoned by.
+            digest: of the version's files, as the verdict has to name it too.
             lease: under which the decision was made; checked by the transaction that writes.
 
         Raises:
             PromotionConflictError: somebody else changed the alias meanwhile.
-            RefusedError: the verdict is another pair's, or did not pass; the version is held, or
-                the alias points at it already.
+            RefusedError: the verdict is another pair's or on other files, or did not pass; the
+                version is held, or the alias points at it already.
             UsageError: there is no such verdict.
             LeaseLostError: the lease was taken over meanwhile.
             Of each, nothing was changed.
@@ -162,7 +164,7 @@ class Promotions(Evaluations):
                 require_held(connection, lease)
             # In this order: who lost the race is to hear that, and not of a verdict gone stale.
             done = _swap(connection, change, expected)
-            _require_verdict(connection, change, expected)
+            _require_verdict(connection, change, expected, digest)
             _require_free(connection, change, at)
         return done
 
@@ -291,7 +293,7 @@ def _conflict(
 
 
 def _require_verdict(
-    connection: "Connection", change: _Change, expected: AliasState | None
+    connection: "Connection", change: _Change, expected: AliasState | None, digest: str | None
 ) -> None:
     """Refuse, and so roll back, what no passed verdict on exactly this pair stands behind."""
     t = tables().evaluations
@@ -310,6 +312,13 @@ def _require_verdict(
             f"{_named(found.champion)}, it says nothing of version {pair[0]} against "
             f"{_named(pair[1])}; evaluate that pair with `signalbox promote PIPELINE {pair[0]} "
             "--evaluate`"
+        )
+    if found.digest != digest:
+        raise RefusedError(
+            f"{change.model}: evaluation {found.id} is of version {found.candidate} with digest "
+            f"{found.digest or 'unknown'}, and version {change.version} has {digest or 'none'} by "
+            "now; each needs a verdict of its own, make it with "
+            f"`signalbox promote PIPELINE {change.version} --evaluate`"
         )
     if not found.passed:
         raise RefusedError(

@@ -153,6 +153,25 @@ def model_digest(folder: Path) -> str:
     registered_model_meta (appears when somebody loads it). A `.skops` archive counts by its
     contents: its own bytes hold the time of the save and the memory addresses of the objects.
     """
+    digests = _file_digests(folder)
+    digests[MODEL_FILE] = hashlib.sha256(_lasting(folder / MODEL_FILE).encode()).hexdigest()
+    return combine(digests)
+
+
+def older_digest(folder: Path) -> str:
+    """As the digest was before: of the MLmodel file only the signature counted.
+
+    So that it can be told from changed files. It is good for nothing else: whoever writes the
+    MLmodel file says what is run when the model is loaded, and this digest stays the same.
+    """
+    digests = _file_digests(folder)
+    document = _document(folder / MODEL_FILE)
+    signature = canonical_json(document.get("signature"))
+    digests["signature"] = hashlib.sha256(signature.encode()).hexdigest()
+    return combine(digests)
+
+
+def _file_digests(folder: Path) -> dict[str, str]:
     digests = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -162,8 +181,7 @@ def model_digest(folder: Path) -> str:
                 if path.suffix == ".skops"
                 else hashlib.sha256(path.read_bytes()).hexdigest()
             )
-    digests[MODEL_FILE] = hashlib.sha256(_lasting(folder / MODEL_FILE).encode()).hexdigest()
-    return combine(digests)
+    return digests
 
 
 def private_copy(source: Path, folder: Path) -> Path:
@@ -266,24 +284,24 @@ def _without_addresses(node: Any, files: dict[str, str]) -> Any:
 
 def _flavors(folder: Path) -> list[str]:
     """The flavors that a model's folder names, but for the one that every model has."""
-    import yaml
-
-    try:
-        document = yaml.safe_load((folder / MODEL_FILE).read_text())
-    except (OSError, ValueError, yaml.YAMLError):
-        return []
-    found = document.get("flavors") if isinstance(document, dict) else None
+    found = _document(folder / MODEL_FILE).get("flavors")
     return sorted(set(found or ()) - {"python_function"})
 
 
-def _lasting(path: Path) -> str:
+def _document(path: Path) -> dict[str, Any]:
+    """What an MLmodel file says; nothing where it cannot be read."""
     import yaml
 
     try:
         document = yaml.safe_load(path.read_text())
     except (OSError, ValueError, yaml.YAMLError):
-        return ""
-    if not isinstance(document, dict):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _lasting(path: Path) -> str:
+    document = _document(path)
+    if not document:
         return ""
     for flavor in (document.get("flavors") or {}).values():
         if isinstance(flavor, dict) and isinstance(flavor.get(TRUSTED), list):

@@ -29,7 +29,7 @@ from resources.tracking.client import (
     sqlite_path,
 )
 from resources.tracking.messages import DIGEST_TAG, Begun, Link
-from resources.tracking.models import load_model, model_digest, private_copy
+from resources.tracking.models import load_model, model_digest, older_digest, private_copy
 from resources.tracking.patience import Patience
 from resources.tracking.run import TrackedRun
 from resources.tracking.spool import Spool
@@ -249,6 +249,13 @@ class Tracking:
                 ) from error
             found = model_digest(folder)
             if found != digest:
+                if older_digest(folder) == digest:
+                    raise RefusedError(
+                        f"model {model} version {version} was registered when its digest did not "
+                        f"count the MLmodel file, which says what is run: recorded was {digest}, "
+                        f"by the present scheme it is {found}, and nothing of it was loaded; "
+                        "train its date again, with the tag signalbox/restate set to true"
+                    )
                 raise RefusedError(
                     f"the files of model {model} version {version} have digest {found}, recorded "
                     f"was {digest}: they were changed since, and nothing of them was loaded; "
