@@ -18,7 +18,7 @@ from resources.landing.findings import Findings
 from resources.landing.hourfile import HourFormat, Inspection
 from resources.landing.intake import Intake, Look, no_collection, was_fresh
 from resources.landing.layout import hour_of, hour_path
-from resources.landing.misplaced import MisplacedPlaces, misplaced
+from resources.landing.misplaced import MisplacedPlaces
 from resources.landing.rawfile import CHANGING, ChangedError, is_within, printable
 from resources.landing.reading import read_hours
 from resources.landing.schema import arrow_schema
@@ -279,7 +279,7 @@ class LandingZone:
 
     def note_misplaced(self, as_of: datetime) -> list[str]:
         """Look for folders that no source reads, and keep what is found; returns what is new."""
-        new = self.misplaced.record(misplaced(self.root, self.spec), as_of)
+        new = self.misplaced.look(self.root, as_of)
         for place in new:
             _log.warning("%s/%s is not looked at", self.spec.pipeline, place)
         return new
