@@ -18,7 +18,7 @@ help:
 demo: $(STAMP)
 	@$(BIN)/signalbox demo --port $(PORT) $(ARGS)
 
-## make test      set-up and the whole suite
+## make test      set-up, checks and the suite; in CI, or with ARGS=--heavy, also what takes longer
 test: $(STAMP) check
 	@$(BIN)/python -m tests.tools.run $(ARGS)
 

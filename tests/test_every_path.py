@@ -1,7 +1,7 @@
 """The other ways into a training: launched from a shell, tried again, on a clock, by hand; each
 with what plain Dagster makes of 18 of 24 hours, and then with Signalbox.
 
-The direct ways (the UI, a range, a backfill, a job's run) are in test_paths.py.
+The direct ways (the UI, a range, the run of a backfill, a job's run) are in test_paths.py.
 """
 
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.definitions.sensor_definition import SensorExecutionData
+from dagster._core.execution.backfill import BulkActionStatus
 from dagster_dg_cli.cli.launch import launch_command
 from dagster_shared.serdes import deserialize_value, serialize_value
 
@@ -27,6 +28,7 @@ from platform_assets.line.status import status
 from platform_assets.line.waive import give_waiver, until_of
 from resources.home import Home
 from resources.landing import LandingZone
+from tests.backfilled import backfill
 from tests.careless import FAILS_ONCE, careless, with_source
 from tests.small import HELD, Line, Templates, copied, failure_of, opened, small_spec
 
@@ -109,6 +111,37 @@ def test_dg_launch_of_a_job(partial: Line) -> None:
     assert hours_trained_on(partial) == 18
     assert dg_launch("tests.small", "--job", "flights_features", "--partition", partition) != 0
     assert_held(partial, PARTIAL, LACKING)
+
+
+# --- backfilled -------------------------------------------------------------------------------
+
+
+def test_a_native_backfill(home: Home) -> None:
+    """Launched into the instance, evaluated by Dagster's own daemon, its runs taken from the queue.
+
+    Three days, of which the last has 18 hours of 24.
+    """
+    days = ["JFK|2013-01-02", "JFK|2013-01-03", PARTIAL]
+    with opened(home) as line:
+        line.land("2013-01-02", "2013-01-04", until_hour=18)
+        keys = [line.dagster_key(day) for day in days]
+        ended, runs = backfill(line.instance, "tests.careless", CARELESS, keys)
+        assert ended is BulkActionStatus.COMPLETED_SUCCESS
+        assert {run.status for run in runs} == {dg.DagsterRunStatus.SUCCESS}
+        assert line.instance.get_materialized_partitions(CARELESS) == set(keys)
+        assert hours_trained_on(line) == 24 + 24 + 18
+
+        features = line.key("features")
+        ended, runs = backfill(line.instance, "tests.small", features, keys)
+        assert ended is BulkActionStatus.COMPLETED_FAILED
+        assert dg.DagsterRunStatus.FAILURE in {run.status for run in runs}
+        assert {run.tags["signalbox/lane"] for run in runs} == {"backfill"}
+        status, said = newest_run(line)
+        assert status is dg.DagsterRunStatus.FAILURE
+        assert f"{PARTIAL}: {LACKING}" in said
+        assert line.instance.get_materialized_partitions(features) == set(keys[:2])
+        assert set(line.versions("features")) == set(days[:2])
+        assert not line.check("features").passed
 
 
 # --- tried again ------------------------------------------------------------------------------

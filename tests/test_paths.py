@@ -111,7 +111,7 @@ def in_range(
 def in_backfill(
     defs: dg.Definitions, job: str, instance: dg.DagsterInstance, asset: dg.AssetKey, key: str
 ) -> ExecutionResult:
-    """A run as a native backfill launches it."""
+    """A run with the tags of a native backfill; a real one is in test_every_path.py."""
     return defs.resolve_implicit_global_asset_job_def().execute_in_process(
         instance=instance,
         tags={START: key, END: key, "dagster/backfill": "wxyzabcd"},

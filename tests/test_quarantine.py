@@ -589,8 +589,8 @@ def in_place(path: Path, contents: list[bytes], done: threading.Event) -> None:
                 handle.flush()
 
 
-def test_a_file_that_changes_while_it_is_read_does_not_count_until_it_rests(
-    zone: LandingZone, caplog: pytest.LogCaptureFixture
+def test_a_file_that_changes_while_it_is_read_is_quarantined_until_it_rests(
+    zone: LandingZone,
 ) -> None:
     land_the_rest(zone)
     contents = [large(1.0), large(2.0)]
@@ -608,16 +608,14 @@ def test_a_file_that_changes_while_it_is_read_does_not_count_until_it_rests(
                 break
         else:
             pytest.fail("no plain read met a half-written file")
-        with caplog.at_level(logging.WARNING):
-            for _ in range(500):
-                zone.refresh(DAY, DAY)
-                if "changed while it was read" in caplog.text:
-                    break
-            else:
-                pytest.fail("no refresh met the writer")
+        for _ in range(500):
+            if judged(zone).rejected.get("2013-02-09T15Z") == rawfile.CHANGING:
+                break
+        else:
+            pytest.fail("no refresh met the writer")
         report = next(s for s in zone.report("JFK", DAY, LATER).sources if s.source == "flights")
-        assert report.observed == 23
-        assert HOUR in report.missing, "what was accepted before is there no more"
+        assert (report.verdict, report.observed) == (Verdict.QUARANTINED, 23)
+        assert rawfile.CHANGING in quarantined(zone)[0].reason
         assert zone.read("flights", "JFK", DAY).num_rows == 23 * 3
     finally:
         done.set()
@@ -625,8 +623,70 @@ def test_a_file_that_changes_while_it_is_read_does_not_count_until_it_rests(
 
     path.write_bytes(contents[1])
     assert judged(zone).verdict is Verdict.COMPLETE
+    assert quarantined(zone) == []
     air_time = zone.read("flights", "JFK", DAY)["air_time"].to_pylist()
     assert air_time.count(2.0) >= 9_000
+
+
+@contextmanager
+def written_to_during(monkeypatch: pytest.MonkeyPatch, call: str, path: Path) -> Iterator[None]:
+    """Every time a file is read, a producer appends to it right after one call of the system."""
+    real = getattr(os, call)
+
+    def and_then(*given: Any) -> Any:
+        found = real(*given)
+        with path.open("ab") as handle:
+            handle.write(b"more")
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rawfile.os, call, and_then)
+        yield
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["new", "accepted before"])
+@pytest.mark.parametrize("call", ["fstat", "read"])
+def test_a_file_that_changes_between_stat_and_read_or_during_it_is_told_once_and_heals(
+    zone: LandingZone, monkeypatch: pytest.MonkeyPatch, call: str, before: bool
+) -> None:
+    path = zone.deliver("flights", "JFK", HOUR, flights())
+    if before:
+        assert judged(zone).observed == 1
+        os.utime(path, ns=(0, 0))  # noticed, and opened
+    with written_to_during(monkeypatch, call, path):
+        report = judged(zone)
+        assert (report.verdict, report.observed) == (Verdict.QUARANTINED, 0)
+        assert report.rejected == {"2013-02-09T15Z": rawfile.CHANGING}
+        assert zone.read("flights", "JFK", DAY).num_rows == 0
+        (record,) = quarantined(zone)
+        assert (record.reason, record.kept) == (rawfile.CHANGING, "")
+        # It goes on changing: nothing new is told, neither here nor to whoever reads the day.
+        assert zone.refresh(DAY, DAY) == 0
+        assert judged(zone).data_version() == report.data_version()
+        assert quarantined(zone, only_open=False) == [record]
+
+    # It rests, half-written: judged for what it is now.
+    assert "no readable Parquet" in judged(zone).rejected["2013-02-09T15Z"]
+    zone.deliver("flights", "JFK", HOUR, flights())
+    assert judged(zone).observed == 1
+    assert zone.read("flights", "JFK", DAY).num_rows == ROWS
+    ended = [r.ended_by for r in quarantined(zone, only_open=False)]
+    assert ended == ["replaced", "healed"]
+
+
+def test_a_file_that_rests_just_as_it_was_first_seen_is_taken_up(
+    zone: LandingZone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Size and time of change are those of the refused one: it is opened all the same."""
+    path = zone.deliver("flights", "JFK", HOUR, flights())
+    age(path)
+    state, content = path.stat(), path.read_bytes()
+    with written_to_during(monkeypatch, "read", path):
+        assert judged(zone).observed == 0
+    path.write_bytes(content)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert judged(zone).observed == 1
+    assert quarantined(zone) == []
 
 
 def test_a_write_that_no_stamp_tells_of_is_not_read_and_looked_at_again(zone: LandingZone) -> None:
@@ -911,6 +971,30 @@ def test_a_held_partition_says_why_and_the_dataset_is_not_built(services: Servic
     partition = PartitionKey(DAY, "JFK")
     with pytest.raises(HeldError, match=r"rejected 2013-02-09T15Z: 3 of 12 rows share"):
         build_features(services, partition, "run")
+    zone.deliver("flights", "JFK", HOUR, flights(rows=3))
+    assert build_features(services, partition, "run").metadata["rows"] == 24 * 3
+
+
+def test_a_person_sees_that_a_file_changes_while_it_is_read(
+    services: Services,
+    said: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The refused run, `explain` and the list of refused files say it; nothing is built."""
+    zone, partition = services.zone, PartitionKey(DAY, "JFK")
+    for hour in local_hours(DAY, NEW_YORK):
+        zone.deliver("flights", "JFK", hour, flights(hour, rows=3))
+        zone.deliver("weather", "JFK", hour, weather(hour))
+    services.ledger.advance_clock("flights", LATER)
+    with written_to_during(monkeypatch, "read", place(zone)):
+        with pytest.raises(HeldError, match="rejected 2013-02-09T15Z: the file changed while"):
+            build_features(services, partition, "run")
+        assert rawfile.CHANGING in said()
+        with pytest.raises(SystemExit):
+            main(["explain", "flights/features", str(partition)])
+        assert "the file changed while it was read" in capsys.readouterr().out
+    assert services.table.version() is None
     zone.deliver("flights", "JFK", HOUR, flights(rows=3))
     assert build_features(services, partition, "run").metadata["rows"] == 24 * 3
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -29,6 +30,7 @@ from platform_assets.line.sweep import (
     sweep,
 )
 from resources.home import Home
+from resources.landing import misplaced
 from resources.landing.layout import hour_path
 from resources.ledger import upgrade
 from tests.landing_zone import weather
@@ -362,3 +364,80 @@ def test_folders_that_no_source_reads_are_told_of_once_and_alerted(
     (root / "wether").mkdir()
     sweep(services, 3)
     assert services.zone.misplaced.known() == []
+
+
+def test_looking_for_misplaced_folders_costs_what_is_new_and_not_the_history(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted are the names that are read: those of all dates once, later of what has changed."""
+    services = Services.open(small_spec(), home)
+    root = home.landing / "flights"
+    hour_ago = time.time() - 3_600
+    for source in ("flights", "weather"):
+        for key in ("JFK", "LGA"):
+            for day in range(1, 29):
+                for month in range(1, 13):
+                    (root / source / key / f"2012-{month:02}-{day:02}").mkdir(parents=True)
+            os.utime(root / source / key, (hour_ago, hour_ago))
+    (root / "weather" / "JFK" / "2012-2-9").mkdir()
+    os.utime(root / "weather" / "JFK", (hour_ago, hour_ago))
+    read: list[int] = []
+    real = os.listdir
+
+    def counted(path: Path) -> list[str]:
+        found = real(path)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(misplaced.os, "listdir", counted)
+
+    def look() -> tuple[int, list[str]]:
+        read.clear()
+        services.zone.note_misplaced(datetime(2013, 1, 12, tzinfo=UTC))
+        return sum(read), services.zone.misplaced.known()
+
+    dates, structure = 12 * 28, 2 + 2 * 2
+    wrong = "weather/JFK/2012-2-9 (dates in UTC are written as in 2013-02-09)"
+    assert look() == (4 * dates + 1 + structure, [wrong])
+    for _ in range(3):
+        assert look() == (structure, [wrong]), "what is known is kept, and not read again"
+
+    # One folder gets a new date, and a wrong one: it alone is listed, and once more while its
+    # time of change is younger than the grain of the file system's clock.
+    (root / "flights" / "LGA" / "2013-01-1").mkdir()
+    also = "flights/LGA/2013-01-1 (dates in UTC are written as in 2013-02-09)"
+    for _ in range(2):
+        assert look() == (dates + 1 + structure, [also, wrong])
+    os.utime(root / "flights" / "LGA", (hour_ago + 9, hour_ago + 9))
+    assert look()[0] == dates + 1 + structure
+    assert look() == (structure, [also, wrong])
+
+    shutil.rmtree(root / "flights" / "LGA" / "2013-01-1")
+    assert look()[1] == [wrong]
+    (root / "weather").rename(root / ".away")
+    assert look()[1] == []
+    (root / ".away").rename(root / "weather")
+    assert look()[1] == [wrong], "it is back, as it was"
+
+
+def test_more_misplaced_folders_than_are_named_are_looked_for_again(home: Home) -> None:
+    services = Services.open(small_spec(), home)
+    root = home.landing / "flights" / "weather" / "JFK"
+    for number in range(103):
+        (root / f"x{number:03}").mkdir(parents=True)
+    hour_ago = time.time() - 3_600
+    os.utime(root, (hour_ago, hour_ago))
+    for _ in range(2):
+        services.zone.note_misplaced(datetime(2013, 1, 12, tzinfo=UTC))
+        known = services.zone.misplaced.known()
+        assert len(known) == 101
+        assert known[-1] == "more than 100 places"
+    for number in range(100):
+        (root / f"x{number:03}").rmdir()
+    os.utime(root, (hour_ago, hour_ago))  # nothing tells of it
+    services.zone.note_misplaced(datetime(2013, 1, 12, tzinfo=UTC))
+    assert [place.split(" ")[0] for place in services.zone.misplaced.known()] == [
+        "weather/JFK/x100",
+        "weather/JFK/x101",
+        "weather/JFK/x102",
+    ]

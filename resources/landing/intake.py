@@ -128,7 +128,8 @@ class Intake:
         if rejected is None:
             self._accepted.append(fresh.path)
         else:
-            fresh = replace(fresh, rejected=rejected, rows=0, digest=self._version)
+            if fresh.rejected is None:
+                fresh = replace(fresh, rejected=rejected, rows=0, digest=self._version)
             if self._set_aside is not None:
                 known = self.open.get(fresh.path)
                 record = self._set_aside.refuse(fresh, look.content, known)

@@ -5,9 +5,23 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+CHANGING = (
+    "the file changed while it was read and is looked at again until it rests; write to a name "
+    "that starts with a dot, and rename"
+)
+"""Why such a file does not count."""
+
 
 class ChangedError(Exception):
-    """A file changed while it was read: what was read is no state of it."""
+    """A file changed while it was read: what was read is no state of it.
+
+    Attributes:
+        size, mtime_ns: what it was when the reading began.
+    """
+
+    def __init__(self, path: Path | str, before: os.stat_result) -> None:
+        super().__init__(f"{path} changed while it was read")
+        self.size, self.mtime_ns = before.st_size, before.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -69,7 +83,7 @@ def read_raw(path: Path | str, limit: int, boundary: str | None = None) -> RawFi
         return _refused(state, f"the file cannot be read ({error.strerror or error})")
     # Not the time of its inode: a rename over the file leaves what is read here whole.
     if len(content) != before.st_size or _stamp(before) != _stamp(after):
-        raise ChangedError(f"{path} changed while it was read")
+        raise ChangedError(path, before)
     return RawFile(before.st_size, before.st_mtime_ns, content)
 
 

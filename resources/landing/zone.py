@@ -15,11 +15,11 @@ from platform_assets.domain.partition import PartitionKey, date_range, local_hou
 from resources.landing.atomic import write_whole
 from resources.landing.days import SourceDays
 from resources.landing.findings import Findings
-from resources.landing.hourfile import HourFormat
+from resources.landing.hourfile import HourFormat, Inspection
 from resources.landing.intake import Intake, Look, no_collection, was_fresh
 from resources.landing.layout import hour_of, hour_path
-from resources.landing.misplaced import MisplacedPlaces, misplaced
-from resources.landing.rawfile import ChangedError, is_within, printable
+from resources.landing.misplaced import MisplacedPlaces
+from resources.landing.rawfile import CHANGING, ChangedError, is_within, printable
 from resources.landing.reading import read_hours
 from resources.landing.schema import arrow_schema
 from resources.ledger.records import ArrivalRecord
@@ -246,18 +246,8 @@ class LandingZone:
                         "a dot",
                     )
                     continue
-                look = self._formats[source].inspect(entry.path, hour, boundary)
+                look, judged_by = self._inspect(source, entry.path, hour, boundary, record)
             except FileNotFoundError:
-                continue
-            except ChangedError:
-                _log.warning(
-                    "%s changed while it was read, its hour does not count until the next look; "
-                    "write to a name that starts with a dot, and rename",
-                    path,
-                )
-                known.pop(path, None)
-                if record is not None and record.rejected is None:
-                    intake.gone.append(path)  # what was accepted is there no more
                 continue
             known.pop(path, None)
             fresh = ArrivalRecord(
@@ -271,13 +261,25 @@ class LandingZone:
                 rows=0 if look.rejected else look.rows,
                 rejected=look.rejected,
                 seen_at=seen_at,
-                digest=self._formats[source].rules if look.rejected else look.digest,
+                digest=judged_by if look.rejected else look.digest,
             )
             yield Look(record, fresh, look.content, look.table)
 
+    def _inspect(
+        self, source: str, path: str, hour: datetime, boundary: str, before: ArrivalRecord | None
+    ) -> tuple[Inspection, str]:
+        """Judge a file; with the version of the rules that it was judged by, if it was by any."""
+        rules = self._formats[source]
+        try:
+            return rules.inspect(path, hour, boundary), rules.rules
+        except ChangedError as error:
+            # Told once: while it goes on changing it stays what it was first seen as.
+            at = before if before is not None and before.rejected == CHANGING else error
+            return Inspection(at.size, at.mtime_ns, 0, CHANGING), ""
+
     def note_misplaced(self, as_of: datetime) -> list[str]:
         """Look for folders that no source reads, and keep what is found; returns what is new."""
-        new = self.misplaced.record(misplaced(self.root, self.spec), as_of)
+        new = self.misplaced.look(self.root, as_of)
         for place in new:
             _log.warning("%s/%s is not looked at", self.spec.pipeline, place)
         return new

@@ -103,14 +103,14 @@ def _document() -> dict[str, Any]:
     return document
 
 
-def write_small_catalog(folder: Path, per_run: int = 6) -> Path:
+def write_small_catalog(folder: Path, per_run: int = 6, interval_seconds: int = 3) -> Path:
     """The flights of the catalog, made small, with so many partitions a run."""
     document = _document()
     document["limits"] = {"partitions_per_run": per_run, "models_per_run": per_run}
     document["partitions"] |= {"values": ["JFK", "LGA"]}
     document["model"] |= {"window_days": 3, "min_days": 2}
     document["model"]["parameters"] |= {"num_boost_round": 20}
-    document["schedule"] |= {"live_from": LIVE_FROM, "sensor_interval_seconds": 3}
+    document["schedule"] |= {"live_from": LIVE_FROM, "sensor_interval_seconds": interval_seconds}
     (folder / "flights.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
     return folder
 

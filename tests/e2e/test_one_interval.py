@@ -1,4 +1,8 @@
-"""From the last hour's landing to the runs' request: the next tick, whatever the receiver does."""
+"""From the last hour's landing to the runs' request: one interval of the sensor, as recorded.
+
+The interval is the catalog's own, 10 s. Counted are ticks, not seconds: the runs are made by the
+first tick that began after the newest file's time of change, whatever the receiver of alerts does.
+"""
 
 import shutil
 import threading
@@ -12,8 +16,11 @@ from typing import Any
 import pytest
 
 from platform_assets.demo.server import DagsterDev
+from platform_assets.domain.partition import local_hours
 from platform_assets.line.landing import land_flights
+from resources.catalog import load_catalog
 from resources.home import Home
+from resources.landing.layout import hour_path
 from resources.webhook import URL_VARIABLE
 from tests.e2e.station import (
     LIVE_FROM,
@@ -27,6 +34,7 @@ from tests.receiver import Receiver, receiving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.heavy, pytest.mark.timeout(600)]
 
+INTERVAL_SECONDS = load_catalog()["flights"].schedule.sensor_interval_seconds
 READINESS, DELIVERY = "flights_readiness", "flights_alert_delivery"
 FIRST_DAY, SECOND_DAY = LIVE_FROM + timedelta(days=1), LIVE_FROM + timedelta(days=2)
 
@@ -51,28 +59,41 @@ class Alerted:
         until(naming, 120, f"two ticks that hold {day}", self.station.server)
         assert self.requests(day) == {}
 
-    def requests(self, day: date) -> dict[str, str]:
-        """The runs of the features of a day, and their airports."""
+    def requests(self, day: date) -> dict[str, tuple[str, float]]:
+        """The runs of the features of a day: the airport, and when the run was made."""
         return {
-            run["runId"]: tags["dagster/partition/airport"]
+            run["runId"]: (tags["dagster/partition/airport"], run["creationTime"])
             for run in self.station.server.api.runs({"dagster/partition/date": day.isoformat()})
             for tags in [{tag["key"]: tag["value"] for tag in run["tags"]}]
             if run["jobName"] == "flights_features"
         }
 
-    def ticks_until_requested(self, day: date) -> list[dict[str, Any]]:
-        """Land the rest of a day: the ticks up to the first that began after it, oldest first."""
+    def landed_at(self, day: date) -> float:
+        """When the newest file of a day changed, by its own time."""
+        services = self.station.flights
+        spec = services.spec
+        folder = services.home.landing / spec.pipeline
+        return max(
+            (folder / hour_path(source, key, hour)).stat().st_mtime
+            for source in spec.sources
+            for key in spec.partitions.values
+            for hour in local_hours(day, spec.partitions.timezone)
+        )
+
+    def ticks_after_landing(self, day: date) -> list[dict[str, Any]]:
+        """Land the rest of a day: the ticks from then to the second that began after it."""
         before = time.time()
         self.station.land(day, day)
-        landed = time.time()
+        landed = self.landed_at(day)
+        assert before <= landed, "the last hours were delivered now"
 
-        def next_tick() -> list[dict[str, Any]]:
+        def ticks() -> list[dict[str, Any]]:
             found = sorted(self.station.ticks(READINESS, before), key=lambda t: t["timestamp"])
-            later = [tick for tick in found if tick["timestamp"] > landed]
-            return [t for t in found if t["timestamp"] <= later[0]["timestamp"]] if later else []
+            later = [tick["timestamp"] for tick in found if tick["timestamp"] > landed]
+            return [t for t in found if t["timestamp"] <= later[1]] if len(later) > 1 else []
 
         found: list[dict[str, Any]] = until(
-            next_tick, 120, "a tick after the landing", self.station.server
+            ticks, 120, "two ticks after the landing", self.station.server
         )
         return found
 
@@ -81,7 +102,10 @@ class Alerted:
 def alerted(home_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alerted]:
     root = tmp_path_factory.mktemp("alerted") / "home"
     shutil.copytree(home_template, root)
-    home, catalog = Home.locate(root), write_small_catalog(tmp_path_factory.mktemp("catalog"))
+    home, catalog = (
+        Home.locate(root),
+        write_small_catalog(tmp_path_factory.mktemp("catalog"), interval_seconds=INTERVAL_SECONDS),
+    )
     asked = threading.Event()
     with receiving(on_post=asked.set) as receiver:
         variables = {
@@ -100,12 +124,17 @@ def alerted(home_template: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def assert_requested(alerted: Alerted, day: date, ticks: list[dict[str, Any]]) -> None:
-    """The runs of both airports were requested by these ticks, of which the last is the first one
-    that began after the landing."""
-    requested = [run for tick in ticks for run in tick["runIds"]]
+    """The runs of both airports were made by the first tick that began after the landing, or by one
+    that was at work when the files came."""
+    landed = alerted.landed_at(day)
+    first, second = [tick for tick in ticks if tick["timestamp"] > landed]
     runs = alerted.requests(day)
-    assert sorted(runs.values()) == ["JFK", "LGA"]
-    assert set(runs) <= set(requested), ticks
+    assert sorted(airport for airport, _ in runs.values()) == ["JFK", "LGA"]
+    assert set(runs) <= {run for tick in ticks[:-1] for run in tick["runIds"]}, ticks
+    assert not set(runs) & set(second["runIds"])
+    assert all(made <= first["endTimestamp"] for _, made in runs.values()), (runs, ticks)
+    # And the next tick is an interval away: it is this one or none.
+    assert second["timestamp"] - first["timestamp"] >= INTERVAL_SECONDS - 1
 
 
 def test_with_a_receiver_that_takes_alerts(alerted: Alerted) -> None:
@@ -114,7 +143,7 @@ def test_with_a_receiver_that_takes_alerts(alerted: Alerted) -> None:
     until(
         lambda: "late" in alerted.receiver.kinds(), 120, "the alert of the day that lacks", server
     )
-    assert_requested(alerted, FIRST_DAY, alerted.ticks_until_requested(FIRST_DAY))
+    assert_requested(alerted, FIRST_DAY, alerted.ticks_after_landing(FIRST_DAY))
 
 
 def test_with_a_receiver_that_accepts_and_never_answers(alerted: Alerted) -> None:
@@ -126,7 +155,7 @@ def test_with_a_receiver_that_accepts_and_never_answers(alerted: Alerted) -> Non
     # Heals: there is an alert to deliver again.
     land_flights(station.flights, LIVE_FROM, LIVE_FROM, None, ["LGA"], quiet=True)
     until(alerted.asked.is_set, 120, "an alert that hangs at the receiver", server)
-    assert_requested(alerted, SECOND_DAY, alerted.ticks_until_requested(SECOND_DAY))
+    assert_requested(alerted, SECOND_DAY, alerted.ticks_after_landing(SECOND_DAY))
 
     def beside_one_that_hung() -> bool:
         """Sensors that take turns cannot do that: their ticks never overlap."""
