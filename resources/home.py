@@ -6,12 +6,15 @@ import fcntl
 import json
 import os
 import shutil
+import sqlite3
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from urllib.request import url2pathname
 
 from platform_assets.domain.errors import HomeError, SignalboxError, TransientError
 from resources.ledger.engine import explain_sqlite, upgrade
@@ -72,7 +75,7 @@ class Home:
             landing=place / "landing",
             lake=place / "lake",
             dagster=place / "dagster",
-            ledger_url=os.environ.get("SIGNALBOX_LEDGER_URL") or _ledger_url(place),
+            ledger_url=os.environ.get("SIGNALBOX_LEDGER_URL") or sqlite_ledger(place),
             mlflow_uri=os.environ.get("SIGNALBOX_MLFLOW_URI") or _mlflow_uri(place),
             mlflow_artifacts=place / "mlflow" / "artifacts",
             dagster_url=os.environ.get(DAGSTER_URL) or None,
@@ -99,7 +102,7 @@ class Home:
             "MLFLOW_PRINT_MODEL_URLS_ON_CREATION": "false",
             "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         }
-        if self.ledger_url != _ledger_url(self.root):
+        if self.ledger_url != sqlite_ledger(self.root):
             variables["SIGNALBOX_LEDGER_URL"] = self.ledger_url
         if self.mlflow_uri != _mlflow_uri(self.root):
             variables["SIGNALBOX_MLFLOW_URI"] = self.mlflow_uri
@@ -126,6 +129,46 @@ class Home:
                 "SIGNALBOX_HOME to a home that is there"
             )
         _require_format(self.root, found)
+        with _explained(self.root):
+            self._require_place(found)
+
+    def made_at(self) -> str | None:
+        """The folder that this home was made or adopted at; None where nothing tells."""
+        found = (_read_marker(self.root) or {}).get("root")
+        return str(found) if found else self._made_at_by_mlflow()
+
+    def _made_at_by_mlflow(self) -> str | None:
+        """The same of a home whose marker does not say: by the first place that MLflow noted."""
+        path = self.root / "mlflow" / "mlflow.db"
+        query = "SELECT artifact_location FROM experiments WHERE experiment_id = 0"
+        try:
+            with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as store:
+                place = url2pathname(str(store.execute(query).fetchone()[0]).partition("://")[2])
+        except (sqlite3.Error, TypeError):
+            return None
+        return place.removesuffix("/mlflow/artifacts/0") if place.startswith("/") else None
+
+    def settle(self) -> None:
+        """Write down that this home belongs where it lies."""
+        found = _read_marker(self.root) or {}
+        _write_marker(self.root, {**found, "root": str(self.root)})
+
+    def _require_place(self, found: Mapping[str, object]) -> None:
+        """Refuse a home that was copied or moved after it was used.
+
+        One in which nothing was built yet names no place, and is a home of its own at once.
+        """
+        made_at = found.get("root") or self._made_at_by_mlflow()
+        if made_at is None or made_at == str(self.root):
+            return
+        if not any(any(f.iterdir()) for f in (self.lake, self.mlflow_artifacts) if f.is_dir()):
+            self.settle()
+            return
+        raise HomeError(
+            f"SIGNALBOX_HOME is {self.root}, a copy of the home at {made_at}, or that home moved; "
+            "its records name files there, run `signalbox adopt` to make it a home of its own, or "
+            f"set SIGNALBOX_HOME to {made_at}"
+        )
 
 
 def initialise(
@@ -154,15 +197,38 @@ def initialise(
             found = _read_marker(home.root)
             if found is not None:
                 _require_format(home.root, found)
+                home._require_place(found)
             for folder in (home.landing, home.lake, home.dagster, home.mlflow_artifacts):
                 folder.mkdir(parents=True, exist_ok=True)
             upgrade(home.ledger_url)
             if found is not None:
+                if "root" not in found:  # made by an earlier version
+                    home.settle()
                 return
             shutil.copyfile(dagster_yaml, home.dagster / "dagster.yaml")
             if prepare is not None:
                 prepare(home)
-            _write_marker(home.root)
+            _write_marker(
+                home.root,
+                {
+                    "format": FORMAT,
+                    "created_by": _own_version(),
+                    "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "root": str(home.root),
+                },
+            )
+
+
+@contextlib.contextmanager
+def locked(home: Home) -> Iterator[None]:
+    """Be the only one who makes or adopts the home, until the block is left.
+
+    Raises:
+        HomeError: the folder cannot be used.
+        TransientError: the disk is full, or another process holds the lock for too long.
+    """
+    with _explained(home.root), _locked(home.root / LOCK):
+        yield
 
 
 def _lake_url() -> str | None:
@@ -177,7 +243,8 @@ def _lake_url() -> str | None:
     return url
 
 
-def _ledger_url(root: Path) -> str:
+def sqlite_ledger(root: Path) -> str:
+    """The URL of the ledger that lies in a home."""
     return f"sqlite:///{root / 'ledger.db'}"
 
 
@@ -214,19 +281,17 @@ def _require_format(root: Path, found: Mapping[str, object]) -> None:
         )
 
 
-def _write_marker(root: Path) -> None:
-    document = {
-        "format": FORMAT,
-        "created_by": _own_version(),
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    draft = root / f".{MARKER}.new"
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(document, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(root / MARKER)
+def _write_marker(root: Path, document: Mapping[str, object]) -> None:
+    draft = root / f".{MARKER}.{uuid.uuid4().hex}"
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            json.dump(document, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(root / MARKER)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _own_version() -> str:

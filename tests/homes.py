@@ -5,7 +5,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from platform_assets.line.services import owner_of
+from resources.adopting import rewrite_locations
 from resources.home import Home
+from resources.tracking.store import OWNER_TAG
 from tests import postgres
 
 DATABASES = "databases.json"
@@ -25,13 +28,19 @@ def home_at(root: Path) -> Home:
 
 
 def copy_home(source: Path, root: Path) -> Home:
-    """Copy a home that nothing works on."""
+    """Copy a home that nothing works on, and adopt the copy."""
     shutil.copytree(source, root)
     before = home_at(source)
     if (root / DATABASES).exists():
         assert before.dagster_url is not None
         note_databases(root, *map(postgres.copy_database, (before.ledger_url, before.dagster_url)))
-    return home_at(root)
+    found = home_at(root)
+    made_at = found.made_at()
+    assert made_at is not None
+    tag = (OWNER_TAG, owner_of(before.ledger_url), owner_of(found.ledger_url))
+    rewrite_locations(found, made_at, tag)
+    found.settle()
+    return found
 
 
 def drop_home(root: Path) -> None:

@@ -211,10 +211,7 @@ def opened(home: Home, spec: PipelineSpec | None = None) -> Iterator[Line]:
 
 
 def built_once(shared: Path, name: str, source: Path, build: Callable[[Line], None]) -> Path:
-    """A home that one worker of the test run builds on a copy of another, the others wait.
-
-    The models of a copy lie where they were logged: in the home that was copied.
-    """
+    """A home that one worker of the test run builds on a copy of another, the others wait."""
     root = shared / name
     done = shared / f"{name}.done"
     with (shared / f"{name}.lock").open("a") as lock:

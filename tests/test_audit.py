@@ -177,7 +177,7 @@ def test_model_files_that_were_changed_are_not_shown_and_not_loaded(
         assert failed(document) == ["the files in the registry are those that were trained"]
         text = page(line, record, document)
     finally:
-        changed.write_bytes(before)  # the files of a copied home lie where they were logged
+        changed.write_bytes(before)
     assert "A picture of the model is missing" in text
     assert "what the model looks at" not in text
 

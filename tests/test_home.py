@@ -142,7 +142,8 @@ def test_a_new_home_is_complete(home: Home, dagster_yaml: Path) -> None:
     home.require()
     assert seen == [False], "home.json is written last"
     marker = json.loads((home.root / "home.json").read_text())
-    assert set(marker) == {"format", "created_by", "created_at"}
+    assert set(marker) == {"format", "created_by", "created_at", "root"}
+    assert marker["root"] == str(home.root)
     assert marker["format"] == FORMAT
     assert datetime.fromisoformat(marker["created_at"]).tzinfo is not None
     assert home.landing.is_dir()

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from platform_assets.cli import (
     alerts,
+    copying,
     daemon,
     lanes,
     maintain,
@@ -273,6 +274,7 @@ alerts.register(app)
 quarantine.register(app)
 daemon.register(app)
 maintain.register(app)
+copying.register(app)
 serving.register(app)
 app.add_typer(lanes.commands)
 

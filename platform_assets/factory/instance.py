@@ -18,6 +18,9 @@ storage:
 """
 
 
+KILLED = "Its process was killed, and Dagster with it."
+
+
 def dagster_yaml() -> Path:
     """The instance configuration that a home is made with."""
     here = Path(__file__).resolve()
@@ -54,12 +57,16 @@ def make_home(home: Home) -> None:
         initialise(home, dagster_yaml=config, prepare=prepare)
 
 
-def end_orphaned_runs(home: Home) -> list[str]:
+def end_orphaned_runs(home: Home, *, foreign: bool = False) -> list[str]:
     """End the runs that are in progress although no process is: all were killed at once.
 
     Dagster itself would leave them as they are for good, and each would keep its slot in the
     queue. To be called only while no daemon works on the home. A forked run may have outlived the
     daemon that launched it: it goes on, and the next daemon watches it.
+
+    Args:
+        foreign: the home is a copy, whose runs belong to the home that it was copied from: none
+            of them works here, and whoever ended one would end that home's process.
 
     Returns:
         The ids of the runs that were ended.
@@ -73,11 +80,12 @@ def end_orphaned_runs(home: Home) -> list[str]:
         runs = [
             run
             for run in instance.get_runs(dg.RunsFilter(statuses=in_progress))
-            if not is_alive(run)
+            if foreign or not is_alive(run)
         ]
         for run in runs:
             if run.status is dg.DagsterRunStatus.CANCELING:
                 instance.report_run_canceled(run, "Its process was killed while it was canceled.")
             else:
-                instance.report_run_failed(run, "Its process was killed, and Dagster with it.")
+                why = "It ran in the home that this one was copied from." if foreign else KILLED
+                instance.report_run_failed(run, why)
         return [run.run_id for run in runs]

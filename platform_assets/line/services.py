@@ -150,12 +150,11 @@ class Services:
 
     @cached_property
     def tracking(self) -> Tracking:
-        ledger = hashlib.sha256(shown(self.home.ledger_url).encode()).hexdigest()
         return Tracking(
             self.home.mlflow_uri,
             None if self.home.mlflow_uri.startswith("http") else self.home.mlflow_artifacts,
             spool=self.home.root / "tracking",
-            owner=ledger[:16],
+            owner=owner_of(self.home.ledger_url),
         )
 
     @cached_property
@@ -339,6 +338,11 @@ class Services:
 
     def partition(self, text: str, *, keyed: bool) -> PartitionKey:
         return self.spec.require_partition(PartitionKey.parse(text), keyed=keyed)
+
+
+def owner_of(ledger_url: str) -> str:
+    """The name of a ledger, on the MLflow runs that it decides about."""
+    return hashlib.sha256(shown(ledger_url).encode()).hexdigest()[:16]
 
 
 def _counts(report: Mapping[str, Any]) -> list[tuple[Any, ...]]:
