@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from platform_assets.cli import (
     alerts,
     daemon,
+    images,
     lanes,
     maintain,
     promotion,
@@ -275,6 +276,7 @@ daemon.register(app)
 maintain.register(app)
 serving.register(app)
 app.add_typer(lanes.commands)
+app.add_typer(images.commands)
 
 
 def _complain(message: str) -> None:
