@@ -219,13 +219,9 @@ class ImageLock(BaseModel):
 
     def with_image(self, name: str, image: LockedImage) -> "ImageLock":
         """The lock with one image put in its place; its registry must be allowed already."""
-        return ImageLock.model_validate(
-            {
-                "version": self.version,
-                "registries": self.registries,
-                "images": {**self.images, name: image},
-            }
-        )
+        images = {**self.images, name: image}
+        document = {"version": self.version, "registries": self.registries, "images": images}
+        return parse_lock(document, LOCK_FILE)
 
 
 @dataclass(frozen=True)
