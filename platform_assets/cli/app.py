@@ -12,6 +12,7 @@ from platform_assets.cli import (
     alerts,
     copying,
     daemon,
+    images,
     lanes,
     maintain,
     promotion,
@@ -277,6 +278,7 @@ maintain.register(app)
 copying.register(app)
 serving.register(app)
 app.add_typer(lanes.commands)
+app.add_typer(images.commands)
 
 
 def _complain(message: str) -> None:

@@ -1,0 +1,203 @@
+"""Admission: may the containers of this manifest start?
+
+What is looked at is the manifest as it would be sent, whatever made it: a run's Job, a step's, a
+CronJob, a kind of somebody else's that has pods in it. Every container in it, init containers and
+sidecars and ephemeral ones among them, and every volume that is an image, must name an image by
+its digest, from an allowed registry, that stands in the lock.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from platform_assets.domain.errors import RefusedError, UsageError
+from platform_assets.domain.images import LOCK_FILE, ImageLock, ImageRef, shown
+
+CONTAINERS = ("containers", "initContainers", "ephemeralContainers")
+_SNAKE = {"init_containers": "initContainers", "ephemeral_containers": "ephemeralContainers"}
+_DEEPEST = 64
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One place that images of a manifest may come from.
+
+    Attributes:
+        name: for a person, as in "the run's tag dagster-k8s/config".
+        content: what it says, nested mappings, sequences and texts.
+    """
+
+    name: str
+    content: Any
+
+
+@dataclass(frozen=True)
+class Found:
+    """An image that a manifest names.
+
+    Attributes:
+        place: as in `spec.template.spec.initContainers[0]`.
+        container: name of the container or volume; empty where it has none.
+        image: the text as it stands; None where there is none, or no text.
+    """
+
+    place: str
+    container: str
+    image: str | None
+
+
+@dataclass(frozen=True)
+class Violation:
+    """An image that may not start.
+
+    Attributes:
+        found: where it stands.
+        why: what is wrong, for a person.
+        source: the layer that it came from; empty where none of them has it.
+    """
+
+    found: Found
+    why: str
+    source: str
+
+    def __str__(self) -> str:
+        where = f"{self.found.container or 'unnamed'} ({self.found.place})"
+        return f"{where}: {self.why}" + (f"; it comes from {self.source}" if self.source else "")
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What may start, and what may not.
+
+    Attributes:
+        admitted: name in the lock by place.
+        violations: the others; with one of them nothing of the manifest may start.
+    """
+
+    admitted: Mapping[str, str]
+    violations: tuple[Violation, ...]
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the manifest may be created."""
+        return not self.violations
+
+    def require(self, what: str) -> None:
+        """Raise unless it is allowed.
+
+        Raises:
+            RefusedError: names each container, and where its image came from.
+        """
+        if self.violations:
+            listed = "; ".join(str(violation) for violation in self.violations)
+            raise RefusedError(
+                f"{what} is refused, nothing was created: {listed}. Allowed are images of "
+                f"{LOCK_FILE}, by digest; name one by its logical name, or add yours with "
+                "`signalbox images pin NAME REGISTRY/REPOSITORY:TAG`"
+            )
+
+
+def admit(manifest: Mapping[str, Any], lock: ImageLock, layers: Sequence[Layer] = ()) -> Admission:
+    """Judge a manifest.
+
+    Args:
+        manifest: as the API is sent it; keys in camelCase, or as dagster-k8s writes them.
+        lock: the images that may run.
+        layers: what the manifest was made of, the strongest first: to say where a bad one is from.
+    """
+    admitted: dict[str, str] = {}
+    violations = []
+    seen = list(images_of(manifest))
+    if not any(found.place.rpartition(".")[2].startswith("containers[") for found in seen):
+        nothing = Found("(manifest)", str(manifest.get("kind") or ""), None)
+        violations.append(Violation(nothing, "no container is found in it", ""))
+    for found in seen:
+        name, why = _judged(found, lock)
+        if name is None:
+            source = next((y.name for y in layers if _says(y.content, found.image)), "")
+            violations.append(Violation(found, why, source))
+        else:
+            admitted[found.place] = name
+    return Admission(admitted, tuple(violations))
+
+
+def images_of(manifest: Any) -> Iterator[Found]:
+    """Every image that a manifest names, at whatever depth, whatever its kind."""
+    yield from _walk(manifest, "", 0)
+
+
+def _walk(node: Any, place: str, depth: int) -> Iterator[Found]:
+    if depth > _DEEPEST:
+        yield Found(place, "", None)
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            kind = _SNAKE.get(str(key), str(key))
+            here = f"{place}.{kind}" if place else kind
+            if kind in CONTAINERS and value is not None:
+                yield from _containers(value, here)
+            elif kind == "volumes" and isinstance(value, Sequence) and not isinstance(value, str):
+                yield from _volumes(value, here)
+            yield from _walk(value, here, depth + 1)
+    elif isinstance(node, Sequence) and not isinstance(node, str | bytes):
+        for number, value in enumerate(node):
+            yield from _walk(value, f"{place}[{number}]", depth + 1)
+
+
+def _containers(value: Any, place: str) -> Iterator[Found]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        yield Found(place, "", None)
+        return
+    for number, container in enumerate(value):
+        here = f"{place}[{number}]"
+        if not isinstance(container, Mapping):
+            yield Found(here, "", None)
+            continue
+        image = container.get("image")
+        yield Found(here, str(container.get("name") or ""), image if _is_text(image) else None)
+
+
+def _volumes(value: Sequence[Any], place: str) -> Iterator[Found]:
+    for number, volume in enumerate(value):
+        image = volume.get("image") if isinstance(volume, Mapping) else None
+        if image is not None:
+            text = image.get("reference") if isinstance(image, Mapping) else image
+            name = str(volume.get("name") or "")
+            yield Found(f"{place}[{number}]", name, text if _is_text(text) else None)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _judged(found: Found, lock: ImageLock) -> tuple[str | None, str]:
+    """The name in the lock, or None and why not."""
+    if found.image is None:
+        return None, "it names no image"
+    try:
+        ref = ImageRef.parse(found.image)
+    except UsageError as error:
+        return None, str(error)
+    if ref.registry not in lock.registries:
+        allowed = ", ".join(lock.registries) or "none"
+        return None, f"{ref} is of registry {ref.registry}; allowed are {allowed}"
+    name = lock.of(ref)
+    if name is None:
+        same = [n for n, i in sorted(lock.images.items()) if i.repository == ref.repository]
+        known = f"of that repository the lock has {', '.join(same)}, at another digest"
+        return None, f"{shown(str(ref))} does not stand in the lock" + (
+            f"; {known}" if same else ""
+        )
+    return name, ""
+
+
+def _says(content: Any, image: str | None) -> bool:
+    """Whether a layer holds a text that is this image, at whatever depth."""
+    if image is None:
+        return False
+    if isinstance(content, str):
+        return content == image
+    if isinstance(content, Mapping):
+        return any(_says(value, image) for value in content.values())
+    if isinstance(content, Sequence) and not isinstance(content, bytes):
+        return any(_says(value, image) for value in content)
+    return False

@@ -1,0 +1,82 @@
+"""The last place before the wire: what is created in the cluster is admitted here, or not sent.
+
+A run launcher and an executor make their Jobs of layers: the code location's image, config of
+launcher and executor, tags of run and op, overrides by step. What counts is what comes out at the
+end. So the client that they are given judges the body of every request that writes, of whatever
+kind, as it would be sent.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import kubernetes.client
+
+from platform_assets.domain.admission import Layer, admit, images_of
+from platform_assets.domain.errors import RefusedError
+from platform_assets.domain.images import ImageLock
+
+WRITES = ("POST", "PUT", "PATCH")
+WORKLOADS = (
+    *("Pod", "PodTemplate", "ReplicationController", "ReplicaSet", "Deployment", "StatefulSet"),
+    *("DaemonSet", "Job", "CronJob"),
+)
+"""Kinds that have containers: one without is no good one."""
+
+
+@dataclass(frozen=True)
+class Making:
+    """What is being made, and of what; for the words of a refusal."""
+
+    what: str
+    layers: Sequence[Layer]
+
+
+_making: ContextVar[Making | None] = ContextVar("signalbox_making", default=None)
+
+
+@contextmanager
+def making(what: str, layers: Sequence[Layer]) -> Iterator[None]:
+    """Say what the requests of this block are for."""
+    token = _making.set(Making(what, layers))
+    try:
+        yield
+    finally:
+        _making.reset(token)
+
+
+class AdmittingApiClient(kubernetes.client.ApiClient):  # type: ignore[misc]
+    """A client of the API server that sends no container that is not admitted."""
+
+    def __init__(self, lock: Callable[[], ImageLock], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._lock = lock
+
+    def call_api(self, resource_path: str, method: str, *rest: Any, **named: Any) -> Any:
+        """See the client.
+
+        Raises:
+            RefusedError: the body has a container whose image may not run; nothing was sent.
+        """
+        body = named.get("body", rest[3] if len(rest) > 3 else None)
+        if method in WRITES and body is not None:
+            self.judge(self.sanitize_for_serialization(body), f"{method} {resource_path}")
+        return super().call_api(resource_path, method, *rest, **named)
+
+    def judge(self, document: Any, request: str) -> None:
+        """Raise unless everything that would start is admitted."""
+        if not isinstance(document, Mapping):
+            # A JSON patch names an image by a path and a value, at any depth.
+            raise RefusedError(
+                f"{request} is refused, nothing was sent: its body is {type(document).__name__}, "
+                "whose images cannot be judged; send the whole object"
+            )
+        found = next(images_of(document), None)
+        if document.get("kind") not in WORKLOADS and found is None:
+            return
+        now = _making.get()
+        named = str((document.get("metadata") or {}).get("name") or "")
+        what = now.what if now else f"{document.get('kind') or request} {named}".strip()
+        admit(document, self._lock(), now.layers if now else ()).require(what)

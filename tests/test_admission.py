@@ -1,0 +1,180 @@
+"""Nothing starts that is not pinned: bad references in every place of every kind."""
+
+import unicodedata
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from platform_assets.domain.admission import Layer, admit, images_of
+from platform_assets.domain.errors import RefusedError
+from platform_assets.domain.images import ImageLock, LockedImage
+
+HEX = "0123456789abcdef" * 4
+DIGEST = f"sha256:{HEX}"
+REPOSITORY = "registry.example:5000/team/train"
+GOOD = f"{REPOSITORY}@{DIGEST}"
+LOCK = ImageLock(
+    registries=("registry.example:5000",),
+    images={
+        "train": LockedImage(
+            repository=REPOSITORY,
+            tag="2026-11",
+            digest=DIGEST,
+            index="sha256:" + "1" * 64,
+            config="sha256:" + "c" * 64,
+            platform="linux/amd64",
+            resolved_at=datetime(2026, 11, 1, tzinfo=UTC),
+            resolved_by="ada",
+        )
+    },
+)
+
+
+def bad_references() -> list[str | None]:
+    """Forms that are not the pinned image, by what is wrong with them."""
+    tags = ["latest", "2026-11", "v1", "sha256", HEX, f"sha256-{HEX}", "stable@", "1.0.0-rc1"]
+    found: list[str | None] = [f"{REPOSITORY}:{tag}" for tag in tags]
+    found += [REPOSITORY, f"{REPOSITORY}:", f"{REPOSITORY}@", f"{REPOSITORY}@sha256:", "", None]
+    found += [f"{REPOSITORY}@{DIGEST[:length]}" for length in range(8, 71)]
+    found += [f"{REPOSITORY}@{DIGEST}{more}" for more in ("0", "f" * 64, ":latest", "@", "/x", "?")]
+    found += [f"{REPOSITORY}:{tag}@{DIGEST}" for tag in ("latest", "2026-11")]
+    found += [f"{REPOSITORY}@{DIGEST.upper()}", f"{REPOSITORY}@SHA256:{HEX}"]
+    found += [f"{REPOSITORY}@sha256:{HEX[:i]}{HEX[i:].upper()}" for i in range(8, 60, 6)]
+    found += [f"{REPOSITORY}@{name}:{HEX}" for name in ("sha1", "sha512", "md5", "sha-256", "")]
+    found += [f"{REPOSITORY}@sha256:{'g' * 64}", f"{REPOSITORY}@sha256:{'0' * 64}"]
+    found += [f"{REPOSITORY}@sha256:{digit * 64}" for digit in "0123456789abcdef"]
+    hosts = ["evil.example", "registry.example", "registry.example:5001", "registry.example:05000"]
+    hosts += ["registry.example:5000.evil.example", "evil.example/registry.example:5000"]
+    hosts += ["registry-example:5000", "xregistry.example:5000", "127.0.0.1:5000", "docker.io"]
+    found += [f"{host}/team/train@{DIGEST}" for host in hosts]
+    found += [f"{scheme}{GOOD}" for scheme in ("http://", "https://", "docker://", "oci:", "//")]
+    found += [f"team/train@{DIGEST}", f"train@{DIGEST}", DIGEST, HEX, f"@{DIGEST}"]
+    paths = ["team/Train", "team//train", "team/train/", "team/../team/train", "team/./train"]
+    paths += ["/team/train", "team/train-", "team/.train", "team/tr ain", "team/train%20", "team"]
+    paths += ["team/train2", "other/train", "team/train/debug", "team\\train", "team/tr___ain"]
+    found += [f"registry.example:5000/{path}@{DIGEST}" for path in paths]
+    spaces = [" ", "\n", "\t", "\r", "\x00", "\x0b", "\u00a0", "\u2003", "\u200b", "\ufeff"]
+    found += [space + GOOD for space in spaces] + [GOOD + space for space in spaces]
+    found += [GOOD.replace("@", f"@{space}") for space in spaces]
+    alike = {"a": "\u0430", "e": "\u0435", "i": "\u0456", "o": "\u043e", "s": "\u0455"}
+    alike |= {"x": "\u0445", "5": "\uff15", "0": "\u0660", "@": "\uff20", ":": "\uff1a"}
+    alike |= {"/": "\u2044", ".": "\u2024", "r": "\u0433"}
+    found += [GOOD.replace(c, other) for c, other in alike.items() if c in GOOD]
+    found += [GOOD.replace(c, other, 1) for c, other in alike.items() if c in GOOD]
+    found += [GOOD.replace("e", "e\u0301", 1), unicodedata.normalize("NFD", "é") + GOOD]
+    found += [f"{GOOD},{GOOD}", f"{GOOD} {GOOD}", "$(IMAGE)", "${IMAGE}", "{{ image }}"]
+    return list(dict.fromkeys(found))
+
+
+BAD = bad_references()
+
+
+def pod(**changes: Any) -> dict[str, Any]:
+    return {
+        "containers": [{"name": "dagster", "image": GOOD}],
+        **changes,
+    }
+
+
+def job(spec: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": "Job", "metadata": {"name": "j"}, "spec": {"template": {"spec": spec}}}
+
+
+def everywhere(image: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Manifests with one image in one place; all the others are good."""
+    bad = {"name": "bad", "image": image}
+    yield "container", job(pod(containers=[bad]))
+    yield "second container", job(pod(containers=[{"name": "dagster", "image": GOOD}, bad]))
+    yield "init container", job(pod(initContainers=[bad]))
+    yield "as dagster-k8s writes it", job(pod(init_containers=[bad]))
+    sidecar = bad | {"restartPolicy": "Always"}
+    yield "sidecar", job(pod(initContainers=[sidecar]))
+    yield "ephemeral", job(pod(ephemeralContainers=[bad]))
+    yield "volume", job(pod(volumes=[{"name": "bad", "image": {"reference": image}}]))
+    yield "pod", {"kind": "Pod", "spec": pod(initContainers=[bad])}
+    cron = {"kind": "CronJob", "spec": {"jobTemplate": job(pod(initContainers=[bad]))}}
+    yield "cron job", cron
+    replicas = {"Master": job(pod()), "Worker": job(pod(containers=[bad]))}
+    yield "PyTorchJob", {"kind": "PyTorchJob", "spec": {"pytorchReplicaSpecs": replicas}}
+    sets = [{"template": {"spec": job(pod(containers=[bad]))}}]
+    yield "JobSet", {"kind": "JobSet", "spec": {"replicatedJobs": sets}}
+    yield "list", {"kind": "List", "items": [job(pod()), job(pod(containers=[bad]))]}
+
+
+def test_at_least_200_forms_are_tried() -> None:
+    assert len(BAD) >= 200
+    assert GOOD not in BAD
+
+
+@pytest.mark.parametrize("image", BAD, ids=lambda image: ascii(image)[:60])
+def test_no_bad_reference_gets_through_anywhere(image: str | None) -> None:
+    for place, manifest in everywhere(image):
+        admission = admit(manifest, LOCK)
+        assert not admission.allowed, place
+        (violation,) = admission.violations
+        assert violation.found.container == "bad", place
+        with pytest.raises(RefusedError, match=r"step x is refused, nothing was created: bad \("):
+            admission.require("step x")
+
+
+def test_the_good_one_gets_through_everywhere() -> None:
+    for place, manifest in everywhere(GOOD):
+        admission = admit(manifest, LOCK)
+        assert admission.violations == (), place
+        assert set(admission.admitted.values()) == {"train"}
+        admission.require("step x")
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {},
+        {"kind": "Job"},
+        job({}),
+        job({"containers": []}),
+        job({"containers": None}),
+        job({"containers": "train"}),
+        job({"containers": [GOOD]}),
+        job({"containers": [{"name": "x"}]}),
+        job({"containers": [{"name": "x", "image": {"name": GOOD}}]}),
+        job({"initContainers": [{"name": "x", "image": GOOD}]}),
+    ],
+)
+def test_a_manifest_without_images_is_not_a_good_one(manifest: dict[str, Any]) -> None:
+    assert not admit(manifest, LOCK).allowed
+
+
+def test_an_empty_lock_admits_nothing() -> None:
+    assert not admit(job(pod()), ImageLock()).allowed
+
+
+def test_a_manifest_without_end_is_refused() -> None:
+    nested: dict[str, Any] = job(pod())
+    for _ in range(200):
+        nested = {"spec": nested}
+    assert not admit(nested, LOCK).allowed
+
+
+def test_the_strongest_layer_that_has_it_is_named() -> None:
+    bad = f"{REPOSITORY}:latest"
+    config = {"init_containers": [{"name": "fetch", "image": bad}]}
+    layers = [
+        Layer("the op's tag dagster-k8s/config", {"pod_spec_config": config}),
+        Layer("the executor's job_image", GOOD),
+        Layer("the run launcher's job_image", bad),
+    ]
+    admission = admit(job(pod(init_containers=config["init_containers"])), LOCK, layers)
+    assert [str(v) for v in admission.violations] == [
+        "fetch (spec.template.spec.initContainers[0]): "
+        f"'{bad}' is refused: it has no digest, so it can be another image tomorrow; allowed is "
+        "REGISTRY/REPOSITORY@sha256:<64 hexadecimal digits>; "
+        "it comes from the op's tag dagster-k8s/config"
+    ]
+
+
+def test_each_image_is_found_once() -> None:
+    for _, manifest in everywhere("x"):
+        places = [found.place for found in images_of(manifest)]
+        assert len(places) == len(set(places))

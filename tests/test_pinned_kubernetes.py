@@ -1,0 +1,405 @@
+"""Runs and steps on Kubernetes: stock dagster-k8s lets a moved image through, this does not."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import kubernetes.client
+import pytest
+import yaml
+from dagster._core.launcher import LaunchRunContext
+from dagster._core.storage.dagster_run import DagsterRun
+from dagster._core.test_utils import instance_for_test
+from dagster_k8s import k8s_job_executor
+from dagster_k8s.launcher import K8sRunLauncher
+
+from platform_assets.domain.errors import RefusedError, UsageError
+from platform_assets.domain.images import ImageLock, LockedImage
+from platform_assets.instance.kubernetes.admitting import AdmittingApiClient, making
+from platform_assets.instance.kubernetes.executor import pinned_k8s_job_executor
+from platform_assets.instance.kubernetes.launcher import PinnedK8sRunLauncher
+from resources.images import VARIABLE, change_lock, load_lock
+from tests import cluster as fake
+
+HOST = "registry.example:5000"
+CONFIG = "dagster-k8s/config"
+
+
+def entry(name: str, digit: str) -> LockedImage:
+    return LockedImage(
+        repository=f"{HOST}/{name}",
+        tag="1",
+        digest=f"sha256:{digit * 64}",
+        config=f"sha256:{'c' * 64}",
+        platform="linux/amd64",
+        resolved_at=datetime(2026, 11, 1, tzinfo=UTC),
+        resolved_by="ada",
+    )
+
+
+LOCK = ImageLock(
+    registries=(HOST,), images={"run": entry("run", "1"), "train": entry("train", "2")}
+)
+RUN, TRAIN = (str(LOCK.images[name].ref) for name in ("run", "train"))
+MOVED = f"{HOST}/train:latest"
+
+
+@pytest.fixture(autouse=True)
+def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    place = tmp_path / "images.lock.yaml"
+    monkeypatch.setenv(VARIABLE, str(place))
+    change_lock(lambda _: LOCK)
+    return place
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[fake.Cluster]:
+    with fake.running(tmp_path) as found:
+        yield found
+
+
+# --- the client -----------------------------------------------------------------------------------
+
+
+def job_with(**spec: Any) -> kubernetes.client.V1Job:
+    container = kubernetes.client.V1Container(name="dagster", image=RUN)
+    pod = kubernetes.client.V1PodSpec(**{"containers": [container], **spec})
+    template = kubernetes.client.V1PodTemplateSpec(spec=pod)
+    return kubernetes.client.V1Job(
+        kind="Job",
+        metadata=kubernetes.client.V1ObjectMeta(name="j"),
+        spec=kubernetes.client.V1JobSpec(template=template),
+    )
+
+
+def client(cluster: fake.Cluster) -> AdmittingApiClient:
+    configuration = kubernetes.client.Configuration(
+        host=yaml.safe_load(Path(cluster.kubeconfig).read_text())["clusters"][0]["cluster"][
+            "server"
+        ]
+    )
+    return AdmittingApiClient(load_lock, configuration=configuration)
+
+
+def test_what_is_written_is_judged_whatever_it_is(cluster: fake.Cluster) -> None:
+    api = client(cluster)
+    batch, core = kubernetes.client.BatchV1Api(api), kubernetes.client.CoreV1Api(api)
+    custom = kubernetes.client.CustomObjectsApi(api)
+    bad = kubernetes.client.V1Container(name="fetch", image=MOVED)
+    spec = {"metadata": {"name": "x"}, "spec": {"containers": [{"name": "fetch", "image": MOVED}]}}
+    cron = {"kind": "CronJob", "spec": {"jobTemplate": {"spec": {"template": spec}}}}
+    ours = ("kubeflow.org", "v1", "ns", "pytorchjobs")
+    replicas = {"kind": "PyTorchJob", "spec": {"pytorchReplicaSpecs": {"Worker": spec}}}
+    patch = [{"op": "replace", "path": "/spec/template/spec/containers/0/image", "value": MOVED}]
+    for write in (
+        lambda: batch.create_namespaced_job("ns", job_with(init_containers=[bad])),
+        lambda: batch.create_namespaced_job(body=job_with(containers=[bad]), namespace="ns"),
+        lambda: batch.create_namespaced_job_with_http_info("ns", job_with(containers=[bad])),
+        lambda: batch.replace_namespaced_job("j", "ns", job_with(init_containers=[bad])),
+        lambda: batch.patch_namespaced_job("j", "ns", {"spec": {"template": spec}}),
+        lambda: batch.patch_namespaced_job("j", "ns", patch),
+        lambda: batch.create_namespaced_cron_job("ns", cron),
+        lambda: core.create_namespaced_pod("ns", {"kind": "Pod", **spec}),
+        lambda: core.create_namespaced_pod("ns", {"kind": "Pod", "spec": {}}),
+        lambda: custom.create_namespaced_custom_object(*ours, replicas),
+    ):
+        with pytest.raises(RefusedError, match="is refused, nothing was"):
+            write()
+    assert cluster.requests == []
+    batch.create_namespaced_job("ns", job_with())
+    core.create_namespaced_config_map("ns", {"kind": "ConfigMap", "data": {"image": MOVED}})
+    batch.patch_namespaced_job("j", "ns", {"metadata": {"labels": {"a": "b"}}})
+    assert [method for method, _ in cluster.requests] == ["POST", "POST", "PATCH"]
+    # The plain client sends it.
+    plain = kubernetes.client.ApiClient(configuration=api.configuration)
+    kubernetes.client.CoreV1Api(plain).create_namespaced_pod("ns", {"kind": "Pod", **spec})
+    assert len(cluster.requests) == 4
+
+
+def test_what_is_made_is_named(cluster: fake.Cluster) -> None:
+    batch = kubernetes.client.BatchV1Api(client(cluster))
+    bad = kubernetes.client.V1Container(name="fetch", image=MOVED)
+    with pytest.raises(RefusedError, match=r"^Job j is refused"):
+        batch.create_namespaced_job("ns", job_with(init_containers=[bad]))
+    with making("step x", []), pytest.raises(RefusedError, match=r"^step x is refused"):
+        batch.create_namespaced_job("ns", job_with(init_containers=[bad]))
+
+
+# --- the run launcher -----------------------------------------------------------------------------
+
+
+@dg.op
+def nothing() -> None:
+    pass
+
+
+@dg.job
+def empty() -> None:
+    nothing()
+
+
+def launch(
+    cluster: fake.Cluster,
+    pinned: bool,
+    *,
+    tags: dict[str, Any] | None = None,
+    image: str | None = None,
+    container_context: dict[str, Any] | None = None,
+    launcher_image: str = "run",
+    **config: Any,
+) -> DagsterRun:
+    """Launch a run as the queue's daemon does; its Job goes to the fake."""
+    settings = {
+        "service_account_name": "dagster",
+        "instance_config_map": "dagster-instance",
+        "dagster_home": "/opt/dagster",
+        "job_namespace": fake.NAMESPACE,
+        "load_incluster_config": False,
+        "kubeconfig_file": cluster.kubeconfig,
+        **({"image": launcher_image} if pinned else {"job_image": RUN}),
+        **config,
+    }
+    if "job_image" in config:
+        settings.pop("image", None)
+    kind = PinnedK8sRunLauncher if pinned else K8sRunLauncher
+    overrides = {
+        "run_launcher": {"module": kind.__module__, "class": kind.__name__, "config": settings}
+    }
+    with instance_for_test(overrides=overrides) as instance:
+        origin = dg.reconstructable(empty).get_python_origin()
+        repository = origin.repository_origin._replace(
+            container_image=image, container_context=container_context
+        )
+        run = instance.create_run_for_job(
+            empty,
+            tags={name: json.dumps(value) for name, value in (tags or {}).items()},
+            job_code_origin=origin._replace(repository_origin=repository),
+        )
+        launcher = instance.run_launcher
+        assert type(launcher) is kind
+        launcher.launch_run(LaunchRunContext(dagster_run=run, workspace=None))
+        return run
+
+
+def test_a_run_starts_in_the_image_of_the_lock(cluster: fake.Cluster) -> None:
+    launch(cluster, pinned=True)
+    assert cluster.images() == [RUN]
+
+
+BAD_RUNS: list[tuple[str, dict[str, Any], str]] = [
+    (
+        "tag",
+        {"tags": {CONFIG: {"container_config": {"image": MOVED}}}},
+        "the run's tag dagster-k8s/config",
+    ),
+    (
+        "init container of a tag",
+        {
+            "tags": {
+                CONFIG: {"pod_spec_config": {"init_containers": [{"name": "f", "image": MOVED}]}}
+            }
+        },
+        "the run's tag dagster-k8s/config",
+    ),
+    (
+        "sidecar of a tag",
+        {"tags": {CONFIG: {"pod_spec_config": {"containers": [{"name": "f", "image": MOVED}]}}}},
+        "the run's tag dagster-k8s/config",
+    ),
+    ("code location", {"image": MOVED}, "the code location's image (DAGSTER_CURRENT_IMAGE)"),
+    (
+        "container context",
+        {"container_context": {"k8s": {"run_k8s_config": {"container_config": {"image": MOVED}}}}},
+        "the code location's container context",
+    ),
+    (
+        "launcher",
+        {"run_k8s_config": {"container_config": {"image": MOVED}}},
+        "the run launcher's run_k8s_config",
+    ),
+    ("job_image", {"job_image": MOVED}, "the run launcher's job_image"),
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "source"), [bad[1:] for bad in BAD_RUNS], ids=[bad[0] for bad in BAD_RUNS]
+)
+def test_whatever_brings_a_moved_image_into_a_run(
+    cluster: fake.Cluster, settings: dict[str, Any], source: str
+) -> None:
+    # The accident: dagster-k8s starts it, whatever is pinned elsewhere.
+    launch(cluster, pinned=False, **settings)
+    assert MOVED in cluster.images()
+    cluster.jobs.clear()
+    cluster.requests.clear()
+
+    with pytest.raises(RefusedError) as refused:
+        launch(cluster, pinned=True, **settings)
+    assert f"it comes from {source}" in str(refused.value)
+    assert f"'{MOVED}' is refused: it has no digest" in str(refused.value)
+    assert cluster.requests == []
+
+
+def test_without_a_lock_nothing_starts(cluster: fake.Cluster, lock: Path) -> None:
+    with pytest.raises(UsageError, match="no image 'serve'; it has run, train"):
+        launch(cluster, pinned=True, launcher_image="serve")
+    lock.unlink()
+    with pytest.raises(RefusedError, match="allowed are none"):
+        launch(cluster, pinned=True, job_image=RUN)
+    assert cluster.requests == []
+
+
+# --- the executor ---------------------------------------------------------------------------------
+
+
+@dg.op(tags={"signalbox/image": "run"})
+def prepares() -> int:
+    return 1
+
+
+@dg.op
+def trains(x: int) -> int:
+    return x + 1
+
+
+@dg.op(tags={CONFIG: {"container_config": {"image": MOVED}}})
+def moved(x: int) -> int:
+    return x + 1
+
+
+@dg.op(tags={CONFIG: {"pod_spec_config": {"init_containers": [{"name": "f", "image": MOVED}]}}})
+def moved_before(x: int) -> int:
+    return x + 1
+
+
+@dg.op(tags={"signalbox/image": "serve"})
+def unknown(x: int) -> int:
+    return x + 1
+
+
+@dg.job(executor_def=pinned_k8s_job_executor)
+def pinned_job() -> None:
+    trains(prepares())
+
+
+@dg.job(executor_def=pinned_k8s_job_executor)
+def pinned_moved() -> None:
+    moved(prepares())
+
+
+@dg.job(executor_def=pinned_k8s_job_executor)
+def pinned_moved_before() -> None:
+    moved_before(prepares())
+
+
+@dg.job(executor_def=pinned_k8s_job_executor)
+def pinned_unknown() -> None:
+    unknown(prepares())
+
+
+@dg.job(executor_def=k8s_job_executor)
+def stock_job() -> None:
+    trains(prepares())
+
+
+@dg.job(executor_def=k8s_job_executor)
+def stock_moved() -> None:
+    moved(prepares())
+
+
+@dg.job(executor_def=k8s_job_executor)
+def stock_moved_before() -> None:
+    moved_before(prepares())
+
+
+def execute(cluster: fake.Cluster, job: str, **config: Any) -> tuple[bool, str]:
+    """Run a job whose steps are pods of the fake; whether it succeeded, and why not."""
+    definition = globals()[job]
+    settings = {
+        "load_incluster_config": False,
+        "kubeconfig_file": cluster.kubeconfig,
+        "job_namespace": fake.NAMESPACE,
+        **({"job_image": RUN} if definition.executor_def is k8s_job_executor else {}),
+        **config,
+    }
+    folder = tempfile.mkdtemp(dir=cluster.folder)
+    launcher = {
+        "module": K8sRunLauncher.__module__,
+        "class": K8sRunLauncher.__name__,
+        "config": {
+            "service_account_name": "dagster",
+            "instance_config_map": "dagster-instance",
+            "load_incluster_config": False,
+            "kubeconfig_file": cluster.kubeconfig,
+            "job_image": RUN,
+            "dagster_home": folder,
+        },
+    }
+    with instance_for_test(
+        overrides={"run_launcher": launcher}, temp_dir=folder, set_dagster_home=True
+    ) as instance:
+        result = dg.execute_job(
+            dg.reconstructable(definition),
+            instance,
+            run_config={"execution": {"config": settings}},
+        )
+        told = [
+            f"{event.message} {getattr(event.event_specific_data, 'error', '')}"
+            for event in result.all_events
+        ]
+        return result.success, "\n".join(told)
+
+
+@pytest.fixture
+def kubelet(tmp_path: Path) -> Iterator[fake.Cluster]:
+    with fake.running(tmp_path, runs=True) as found:
+        yield found
+
+
+@pytest.mark.heavy
+def test_steps_run_in_the_images_of_their_names(kubelet: fake.Cluster) -> None:
+    success, told = execute(kubelet, "pinned_job")
+    assert success, told
+    assert kubelet.images() == [RUN, TRAIN]
+
+
+STEP = {"container_config": {"image": MOVED}}
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("job", "config", "source"),
+    [
+        ("moved", {}, "the op's tag dagster-k8s/config"),
+        ("moved_before", {}, "the op's tag dagster-k8s/config"),
+        ("job", {"step_k8s_config": STEP}, "the executor's step_k8s_config"),
+        (
+            "job",
+            {"per_step_k8s_config": {"trains": STEP}},
+            "the executor's per_step_k8s_config",
+        ),
+    ],
+)
+def test_whatever_brings_a_moved_image_into_a_step(
+    kubelet: fake.Cluster, job: str, config: dict[str, Any], source: str
+) -> None:
+    success, told = execute(kubelet, f"stock_{job}", **config)
+    assert success, told
+    assert MOVED in kubelet.images()
+    kubelet.jobs.clear()
+    success, told = execute(kubelet, f"pinned_{job}", **config)
+    assert not success
+    assert f"it comes from {source}" in told
+    assert MOVED not in kubelet.images()
+
+
+@pytest.mark.heavy
+def test_a_step_whose_image_nobody_knows(kubelet: fake.Cluster) -> None:
+    success, told = execute(kubelet, "pinned_unknown")
+    assert not success
+    assert "no image 'serve'; it has run, train" in told
+    assert kubelet.images() == [RUN]
