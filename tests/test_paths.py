@@ -736,15 +736,18 @@ def test_a_model_that_was_trained_again_must_be_judged_again(trained: Line) -> N
     assert "no model has been judged yet" in failure_of(ran)
     # What was decided stands until something better is.
     assert ledger.champion("flights") == first
-    trained.must(job="flights_judge", partition="2013-01-04")
-    second = ledger.champion("flights")
+    judged = trained.must(job="flights_judge", partition="2013-01-04")
+    again = trained.versions("model")["2013-01-04"].detail["model_version"]
     assert first is not None
-    assert second is not None
-    assert second.version == trained.versions("model")["2013-01-04"].detail["model_version"]
-    assert second.version > first.version
-    # One judgement more of the same model changes nothing.
-    trained.must(job="flights_judge", partition="2013-01-04")
-    assert [c.version for c in ledger.champions("flights")] == [first.version, second.version]
+    assert again > first.version
+    # It was judged, and compared with the champion of before: the same rows make a model that is
+    # no better, so it stays a candidate.
+    assert trained.versions("evaluation")["2013-01-04"].detail["model_version"] == again
+    assert ledger.champion("flights") == first
+    (gate,) = [e for e in judged.get_asset_check_evaluations() if e.check_name == "gate"]
+    assert not gate.passed
+    assert f"version {again}" in str(gate.description)
+    assert [c.version for c in ledger.champions("flights")] == [first.version]
 
 
 def test_a_decision_leaves_an_alias_that_somebody_moved_to_the_reconcile(trained: Line) -> None:
