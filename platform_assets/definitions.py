@@ -6,12 +6,16 @@ import gc
 # What is imported here stays: looking for garbage among it takes a tenth of the time of loading.
 gc.disable()
 
+import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import dagster as dg
 
 from platform_assets.component import pipeline_definitions
+from platform_assets.domain.image_spec import deployment
+from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory import check_spec
 from resources.catalog import components_folder, load_entries
 from sensors.tracking_truth import tracking_truth_sensors
@@ -38,11 +42,29 @@ def build_definitions() -> dg.Definitions:
     parts.append(
         dg.Definitions(
             sensors=tracking_truth_sensors({name: entry.spec for name, entry in entries.items()}),
-            # Process start and imports cost more than the work of a partition.
-            executor=dg.in_process_executor,
+            executor=_executor({name: entry.spec for name, entry in entries.items()}),
         )
     )
     return dg.Definitions.merge(*parts)
+
+
+def _executor(specs: Mapping[str, PipelineSpec]) -> dg.ExecutorDefinition:
+    """What runs the steps of a run: this process, or a Job of the cluster for each.
+
+    Raises:
+        UsageError: on a cluster, an image that a pipeline names is not in the lock.
+    """
+    if deployment(os.environ) == "local":
+        # Process start and imports cost more than the work of a partition.
+        return dg.in_process_executor
+    from platform_assets.instance.kubernetes.executor import pinned_k8s_job_executor
+    from resources.images import load_lock
+
+    lock = load_lock()
+    for spec in specs.values():
+        for name in sorted(spec.images.names()):
+            lock.named(name)
+    return pinned_k8s_job_executor
 
 
 def _has_definitions(folder: Path) -> bool:

@@ -1,6 +1,9 @@
 """Runs and steps on Kubernetes: stock dagster-k8s lets a moved image through, this does not."""
 
 import json
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,11 +20,13 @@ from dagster._core.test_utils import instance_for_test
 from dagster_k8s import k8s_job_executor
 from dagster_k8s.launcher import K8sRunLauncher
 
+from platform_assets.cli.doctor import examine
 from platform_assets.domain.errors import RefusedError, UsageError
 from platform_assets.domain.images import ImageLock, LockedImage
 from platform_assets.instance.kubernetes.admitting import AdmittingApiClient, making
 from platform_assets.instance.kubernetes.executor import pinned_k8s_job_executor
 from platform_assets.instance.kubernetes.launcher import PinnedK8sRunLauncher
+from resources.home import Home
 from resources.images import VARIABLE, change_lock, load_lock
 from tests import cluster as fake
 
@@ -225,6 +230,7 @@ BAD_RUNS: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("settings", "source"), [bad[1:] for bad in BAD_RUNS], ids=[bad[0] for bad in BAD_RUNS]
 )
@@ -403,3 +409,61 @@ def test_a_step_whose_image_nobody_knows(kubelet: fake.Cluster) -> None:
     assert not success
     assert "no image 'serve'; it has run, train" in told
     assert kubelet.images() == [RUN]
+
+
+# --- the code location ----------------------------------------------------------------------------
+
+LOAD = """
+import platform_assets.definitions as location
+print(location.defs.executor.name)
+for key in ("features", "model", "champion"):
+    asset = location.defs.get_assets_def(["flights", key])
+    print(key, asset.op.tags.get("signalbox/image"))
+"""
+
+
+def load(**variables: str) -> tuple[int, str]:
+    """Load the code location in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.heavy
+def test_the_same_definitions_run_locally_and_on_a_cluster(lock: Path) -> None:
+    told = {where: load(SIGNALBOX_DEPLOYMENT=where) for where in ("local", "k8s", "swarm")}
+    assert [code for code, _ in told.values()] == [0, 0, 1]
+    assert told["local"][1].splitlines() == [
+        "in_process",
+        *("features train", "model train", "champion train"),
+    ]
+    assert told["k8s"][1].splitlines()[0] == "pinned_k8s"
+    assert "SIGNALBOX_DEPLOYMENT is 'swarm'; allowed are local and k8s" in told["swarm"][1]
+    lock.unlink()
+    code, said = load(SIGNALBOX_DEPLOYMENT="k8s")
+    assert code == 1
+    assert "images.lock.yaml has no image 'train'; it has none" in said
+    assert load()[0] == 0
+
+
+def test_the_doctor_tells_of_images_that_the_lock_lacks(
+    home: Home, lock: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found() -> tuple[bool, str]:
+        (finding,) = [f for f in examine(home) if f.name == "images"]
+        return finding.ok, finding.found
+
+    assert found() == (True, f"2 in {lock}; runs are local and need none")
+    monkeypatch.setenv("SIGNALBOX_DEPLOYMENT", "k8s")
+    assert found() == (True, f"run, train in {lock}")
+    lock.unlink()
+    assert found() == (False, f"{lock} lacks train (flights): their steps are refused")
+    lock.write_text("images: [")
+    ok, said = found()
+    assert not ok
+    assert "valid YAML is needed" in said

@@ -1,5 +1,6 @@
 """`signalbox doctor`: is this home fit to run, and if not, what to do?"""
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -12,10 +13,12 @@ from packaging.requirements import Requirement
 
 from platform_assets.cli.lanes import RENEW, live_differences, stale_daemons
 from platform_assets.domain.errors import SignalboxError
+from platform_assets.domain.image_spec import deployment
 from platform_assets.factory import check_spec
 from platform_assets.factory.instance import dagster_yaml, instance_config
 from resources.catalog import catalog_folder, load_catalog, load_entries
 from resources.home import FORMAT, Home
+from resources.images import load_lock, lock_file
 from resources.lanes import load_lanes, outdated
 from resources.ledger.promotions import CHAMPION
 
@@ -50,6 +53,7 @@ def examine(home: Home) -> list[Finding]:
         ("serving", _serving),
         ("alerts", _alerts),
         ("catalog", _catalog),
+        ("images", _images),
     ]
     findings: list[Finding] = []
     for name, check in checks:
@@ -64,6 +68,29 @@ def examine(home: Home) -> list[Finding]:
                 Finding(name, False, f"{type(error).__name__}: {line}", "see the message")
             )
     return findings
+
+
+def _images(_: Home) -> Iterator[Finding]:
+    """The lock: whether it can be read, and on a cluster whether it has what the catalog names."""
+    lock, where = load_lock(), deployment(os.environ)
+    wanted = {
+        name: pipeline
+        for pipeline, spec in load_catalog().items()
+        for name in sorted(spec.images.names())
+    }
+    missing = [f"{n} ({wanted[n]})" for n in sorted({*wanted} - {*lock.images})]
+    if where == "local":
+        found = f"{len(lock.images)} in {lock_file()}; runs are local and need none"
+        yield Finding("images", True, found)
+    elif missing:
+        yield Finding(
+            "images",
+            False,
+            f"{lock_file()} lacks {', '.join(missing)}: their steps are refused",
+            "pin each with `signalbox images pin NAME REGISTRY/REPOSITORY:TAG`",
+        )
+    else:
+        yield Finding("images", True, f"{', '.join(sorted(lock.images))} in {lock_file()}")
 
 
 def _python(_: Home) -> Iterator[Finding]:

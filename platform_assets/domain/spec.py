@@ -12,6 +12,7 @@ from platform_assets.domain.digests import digest_of
 from platform_assets.domain.errors import UsageError
 from platform_assets.domain.expressions import names_in as names_in
 from platform_assets.domain.gate import EvaluationSpec as EvaluationSpec
+from platform_assets.domain.image_spec import ImagesSpec
 from platform_assets.domain.partition import PartitionKey, date_range
 from platform_assets.domain.promotion import Kind
 from platform_assets.domain.serving import ServingSpec
@@ -189,6 +190,7 @@ class PipelineSpec(Frozen):
     freshness: FreshnessSpec = FreshnessSpec()
     limits: LimitsSpec = LimitsSpec()
     serving: ServingSpec = ServingSpec()
+    images: ImagesSpec = ImagesSpec()
 
     @field_validator("owners")
     @classmethod

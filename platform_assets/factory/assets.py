@@ -9,6 +9,7 @@ import dagster as dg
 
 import resources.dataset
 from platform_assets.domain.errors import HeldError, RefusedError
+from platform_assets.domain.image_spec import IMAGE_TAG
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory import grid
@@ -100,6 +101,7 @@ def _partitioned(
         specs=[asset],
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.multi_run(per_run),
+        op_tags={IMAGE_TAG: spec.images.of(stage)},
         check_specs=[
             dg.AssetCheckSpec(
                 HELD_CHECK,
@@ -299,6 +301,7 @@ def _champion(spec: PipelineSpec) -> dg.AssetsDefinition:
     @dg.multi_asset(
         name=f"{spec.pipeline}__champion",
         specs=[asset],
+        op_tags={IMAGE_TAG: spec.images.of("champion")},
         check_specs=[
             dg.AssetCheckSpec(
                 GATE_CHECK,

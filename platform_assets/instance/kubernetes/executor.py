@@ -32,12 +32,10 @@ from dagster_k8s.launcher import K8sRunLauncher
 from dagster_k8s.utils import load_kubernetes_config
 
 from platform_assets.domain.admission import Layer
+from platform_assets.domain.image_spec import DEFAULT_IMAGE, IMAGE_TAG
 from platform_assets.instance.kubernetes.admitting import AdmittingApiClient, making
 from platform_assets.instance.kubernetes.launcher import CONFIG_TAG, read_tag
 from resources.images import load_lock
-
-IMAGE_TAG = "signalbox/image"
-"""Tag of an op: the name in the lock of the image that its step runs in."""
 
 CONTEXT = (
     *("image_pull_policy", "image_pull_secrets", "service_account_name", "env_config_maps"),
@@ -112,7 +110,7 @@ def _schema() -> dict[str, Any]:
         **config,
         "image": dg.Field(
             dg.StringSource,
-            default_value="train",
+            default_value=DEFAULT_IMAGE,
             description="Name in images.lock.yaml of the image that steps run in.",
         ),
         "load_incluster_config": dg.Field(bool, is_required=False),
