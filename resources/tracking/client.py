@@ -51,6 +51,7 @@ UNANSWERED = re.compile(
     r"|RemoteDisconnected|[Tt]imed out|failed with error code (408|429|5\d\d)"
     r"|\b50[234] Server Error"
 )
+_CAUSE = re.compile(r"\[Errno -?\d+\] [^'\")]+|[Rr]ead timed out|[Cc]onnect(?:ion)? timed out")
 ATTEMPTS = 5
 FIRST_PAUSE = 0.05  # seconds
 
@@ -163,6 +164,12 @@ def shown(uri: str) -> str:
     return f"{scheme}{mark}{host}" if at and "/" not in user else uri
 
 
+def _innermost(text: str) -> str:
+    """Of what MLflow says of a connection the cause alone: the rest is names of classes."""
+    causes = _CAUSE.findall(text)
+    return causes[-1].strip() if causes else text
+
+
 def _translate(uri: str, error: Exception) -> SignalboxError | None:
     """Our own error for what is the fault of the store's surroundings, else None."""
     uri = shown(uri)
@@ -183,8 +190,8 @@ def _translate(uri: str, error: Exception) -> SignalboxError | None:
         code == "TEMPORARILY_UNAVAILABLE" or UNANSWERED.search(text)
     ):
         return AwayError(
-            f"the tracking server {uri} does not answer ({first}), it must be reachable: start it, "
-            "or try again when it is back"
+            f"the tracking server {uri} does not answer ({_innermost(first)}), it must be "
+            "reachable: start it, or try again when it is back"
         )
     if _lost_race(error) or code == "TEMPORARILY_UNAVAILABLE" or "API request" in text:
         return TransientError(
