@@ -1,16 +1,14 @@
 """`make demo`: history by a native backfill, then a day that is held and leaves by itself."""
 
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
-from types import FrameType
 from typing import Any
 
 from platform_assets.demo.screen import Screen
-from platform_assets.demo.server import DagsterDev, require_free_port
+from platform_assets.demo.server import DagsterDev, require_free_port, terminates
 from platform_assets.domain.errors import RefusedError, SignalboxError
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory.backfills import ranges_of
@@ -69,7 +67,7 @@ def play(home: Home, port: int, *, stay: bool, quiet: bool = False) -> dict[str,
     """
     require_free_port(port)
     summary, screen = Summary(), Screen(quiet)
-    with _terminates():
+    with terminates():
         with summary.stage("home"):
             make_home(home)
         services = Services.open(load_catalog()["flights"], home)
@@ -87,20 +85,6 @@ def play(home: Home, port: int, *, stay: bool, quiet: bool = False) -> dict[str,
                 except KeyboardInterrupt:
                     screen.say("Ending.")
     return document
-
-
-@contextmanager
-def _terminates() -> Iterator[None]:
-    """Let SIGTERM end the demo as Ctrl-C does, so that its children end too."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _acts(services: Services, server: DagsterDev, summary: Summary, screen: Screen) -> None:

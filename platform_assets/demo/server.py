@@ -7,9 +7,10 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 import psutil
 
@@ -211,9 +212,25 @@ def run_mlflow_ui(home: Home, port: int) -> None:
         **home.environment(),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    with subprocess.Popen(command, env=environment) as process:
+    with terminates(), subprocess.Popen(command, env=environment) as process:
         try:
             process.wait()
         except KeyboardInterrupt:
             process.send_signal(signal.SIGINT)
             process.wait()
+
+
+@contextmanager
+def terminates() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal end the block as Ctrl-C does, and its children with it."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -125,6 +125,8 @@ def shown(home_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         finally:
             server.terminate()
             server.wait(30)
+        with pytest.raises(OSError, match="refused"):  # MLflow's own processes are gone too
+            urlopen(f"{url}/health", timeout=5)
     drop_home(home.root)
 
 
