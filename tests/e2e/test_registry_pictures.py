@@ -28,7 +28,7 @@ from tests.nyc import changed, flights_spec
 from tests.small import Line, opened
 from tests.tools.browser import VARIABLE, find_browser
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.browser, pytest.mark.heavy, pytest.mark.timeout(900)]
 
 FIRST, LAST = "2013-05-01", "2013-05-22"
 MODELS = [f"2013-05-{day}" for day in range(10, 20)]
