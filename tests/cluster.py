@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
@@ -29,13 +30,15 @@ class Cluster:
         jobs: as they were sent, by name.
         requests: method and path of every request that writes.
         runs: whether the containers of Jobs are executed.
+        image_ids: what pods report as their imageID, by image; by default the image.
     """
 
     folder: Path
     runs: bool = False
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
-    processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+    processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+    image_ids: dict[str, str] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -50,6 +53,29 @@ class Cluster:
             for kind in ("initContainers", "containers")
             for container in job["spec"]["template"]["spec"].get(kind) or ()
         ]
+
+    def pods(self, selector: str) -> list[dict[str, Any]]:
+        """One pod for each Job whose labels are these, started."""
+        wanted = dict(part.split("=", 1) for part in selector.split(",") if part)
+        found = []
+        for name, job in self.jobs.items():
+            template = job["spec"]["template"]
+            if wanted.items() <= template["metadata"]["labels"].items():
+                told = [
+                    {
+                        "name": c["name"],
+                        "image": c["image"],
+                        "imageID": self.image_ids.get(c["image"], c["image"]),
+                        "ready": True,
+                        "restartCount": 0,
+                    }
+                    for c in template["spec"]["containers"]
+                ]
+                metadata = {"name": f"{name}-pod", "labels": template["metadata"]["labels"]}
+                status = {"phase": "Running", "containerStatuses": told}
+                spec = {**template["spec"], "nodeName": "node-1"}
+                found.append({"metadata": metadata, "spec": spec, "status": status})
+        return found
 
     def create(self, job: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         name = job["metadata"]["name"]
@@ -70,7 +96,7 @@ class Cluster:
             stdout=log,
             stderr=log,
         )
-        self.processes.append(process)
+        self.processes[name] = process
 
         def follow() -> None:
             ended = "succeeded" if process.wait() == 0 else "failed"
@@ -125,13 +151,19 @@ def _handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
             elif name:
                 self._answer(404, failure(404, "NotFound", f'jobs.batch "{name}" not found'))
             else:
-                self._answer(200, {"kind": "List", "apiVersion": "v1", "items": []})
+                place = urlsplit(self.path)
+                selector = parse_qs(place.query).get("labelSelector", [""])[0]
+                pods = cluster.pods(selector) if place.path.endswith("/pods") else []
+                self._answer(200, {"kind": "List", "apiVersion": "v1", "items": pods})
 
         def do_DELETE(self) -> None:
             self._body()
             cluster.requests.append(("DELETE", self.path))
             with cluster.lock:
                 job = cluster.jobs.pop(self._name(), None)
+            process = cluster.processes.get(self._name())
+            if process is not None:
+                process.terminate()
             if job:
                 self._answer(200, {"kind": "Status", "status": "Success"})
             else:
@@ -164,7 +196,7 @@ def running(folder: Path, *, runs: bool = False) -> Iterator[Cluster]:
     try:
         yield cluster
     finally:
-        for process in cluster.processes:
+        for process in cluster.processes.values():
             if process.poll() is None:
                 process.kill()
         server.shutdown()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from platform_assets.domain.admission import Layer, admit, images_of
+from platform_assets.domain.admission import Layer, admit, images_of, other_image, witnessed
 from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.images import ImageLock, LockedImage
 
@@ -178,3 +178,26 @@ def test_each_image_is_found_once() -> None:
     for _, manifest in everywhere("x"):
         places = [found.place for found in images_of(manifest)]
         assert len(places) == len(set(places))
+
+
+def test_each_container_is_told_its_own_image_whatever_it_was_told_before() -> None:
+    lie = {"name": "SIGNALBOX_IMAGE", "value": "x"}
+    own = {"name": "A", "value": "1"}
+    first = {"name": "a", "image": GOOD, "env": [lie, own]}
+    manifest = job({"initContainers": [{"name": "b", "image": "other"}], "containers": [first]})
+    told = witnessed(manifest, "SIGNALBOX_IMAGE")["spec"]["template"]["spec"]
+    assert told["containers"][0]["env"] == [own, {"name": "SIGNALBOX_IMAGE", "value": GOOD}]
+    assert told["initContainers"][0]["env"] == [{"name": "SIGNALBOX_IMAGE", "value": "other"}]
+    assert first["env"] == [lie, own]
+    assert witnessed({"data": {"image": "x"}}, "SIGNALBOX_IMAGE") == {"data": {"image": "x"}}
+
+
+@pytest.mark.parametrize("form", ["{}", "x/y@{}", "docker-pullable://x/y@{}", "docker://{}"])
+def test_what_a_cluster_reports_is_one_of_three_digests(form: str) -> None:
+    for digest in LOCK.images["train"].ids:
+        assert other_image(form.format(digest), GOOD, LOCK) == ""
+    other = "sha256:" + "e" * 64
+    assert f"runs {other} for {GOOD}" in other_image(form.format(other), GOOD, LOCK)
+    assert "names no digest" in other_image(form.format("latest"), GOOD, LOCK)
+    assert "names no digest" in other_image(form.format(DIGEST) + "0", GOOD, LOCK)
+    assert "not stand in the lock any more" in other_image(DIGEST, GOOD, ImageLock())

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -272,6 +273,12 @@ def trains(x: int) -> int:
     return x + 1
 
 
+@dg.op
+def lasts(x: int) -> int:
+    time.sleep(20)
+    return x + 1
+
+
 @dg.op(tags={CONFIG: {"container_config": {"image": MOVED}}})
 def moved(x: int) -> int:
     return x + 1
@@ -290,6 +297,16 @@ def unknown(x: int) -> int:
 @dg.job(executor_def=pinned_k8s_job_executor)
 def pinned_job() -> None:
     trains(prepares())
+
+
+@dg.job(executor_def=pinned_k8s_job_executor)
+def pinned_lasting() -> None:
+    lasts(prepares())
+
+
+@dg.job(executor_def=k8s_job_executor)
+def stock_lasting() -> None:
+    lasts(prepares())
 
 
 @dg.job(executor_def=pinned_k8s_job_executor)
@@ -354,8 +371,9 @@ def execute(cluster: fake.Cluster, job: str, **config: Any) -> tuple[bool, str]:
             run_config={"execution": {"config": settings}},
         )
         told = [
-            f"{event.message} {getattr(event.event_specific_data, 'error', '')}"
-            for event in result.all_events
+            f"{entry.message} {getattr(entry.dagster_event.event_specific_data, 'error', '')}"
+            for entry in instance.all_logs(result.run_id)
+            if entry.dagster_event is not None
         ]
         return result.success, "\n".join(told)
 
@@ -409,6 +427,35 @@ def test_a_step_whose_image_nobody_knows(kubelet: fake.Cluster) -> None:
     assert not success
     assert "no image 'serve'; it has run, train" in told
     assert kubelet.images() == [RUN]
+
+
+OTHER = f"docker-pullable://{HOST}/train@sha256:{'e' * 64}"
+
+
+@pytest.mark.heavy
+def test_a_step_that_runs_something_else_is_ended(kubelet: fake.Cluster) -> None:
+    kubelet.image_ids = {TRAIN: OTHER, RUN: OTHER}
+    success, told = execute(kubelet, "stock_lasting")
+    assert success, told  # nobody looks at what really runs
+    kubelet.jobs.clear()
+    kubelet.image_ids = {TRAIN: OTHER}
+    success, told = execute(kubelet, "pinned_lasting")
+    assert not success
+    assert f"step lasts was ended: the cluster runs sha256:{'e' * 64} for {TRAIN}" in told
+    assert kubelet.images() == [RUN]  # its Job was deleted
+
+
+@pytest.mark.heavy
+def test_what_really_runs_is_recorded(kubelet: fake.Cluster) -> None:
+    kubelet.image_ids = {TRAIN: LOCK.images["train"].config}  # as containerd reports some
+    success, told = execute(kubelet, "pinned_lasting")
+    assert success, told
+    assert f"-pod/dagster on node-1 runs {TRAIN}, as it was asked for" in told
+    # A container is told what it was started from, for the fingerprint of what it trains.
+    for job in kubelet.jobs.values():
+        (container,) = job["spec"]["template"]["spec"]["containers"]
+        told_to = {e["name"]: e.get("value") for e in container["env"]}
+        assert told_to["SIGNALBOX_IMAGE"] == container["image"]
 
 
 # --- the code location ----------------------------------------------------------------------------

@@ -6,16 +6,18 @@ sidecars and ephemeral ones among them, and every volume that is an image, must 
 its digest, from an allowed registry, that stands in the lock.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from platform_assets.domain.errors import RefusedError, UsageError
-from platform_assets.domain.images import LOCK_FILE, ImageLock, ImageRef, shown
+from platform_assets.domain.images import DIGEST, LOCK_FILE, ImageLock, ImageRef, shown
 
 CONTAINERS = ("containers", "initContainers", "ephemeralContainers")
 _SNAKE = {"init_containers": "initContainers", "ephemeral_containers": "ephemeralContainers"}
 _DEEPEST = 64
+_ID = re.compile(rf"{DIGEST}\Z", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,54 @@ def admit(manifest: Mapping[str, Any], lock: ImageLock, layers: Sequence[Layer] 
         else:
             admitted[found.place] = name
     return Admission(admitted, tuple(violations))
+
+
+def witnessed(manifest: Any, variable: str) -> Any:
+    """A copy in which each container and init container is told its own image.
+
+    A container cannot ask what it was started from. The variable says what was asked for, whatever
+    somebody else had put there.
+    """
+    if isinstance(manifest, Mapping):
+        copy = {key: witnessed(value, variable) for key, value in manifest.items()}
+        for key in manifest:
+            if _SNAKE.get(str(key), str(key)) in CONTAINERS:
+                copy[key] = [_told(one, variable) for one in copy[key] or ()]
+        return copy
+    if isinstance(manifest, Sequence) and not isinstance(manifest, str | bytes):
+        return [witnessed(value, variable) for value in manifest]
+    return manifest
+
+
+def _told(container: Any, variable: str) -> Any:
+    if not isinstance(container, Mapping) or not _is_text(container.get("image")):
+        return container
+    others = [e for e in container.get("env") or () if e.get("name") != variable]
+    return {**container, "env": [*others, {"name": variable, "value": container["image"]}]}
+
+
+def other_image(image_id: str, image: str, lock: ImageLock) -> str:
+    """Why what a container runs is not what was asked for; empty if it is.
+
+    Args:
+        image_id: as the cluster reports it: `docker-pullable://repository@sha256:…`, or a digest
+            alone, of the index, the manifest or the configuration.
+        image: as the container was sent.
+        lock: the images that may run.
+    """
+    found = _ID.search(image_id)
+    if found is None:
+        return f"the cluster reports {shown(image_id)} for {image}, which names no digest"
+    name = lock.of(ImageRef.parse(image))
+    if name is None:
+        return f"{image} does not stand in the lock any more"
+    known = lock.images[name].ids
+    if found[0] in known:
+        return ""
+    return (
+        f"the cluster runs {found[0]} for {image}; allowed are {', '.join(sorted(known))}: what "
+        "pulled or started it is not to be trusted"
+    )
 
 
 def images_of(manifest: Any) -> Iterator[Found]:

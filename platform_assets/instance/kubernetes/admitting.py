@@ -14,9 +14,10 @@ from typing import Any
 
 import kubernetes.client
 
-from platform_assets.domain.admission import Layer, admit, images_of
+from platform_assets.domain.admission import Layer, admit, images_of, witnessed
 from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.images import ImageLock
+from resources.environment import IMAGE
 
 WRITES = ("POST", "PUT", "PATCH")
 WORKLOADS = (
@@ -24,6 +25,9 @@ WORKLOADS = (
     *("DaemonSet", "Job", "CronJob"),
 )
 """Kinds that have containers: one without is no good one."""
+
+_BODY = 3
+"""Place of the body among what `call_api` may be given without names after path and method."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,21 @@ class AdmittingApiClient(kubernetes.client.ApiClient):  # type: ignore[misc]
         Raises:
             RefusedError: the body has a container whose image may not run; nothing was sent.
         """
-        body = named.get("body", rest[3] if len(rest) > 3 else None)
-        if method in WRITES and body is not None:
-            self.judge(self.sanitize_for_serialization(body), f"{method} {resource_path}")
+        if method in WRITES:
+            body = named.pop("body", None)
+            if len(rest) > _BODY:
+                body, rest = rest[_BODY], (*rest[:_BODY], None, *rest[_BODY + 1 :])
+            document = self.sanitize_for_serialization(body)
+            if document is not None and self.judge(document, f"{method} {resource_path}"):
+                document = witnessed(document, IMAGE)
+            if len(rest) > _BODY:
+                rest = (*rest[:_BODY], document, *rest[_BODY + 1 :])
+            else:
+                named["body"] = document
         return super().call_api(resource_path, method, *rest, **named)
 
-    def judge(self, document: Any, request: str) -> None:
-        """Raise unless everything that would start is admitted."""
+    def judge(self, document: Any, request: str) -> bool:
+        """Raise unless everything that would start is admitted; whether anything would."""
         if not isinstance(document, Mapping):
             # A JSON patch names an image by a path and a value, at any depth.
             raise RefusedError(
@@ -75,8 +87,9 @@ class AdmittingApiClient(kubernetes.client.ApiClient):  # type: ignore[misc]
             )
         found = next(images_of(document), None)
         if document.get("kind") not in WORKLOADS and found is None:
-            return
+            return False
         now = _making.get()
         named = str((document.get("metadata") or {}).get("name") or "")
         what = now.what if now else f"{document.get('kind') or request} {named}".strip()
         admit(document, self._lock(), now.layers if now else ()).require(what)
+        return True

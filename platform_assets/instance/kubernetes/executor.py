@@ -11,6 +11,7 @@ from typing import Any
 import dagster as dg
 import kubernetes.client
 from dagster._core.definitions.executor_definition import multiple_process_executor_requirements
+from dagster._core.events import EngineEventData
 from dagster._core.execution.retries import RetryMode, get_retries_config
 from dagster._core.execution.tags import get_tag_concurrency_limits_config
 from dagster._core.executor.base import Executor
@@ -29,9 +30,9 @@ from dagster_k8s.job import (
     UserDefinedDagsterK8sConfig,
 )
 from dagster_k8s.launcher import K8sRunLauncher
-from dagster_k8s.utils import load_kubernetes_config
+from dagster_k8s.utils import load_kubernetes_config, sanitize_k8s_label
 
-from platform_assets.domain.admission import Layer
+from platform_assets.domain.admission import Layer, other_image
 from platform_assets.domain.image_spec import DEFAULT_IMAGE, IMAGE_TAG
 from platform_assets.instance.kubernetes.admitting import AdmittingApiClient, making
 from platform_assets.instance.kubernetes.launcher import CONFIG_TAG, read_tag
@@ -45,6 +46,10 @@ CONTEXT = (
 """Fields of the config that are those of a container context, by the same name."""
 
 
+HEALTH_SECONDS = 5
+"""Between looks at what runs: a step that is shorter may have ended unseen."""
+
+
 class PinnedStepHandler(StepHandler):
     """Hands each step to dagster-k8s's own handler, with the image of its name in the lock."""
 
@@ -52,6 +57,7 @@ class PinnedStepHandler(StepHandler):
         super().__init__()
         self._image, self._settings, self._config = image, settings, config
         self._handlers: dict[str, K8sStepHandler] = {}
+        self._recorded: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -71,8 +77,63 @@ class PinnedStepHandler(StepHandler):
             yield from handler.launch_step(step_handler_context)
 
     def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
-        """See StepHandler."""
-        return self._handler(step_handler_context).check_step_health(step_handler_context)
+        """Whether the step's Job is well, and its containers run what was asked for.
+
+        Where they do not, the Job is deleted: what somebody else put there trains nothing.
+        """
+        handler = self._handler(step_handler_context)
+        found = handler.check_step_health(step_handler_context)
+        if not found.is_healthy:
+            return found
+        (key,) = step_handler_context.execute_step_args.step_keys_to_execute or [""]
+        started = self._started(step_handler_context, key)
+        reasons = list(filter(None, (other_image(*one, load_lock()) for one in started.values())))
+        if reasons:
+            list(handler.terminate_step(step_handler_context))
+            reason = f"step {key} was ended: {'; '.join(reasons)}"
+            return CheckStepHealthResult.unhealthy(reason)
+        self._record(step_handler_context, key, started)
+        return found
+
+    def _started(self, context: StepHandlerContext, key: str) -> dict[str, tuple[str, str]]:
+        """Image ID as the cluster reports it and image as it was sent, by pod and container."""
+        run_id = context.execute_step_args.run_id
+        pods = self._settings["k8s_client_core_api"].list_namespaced_pod(
+            namespace=self._namespace(context),
+            label_selector=f"dagster/run-id={run_id},dagster/op={sanitize_k8s_label(key)}",
+        )
+        found = {}
+        for pod in pods.items:
+            asked = {
+                c.name: c.image for c in (*pod.spec.containers, *(pod.spec.init_containers or ()))
+            }
+            said = (
+                *(pod.status.container_statuses or ()),
+                *(pod.status.init_container_statuses or ()),
+            )
+            for status in said:
+                if status.image_id:
+                    place = f"{pod.metadata.name}/{status.name} on {pod.spec.node_name}"
+                    found[place] = (status.image_id, asked[status.name])
+        return found
+
+    def _namespace(self, context: StepHandlerContext) -> str:
+        launcher = context.instance.run_launcher
+        own = launcher.job_namespace if isinstance(launcher, K8sRunLauncher) else "default"
+        return str(self._config.get("job_namespace") or own)
+
+    def _record(
+        self, context: StepHandlerContext, key: str, started: Mapping[str, tuple[str, str]]
+    ) -> None:
+        new = {place: ids for place, ids in started.items() if place not in self._recorded}
+        self._recorded |= new.keys()
+        for place, (image_id, image) in new.items():
+            context.instance.report_engine_event(
+                f"{place} runs {image}, as it was asked for",
+                context.dagster_run,
+                EngineEventData({"image": image, "imageID": image_id}),
+                step_key=key,
+            )
 
     def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[dg.DagsterEvent]:
         """See StepHandler."""
@@ -162,4 +223,5 @@ def pinned_k8s_job_executor(init_context: InitExecutorContext) -> Executor:
         max_concurrent=config.get("max_concurrent"),
         tag_concurrency_limits=config.get("tag_concurrency_limits"),
         should_verify_step=True,
+        check_step_health_interval_seconds=HEALTH_SECONDS,
     )
