@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from platform_assets.domain.completeness import HOUR, Verdict
+from platform_assets.domain.completeness import CLEAR, HOUR, Verdict
 from platform_assets.domain.digests import digest_of
 from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.factory.events import HELD_CHECK
@@ -38,7 +38,9 @@ def held_check(
     spec, as_of = services.spec, services.clock.as_of()
     asset = spec.asset("features")
     reasons = {name: why for name, why in held.items() if PartitionKey.parse(name).key is not None}
-    found = services.ledger.verdict_words(spec.pipeline, asset, reasons)
+    standing = services.ledger.verdicts_but(spec.pipeline, asset, CLEAR) if reasons else {}
+    found = {name: standing[name].verdict for name in reasons.keys() & standing.keys()}
+    found |= services.ledger.verdict_words(spec.pipeline, asset, reasons.keys() - found.keys())
     verdicts = {name: found.get(name, "unknown") for name in reasons}
 
     def waits(name: str) -> bool:

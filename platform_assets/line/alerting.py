@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from platform_assets.domain.alert import Failed, Findings, OpenAlert, Refusal, Restated
+from platform_assets.domain.alert import Failed, Findings, Refusal, Restated
 from platform_assets.domain.alerts import decide, next_attempt
 from platform_assets.domain.attention import recent_days
 from platform_assets.domain.completeness import CLEAR, CompletenessReport
@@ -39,8 +39,7 @@ def update(
     """Raise what is new, close what is over; `tell` hears of each alert, twice if we die there."""
     spec, alerts = services.spec, services.alerts
     as_of = services.clock.as_of()
-    opened = [_opened(record) for record in alerts.all(spec.pipeline, only_open=True)]
-    decision = decide(gather(services), opened)
+    decision = decide(gather(services), alerts.opened(spec.pipeline))
     # Raised before the old one is closed: what dies in between is made up for by the next look.
     if decision.raised:
         alerts.raise_all([alert_record(alert, as_of) for alert in decision.raised])
@@ -63,18 +62,6 @@ def update(
 def log_line(record: AlertRecord) -> str:
     """An alert on one line."""
     return f"{record.kind} {record.subject}: {record.text}. What to do: {record.advice}"
-
-
-def _opened(record: AlertRecord) -> OpenAlert:
-    return OpenAlert(
-        number=record.number,
-        kind=record.kind,
-        subject=record.subject,
-        key=record.key,
-        text=record.text,
-        advice=record.advice,
-        raised_at=record.raised_at,
-    )
 
 
 def gather(services: Services) -> Findings:

@@ -18,7 +18,7 @@ from platform_assets.line.services import Services
 from resources.ledger.records import VerdictRecord
 
 MOST_REPORTS = 4096
-_reports: dict[tuple[object, ...], tuple[Mapping[str, Any], CompletenessReport]] = {}
+_reports: dict[tuple[object, ...], tuple[Mapping[str, Any], CompletenessReport, str]] = {}
 
 
 def refresh(services: Services, first: date, last: date, keys: Sequence[str] | None = None) -> int:
@@ -81,8 +81,13 @@ def still_held(services: Services, before: Iterable[str], now: Mapping[str, str]
     """
     held = {name: why for name, why in now.items() if PartitionKey.parse(name).key is not None}
     others = set(before) - held.keys()
-    asset = services.spec.asset("features")
-    found = services.ledger.verdicts(services.spec.pipeline, asset, others) if others else {}
+    asset, ledger = services.spec.asset("features"), services.ledger
+    found: dict[str, VerdictRecord] = {}
+    if others:
+        # Of those that are held still, which are nearly all, only what is new is fetched.
+        standing = ledger.verdicts_but(services.spec.pipeline, asset, CLEAR)
+        found = {name: standing[name] for name in others & standing.keys()}
+        found |= ledger.verdicts(services.spec.pipeline, asset, others - found.keys())
     for name, record in found.items():
         if record.verdict not in CLEAR:
             held[name] = recorded_reason(record)
@@ -108,7 +113,7 @@ def recorded_reason(record: VerdictRecord) -> str:
     """Why a verdict is what it is, as it was recorded."""
     if record.verdict == REFUSED:
         return refusal_of(record)
-    return recorded_report(record).reason()
+    return _recorded(record)[2]
 
 
 def recorded_report(record: VerdictRecord) -> CompletenessReport:
@@ -116,14 +121,19 @@ def recorded_report(record: VerdictRecord) -> CompletenessReport:
 
     A day that is held for good is asked for at every look: what was read of it is kept.
     """
+    return _recorded(record)[1]
+
+
+def _recorded(record: VerdictRecord) -> tuple[Mapping[str, Any], CompletenessReport, str]:
+    """What was recorded, the report that it makes, and its reason."""
     key = (record.pipeline, record.asset, record.partition, record.recorded_at, record.as_of)
     found = _reports.get(key)
-    if found is None or found[0] != record.report:
+    if found is None or (found[0] is not record.report and found[0] != record.report):
         if len(_reports) >= MOST_REPORTS:
             _reports.clear()
         report = CompletenessReport.model_validate({**record.report, "as_of": record.as_of})
-        found = _reports[key] = record.report, report
-    return found[1]
+        found = _reports[key] = record.report, report, report.reason()
+    return found
 
 
 def refusal_of(record: VerdictRecord) -> str:

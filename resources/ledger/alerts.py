@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from platform_assets.domain.alert import OpenAlert
 from resources.ledger.base import Store, chunks, fields_of, insert_into
 from resources.ledger.engine import writing
 from resources.ledger.records import AlertRecord, utc
@@ -190,6 +191,17 @@ class Alerts(Store):
         with writing(self.url) as connection:
             connection.execute(t.update().where(t.c.id == number).values(**values))
 
+    def opened(self, pipeline: str) -> Sequence[OpenAlert]:
+        """What the open alerts of a pipeline say, oldest first; fetched only where that changed."""
+        t = tables().alerts
+        query = t.select().where(t.c.pipeline == pipeline, t.c.closed_at.is_(None))
+        return self._unless_same(
+            ("opened", pipeline),
+            [t.c.id, t.c.kind, t.c.subject, t.c.key, t.c.text, t.c.advice, t.c.raised_at],
+            query.order_by(t.c.id),
+            lambda rows: tuple(_opened(_record(row)) for row in rows),
+        )
+
     def all(self, pipeline: str, *, only_open: bool = False) -> list[AlertRecord]:
         """The alerts of a pipeline, oldest first."""
         t = tables().alerts
@@ -206,6 +218,18 @@ def _waits(t: "FromClause") -> "ColumnElement[bool]":
     return sa.and_(
         t.c.delivered_at.is_(None),
         sa.or_(t.c.closed_at.is_(None), t.c.last_error.is_(None), t.c.last_error != LOGGED_ONLY),
+    )
+
+
+def _opened(record: AlertRecord) -> OpenAlert:
+    return OpenAlert(
+        number=record.number,
+        kind=record.kind,
+        subject=record.subject,
+        key=record.key,
+        text=record.text,
+        advice=record.advice,
+        raised_at=record.raised_at,
     )
 
 

@@ -1,9 +1,10 @@
 """Reading and writing the ledger: the same SQL on SQLite and on Postgres."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from functools import cache
+from types import MappingProxyType
 
 from platform_assets.domain.lease import Lease
 from resources.ledger.base import (
@@ -225,14 +226,22 @@ class Ledger(Promotions):
         }
 
     def verdicts_but(
-        self, pipeline: str, asset: str, verdicts: Iterable[str]
-    ) -> dict[str, VerdictRecord]:
-        """The latest verdicts on an asset that are none of these, by partition."""
-        t = tables().verdicts
+        self, pipeline: str, asset: str, verdicts: Collection[str]
+    ) -> Mapping[str, VerdictRecord]:
+        """The latest verdicts on an asset that are none of these, by partition.
+
+        Their reports are fetched only where one of them was recorded anew.
+        """
+        t, others = tables().verdicts, sorted(verdicts)
         query = t.select().where(
-            t.c.pipeline == pipeline, t.c.asset == asset, t.c.verdict.not_in(list(verdicts))
+            t.c.pipeline == pipeline, t.c.asset == asset, t.c.verdict.not_in(others)
         )
-        return {row.partition: VerdictRecord(*row) for row in self._rows(query)}
+        return self._unless_same(
+            ("verdicts_but", pipeline, asset, *others),
+            [t.c.partition, t.c.verdict, t.c.recorded_at, t.c.as_of],
+            query,
+            lambda rows: MappingProxyType({row.partition: VerdictRecord(*row) for row in rows}),
+        )
 
     # --- versions -------------------------------------------------------------------------------
 
