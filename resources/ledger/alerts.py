@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from platform_assets.domain.alerts import MOST_WAIT
 from resources.ledger.base import Store, chunks, fields_of, insert_into
 from resources.ledger.engine import writing
 from resources.ledger.records import AlertRecord, utc
@@ -90,7 +91,7 @@ class Alerts(Store):
         query = t.select().where(
             t.c.pipeline == pipeline,
             waits,
-            t.c.next_attempt_at <= utc(now),
+            _is_due(t, now),
             ~sa.exists().where(
                 earlier.c.pipeline == pipeline,
                 earlier.c.subject == t.c.subject,
@@ -169,7 +170,7 @@ class Alerts(Store):
     def waiting(self, now: datetime, most: int) -> list[AlertRecord]:
         """The alerts that are to be delivered now, oldest first."""
         t = tables().alerts
-        query = t.select().where(t.c.delivered_at.is_(None), t.c.next_attempt_at <= utc(now))
+        query = t.select().where(t.c.delivered_at.is_(None), _is_due(t, now))
         return [_record(row) for row in self._rows(query.order_by(t.c.id).limit(most))]
 
     def delivered(self, number: int, at: datetime) -> None:
@@ -207,6 +208,14 @@ def _waits(t: "FromClause") -> "ColumnElement[bool]":
         t.c.delivered_at.is_(None),
         sa.or_(t.c.closed_at.is_(None), t.c.last_error.is_(None), t.c.last_error != LOGGED_ONLY),
     )
+
+
+def _is_due(t: "FromClause", now: datetime) -> "ColumnElement[bool]":
+    """Its next attempt is to be made; also where the clock was set back since that was written."""
+    import sqlalchemy as sa
+
+    ahead = t.c.next_attempt_at > utc(now + MOST_WAIT)
+    return sa.or_(t.c.next_attempt_at <= utc(now), ahead)
 
 
 def _record(row: Any) -> AlertRecord:
