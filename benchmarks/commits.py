@@ -91,9 +91,39 @@ def growth(folder: Path, counts: list[int]) -> dict[str, Any]:
 
             results[str(number)] = mean(window) | {
                 "opened_anew": mean([spent(opened_anew) for _ in range(5)]),
+                "inside_delta_rs": inside(table, counts[-1] + 20 * number),
                 "append_by_delta_rs": appended(table.path, counts[-1] + 10 * number),
             }
     return results
+
+
+def inside(table: DatasetTable, first: int, count: int = 20) -> dict[str, float]:
+    """CPU milliseconds of a commit, and how many of them pass in delta-rs, by what it does."""
+    import deltalake
+
+    split = dict.fromkeys(("write_deltalake", "create_checkpoint"), 0.0)
+    originals = (deltalake.write_deltalake, deltalake.DeltaTable.create_checkpoint)
+
+    def counted(name: str, work: Callable[..., Any]) -> Callable[..., None]:
+        def call(*args: Any, **more: Any) -> None:
+            split[name] += spent(lambda: work(*args, **more))[0]
+
+        return call
+
+    found = []
+    try:
+        deltalake.write_deltalake = counted("write_deltalake", originals[0])
+        deltalake.DeltaTable.create_checkpoint = counted("create_checkpoint", originals[1])  # type: ignore[method-assign]
+        for number in range(first, first + count):
+            partition, own = partition_of(number), rows(partition_of(number))
+            found.append(spent(lambda p=partition, r=own: table.commit(p, r, previous=None))[0])  # type: ignore[misc]
+    finally:
+        deltalake.write_deltalake = originals[0]
+        deltalake.DeltaTable.create_checkpoint = originals[1]  # type: ignore[method-assign]
+    return {
+        "commit": round(statistics.mean(found), 1),
+        **{name: round(ms / count, 1) for name, ms in split.items()},
+    }
 
 
 def appended(path: str, first: int, count: int = 5) -> dict[str, float]:

@@ -274,6 +274,10 @@ def _waivers(found: Findings) -> Iterable[Alert]:
         )
 
 
+MOST_WAIT = timedelta(hours=1)
+"""No attempt is put off for longer, whatever the receiver asks for."""
+
+
 def next_attempt(attempts: int, now: datetime, wanted_seconds: float | None = None) -> datetime:
     """When to try again after so many failed attempts: 30 s, doubled up to 15 minutes.
 
@@ -283,4 +287,6 @@ def next_attempt(attempts: int, now: datetime, wanted_seconds: float | None = No
         wanted_seconds: that the receiver asked to be left alone for; an hour at the most.
     """
     backoff = min(30.0 * 2 ** min(attempts - 1, 10), 900.0)
-    return now + timedelta(seconds=max(backoff, min(wanted_seconds or 0.0, 3600.0)))
+    return now + timedelta(
+        seconds=max(backoff, min(wanted_seconds or 0.0, MOST_WAIT.total_seconds()))
+    )

@@ -20,6 +20,9 @@ AFTER_SUCCESS = timedelta(minutes=15)
 """A run that ended well and is asked for again: a look that read the ledger before it ended does
 that too. This much later it is no such look; days that changed there and back again are."""
 
+SKEW = timedelta(seconds=30)
+"""So far two machines' clocks may be apart; what lies farther ahead is of a clock set back."""
+
 Step = Literal["request", "under way", "wait", "give up", "left"]
 
 ENDED = ("SUCCESS", "FAILURE", "CANCELED")
@@ -86,7 +89,11 @@ def next_step(runs: Sequence[PastRun], now: datetime) -> Attempt:
             failed=newest,
             attempts=_attempts(runs),
         )
+    # A run that ends in the future ended before the clock was set back. Nobody knows how long ago
+    # that was: to wait until the clock is there again could be days.
     since = newest.ended_at or now
+    if newest.ended_at and newest.ended_at > now + SKEW:
+        since = now - max(AFTER_SUCCESS, *WAITS)
     if newest.state == "SUCCESS":
         at = since + AFTER_SUCCESS
         if now < at:

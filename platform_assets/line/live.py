@@ -111,7 +111,8 @@ def look(
     _attend_unfinished(services, date_range(left, recent - timedelta(days=1)))
     take_up_lapsed(services)
     began = datetime.now(UTC)
-    attended = [day for day in services.watch.attended(spec.pipeline) if first <= day <= last]
+    needs = services.watch.attended_since(spec.pipeline)
+    attended = [day for day in needs if first <= day <= last]
     mine = in_turn([day for day in attended if day < recent], attended_to, MOST_ATTENDED)
     looked = [*mine, *date_range(recent, last)]
     live = _open_days(services, looked)
@@ -175,7 +176,7 @@ def look(
     settled = {day for day, standing in standings.items() if not stays(standing)[0]}
     # A recent day is looked at anyway, and attended when it leaves these days.
     services.watch.settle(
-        spec.pipeline, settled | {d for d in standings if d >= recent}, looked_at=began
+        spec.pipeline, settled | {d for d in standings if d >= recent}, seen=needs
     )
     kept = [day for day in attended if day < recent and day not in settled]
     known = _still_told(told or {}, {*live, *kept} - (settled - {*date_range(recent, last)}))

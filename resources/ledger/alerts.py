@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from platform_assets.domain.alert import OpenAlert
+from platform_assets.domain.alerts import MOST_WAIT
 from resources.ledger.base import Store, chunks, fields_of, insert_into
 from resources.ledger.engine import writing
 from resources.ledger.records import AlertRecord, utc
@@ -91,7 +92,7 @@ class Alerts(Store):
         query = t.select().where(
             t.c.pipeline == pipeline,
             waits,
-            t.c.next_attempt_at <= utc(now),
+            _is_due(t, now),
             ~sa.exists().where(
                 earlier.c.pipeline == pipeline,
                 earlier.c.subject == t.c.subject,
@@ -170,7 +171,7 @@ class Alerts(Store):
     def waiting(self, now: datetime, most: int) -> list[AlertRecord]:
         """The alerts that are to be delivered now, oldest first."""
         t = tables().alerts
-        query = t.select().where(t.c.delivered_at.is_(None), t.c.next_attempt_at <= utc(now))
+        query = t.select().where(t.c.delivered_at.is_(None), _is_due(t, now))
         return [_record(row) for row in self._rows(query.order_by(t.c.id).limit(most))]
 
     def delivered(self, number: int, at: datetime) -> None:
@@ -231,6 +232,14 @@ def _opened(record: AlertRecord) -> OpenAlert:
         advice=record.advice,
         raised_at=record.raised_at,
     )
+
+
+def _is_due(t: "FromClause", now: datetime) -> "ColumnElement[bool]":
+    """Its next attempt is to be made; also where the clock was set back since that was written."""
+    import sqlalchemy as sa
+
+    ahead = t.c.next_attempt_at > utc(now + MOST_WAIT)
+    return sa.or_(t.c.next_attempt_at <= utc(now), ahead)
 
 
 def _record(row: Any) -> AlertRecord:

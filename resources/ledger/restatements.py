@@ -151,27 +151,42 @@ class Watch(Store):
         query = t.select().where(t.c.pipeline == pipeline).order_by(t.c.date)
         return {row.date: row.reason for row in self._rows(query)}
 
+    def attended_since(self, pipeline: str) -> dict[date, datetime]:
+        """The dates that need another look, by date since when: the name of that need."""
+        t = tables().attention
+        query = t.select().where(t.c.pipeline == pipeline).order_by(t.c.date)
+        return {row.date: row.since for row in self._rows(query)}
+
     def settle(
-        self, pipeline: str, dates: Iterable[date], looked_at: datetime | None = None
+        self,
+        pipeline: str,
+        dates: Iterable[date],
+        seen: Mapping[date, datetime] | None = None,
     ) -> None:
         """These dates need no further look.
 
         Args:
             pipeline: its name.
             dates: the dates.
-            looked_at: when the look began that says so, on the machine's clock; what was attended
-                after that stays.
+            seen: `attended_since` when the look began that says so; what was attended anew since
+                then stays. Compared for equality, since a clock may be set back meanwhile.
         """
         wanted = list(dates)
         if not wanted:
             return
+        import sqlalchemy as sa
+
         t = tables().attention
         with writing(self.url) as connection:
-            for start in range(0, len(wanted), 500):
-                mine = (t.c.pipeline == pipeline) & t.c.date.in_(wanted[start : start + 500])
-                if looked_at is not None:
-                    mine &= t.c.since <= utc(looked_at)
-                connection.execute(t.delete().where(mine))
+            if seen is None:
+                for start in range(0, len(wanted), 500):
+                    mine = (t.c.pipeline == pipeline) & t.c.date.in_(wanted[start : start + 500])
+                    connection.execute(t.delete().where(mine))
+                return
+            rows = [{"day": day, "when": seen[day]} for day in wanted if day in seen]
+            if rows:
+                same = (t.c.date == sa.bindparam("day")) & (t.c.since == sa.bindparam("when"))
+                connection.execute(t.delete().where(t.c.pipeline == pipeline, same), rows)
 
 
 def attend_in(connection: "Connection", pipeline: str, dates: Mapping[date, str]) -> None:
