@@ -11,14 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from resources.tracking.client import QUIET
+from tests.ports import free_port
 
 READY_SECONDS = 120
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class MlflowServer:

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import tarfile
 import time
@@ -19,6 +18,8 @@ from typing import Any
 
 import httpx
 import pytest
+
+from tests.ports import free_port
 
 READY_SECONDS = 30.0
 ADVICE = "NOT RUN: no docker-registry is installed; get it with `apt-get install docker-registry`"
@@ -154,9 +155,7 @@ def running(folder: Path, *, htpasswd: str | None = None) -> Iterator[RunningReg
     program = shutil.which("docker-registry")
     if program is None:
         pytest.skip(ADVICE)
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        host = f"127.0.0.1:{found.getsockname()[1]}"
+    host = f"127.0.0.1:{free_port()}"
     settings: dict[str, Any] = {
         "version": 0.1,
         "log": {"level": "error"},

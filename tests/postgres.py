@@ -4,7 +4,6 @@ import contextlib
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -13,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import sqlalchemy as sa
+
+from tests.ports import free_port
 
 VARIABLE = "SIGNALBOX_TEST_POSTGRES"
 """URL of a server that runs already, without a database: `postgresql://postgres@127.0.0.1:5433`."""
@@ -59,7 +60,7 @@ def server() -> Iterator[str]:
         entry = pwd.getpwnam("postgres")
         os.chown(folder, entry.pw_uid, entry.pw_gid)
     data = folder / "data"
-    port = _free_port()
+    port = free_port()
     url = f"postgresql://postgres@127.0.0.1:{port}"
     log = folder / "log"
     process = None
@@ -156,10 +157,3 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 def _is_root() -> bool:
     return os.geteuid() == 0
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

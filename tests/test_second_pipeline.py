@@ -8,7 +8,6 @@ synthetic.
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -34,6 +33,7 @@ from resources.home import Home
 from tests.pipelines import grid_load_producer
 from tests.pipelines.cases import GRID_LOAD_YAML, ROOT, line, registry, run_in, utc, with_forecast
 from tests.pipelines.page import Page
+from tests.ports import free_port
 
 FIRST_HOUR = utc(27, 23, month=3)
 """00:00 of 28 March in Berlin, where clocks went forward on the 31st."""
@@ -277,12 +277,6 @@ def test_a_variation_with_a_join_needs_no_more_than_its_spec(
 
 
 # --- through a real Dagster: webserver, daemon, queue --------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.e2e

@@ -19,7 +19,7 @@ from platform_assets.line.projection import project, reconcile
 from platform_assets.line.serving import verified_slot
 from resources.serving import Endpoint
 from resources.tracking.client import QUIET
-from tests.mlflow_server import free_port
+from tests.ports import free_port
 from tests.small import Line, small_spec
 from tests.test_projection import LAST, alerts, line, promote, rewritten, served, templates, version
 

@@ -10,7 +10,7 @@ import pytest
 
 from platform_assets.demo.server import DagsterDev
 from resources.home import Home
-from tests.e2e.station import free_port
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -16,10 +16,10 @@ from tests.e2e.station import (
     FIRST,
     ROOT,
     Station,
-    free_port,
     write_slow_catalog,
     write_small_catalog,
 )
+from tests.ports import free_port
 
 Start = Callable[..., "subprocess.Popen[str]"]
 ORDER = ("test_daemon", "test_browser", "test_demo")

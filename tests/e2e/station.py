@@ -1,6 +1,5 @@
 """A real Dagster on a small home: what the tests of this folder drive."""
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -85,14 +84,6 @@ query Materialized($path: [String!]!) {
   }
 }
 """
-
-
-def free_port() -> int:
-    """A port of the loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _document() -> dict[str, Any]:

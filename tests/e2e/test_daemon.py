@@ -36,13 +36,13 @@ from tests.e2e.station import (
     ROOT,
     Station,
     backfill_limit,
-    free_port,
     materialized,
     processes_of,
     require_nothing_left,
     until,
 )
 from tests.e2e.trainers import PID_FILE
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 

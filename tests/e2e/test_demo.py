@@ -15,7 +15,8 @@ from resources.catalog import load_catalog
 from resources.dagster_api import DagsterApi
 from resources.home import Home
 from tests.e2e.conftest import Start
-from tests.e2e.station import free_port, require_nothing_left, until
+from tests.e2e.station import require_nothing_left, until
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1800)]
 

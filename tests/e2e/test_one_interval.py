@@ -26,10 +26,10 @@ from tests.e2e.station import (
     LIVE_FROM,
     ROOT,
     Station,
-    free_port,
     until,
     write_small_catalog,
 )
+from tests.ports import free_port
 from tests.receiver import Receiver, receiving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.heavy, pytest.mark.timeout(600)]

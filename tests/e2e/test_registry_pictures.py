@@ -21,10 +21,11 @@ from playwright.sync_api import Page, expect, sync_playwright
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.links import DAGSTER_UI
 from resources.tracking import DAGSTER_RUN_TAG
-from tests.e2e.station import ROOT, free_port
+from tests.e2e.station import ROOT
 from tests.e2e.test_browser import ARGUMENTS, LARGEST, PATIENCE, SECONDS
 from tests.homes import copy_home, drop_home
 from tests.nyc import changed, flights_spec
+from tests.ports import free_port
 from tests.small import Line, opened
 from tests.tools.browser import VARIABLE, find_browser
 
