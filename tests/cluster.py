@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from urllib.parse import parse_qs, urlsplit
 import yaml
 
 NAMESPACE = "signalbox"
+# As in an image, the programs of the environment are found whether or not it is activated.
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
 @dataclass
@@ -92,7 +95,7 @@ class Cluster:
         log = (self.folder / f"{name}.log").open("wb")
         process = subprocess.Popen(
             [*container.get("command", ()), *container["args"]],
-            env={**os.environ, **own},
+            env={**os.environ, "PATH": PATH, **own},
             stdout=log,
             stderr=log,
         )
