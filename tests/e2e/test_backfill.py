@@ -5,14 +5,16 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from shutil import copytree
 from typing import Any
 
 import dagster as dg
 import pytest
+from deltalake import DeltaTable
 
+from platform_assets.demo.play import ENDED
 from platform_assets.factory.backfill_view import Watcher
 from platform_assets.line.services import Services
 from resources.catalog import load_catalog
@@ -20,7 +22,15 @@ from resources.dagster_api import DagsterApi
 from resources.home import Home
 from resources.ledger.backfills import Backfills
 from tests.e2e.conftest import Start, server_on
-from tests.e2e.station import FIRST, HELD, Station, until, write_small_catalog
+from tests.e2e.station import (
+    FIRST,
+    HELD,
+    LIVE_DAY,
+    LIVE_FROM,
+    Station,
+    until,
+    write_small_catalog,
+)
 
 pytestmark = [pytest.mark.e2e, pytest.mark.heavy, pytest.mark.timeout(2400)]
 
@@ -28,6 +38,7 @@ SIGNALBOX = str(Path(sys.executable).with_name("signalbox"))
 
 MIDDLE, LAST_LANDED = date(2013, 1, 8), date(2013, 1, 13)
 ENDS = 1200.0
+ENDED_RUN = {"SUCCESS", "FAILURE", "CANCELED"}
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +180,67 @@ def test_ctrl_c_ends_the_watching_and_cancel_the_backfill(depot: Station, backfi
     for day in asked[1].split(","):
         for key in ("JFK", "LGA"):
             assert len(ledger.history("flights/features", f"{key}|{day}")) == 1
+
+
+def test_two_backfills_and_the_sensor_write_each_partition_once(depot: Station) -> None:
+    """Three askers for the same partitions of live days: all content, and one commit each."""
+    days = (LIVE_FROM, LIVE_DAY)
+    wanted = [f"{key}|{day}" for key in ("JFK", "LGA") for day in days]
+    api = depot.server.api
+    depot.land(LIVE_FROM, LIVE_DAY)
+
+    def asked() -> Any:
+        runs = api.runs({"dagster/sensor_name": "flights_readiness"})
+        return runs if len(runs) >= len(wanted) else None
+
+    until(asked, 180, "the sensor to ask for them", depot.server)
+    ranges = {"flights/features": [(f"{k}|{days[0]}", f"{k}|{days[1]}") for k in ("JFK", "LGA")]}
+    names = [api.launch_backfill(ranges, title=title, tags={}) for title in ("one", "two")]
+    for name in names:
+        until(lambda n=name: api.backfill(n)["status"] in ENDED, 600, "it to end", depot.server)
+        found = api.backfill(name)
+        assert (found["status"], found["error"]) == ("COMPLETED_SUCCESS", None)
+        assert found["assets"]["flights/features"] == (4, 0, 4)
+    until(
+        lambda: all(run["status"] in ENDED_RUN for run in asked()),
+        300,
+        "the sensor's",
+        depot.server,
+    )
+    assert {run["status"] for run in asked()} == {"SUCCESS"}
+
+    # In plain Dagster each of the three would have written them (docs/backfills.md, the drill).
+    ledger = services(depot).ledger
+    once = dict.fromkeys(wanted, 1)
+    assert {p: len(ledger.history("flights/features", p)) for p in wanted} == once
+    table = DeltaTable(services(depot).table.path)
+    commits = [entry.get("signalbox.partition") for entry in table.history()]
+    assert {p: commits.count(p) for p in wanted} == once
+
+
+def test_only_the_airport_that_is_named_is_restated(depot: Station, backfill: Shell) -> None:
+    url = ("--url", depot.server.url)
+    ledger = services(depot).ledger
+    both = [f"{key}|{day}" for key in ("JFK", "LGA") for day in (FIRST, FIRST + timedelta(days=1))]
+
+    def runs() -> dict[str, tuple[str, str]]:
+        found = {p: ledger.current_version("flights/features", p) for p in both}
+        return {p: (v.run_id, v.data_version) for p, v in found.items() if v is not None}
+
+    before = runs()
+    assert len(before) == 4
+    asked = (*span(FIRST, FIRST + timedelta(days=1)), "--airport", "JFK")
+    # What is there is left alone, unless it is to be made anew.
+    assert backfill.json("plan", "flights", *asked)["runs"] == 0
+    planned = backfill.json("plan", "flights", *asked, "--restate")
+    assert planned["assets"]["flights/features"]["again"] == 2
+    said = backfill("launch", "flights", *asked, "--restate", *url)
+    assert "completed_success" in said
+    after = runs()
+    for name in both:
+        (run, data), (run_after, data_after) = before[name], after[name]
+        assert data_after == data  # the same rows
+        assert (run_after != run) == name.startswith("JFK"), name
 
 
 def test_a_webserver_of_another_home_is_refused(
