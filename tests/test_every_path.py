@@ -322,6 +322,11 @@ def test_features_without_a_verdict_are_not_read(built: Line) -> None:
     assert "no verdict on it is in the ledger" in told["reason"]
     counts = status(built.services)["assets"]["flights/features"]
     assert (counts["complete"], counts["ready"]) == (0, 15)
+    # Nor are they by way of a snapshot that was taken while somebody knew.
+    ran = built.run("model", partition="2013-01-05")
+    assert not ran.success
+    assert "JFK|2013-01-05: no verdict on it is in the ledger" in failure_of(ran)
+    assert built.versions("model") == {}
 
     for airport in ("JFK", "LGA"):
         span = (f"{airport}|2013-01-02", f"{airport}|2013-01-04")

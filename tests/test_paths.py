@@ -20,7 +20,7 @@ from dagster._core.execution.execution_result import ExecutionResult
 
 import platform_assets.factory.assets
 import platform_assets.factory.events
-from platform_assets.domain.errors import TransientError
+from platform_assets.domain.errors import RefusedError, TransientError
 from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.factory import grid
 from platform_assets.factory.events import NO_AUTOMATIC_EVENT, RESTATE_TAG
@@ -344,6 +344,35 @@ def test_a_partition_that_fails_does_not_fail_its_neighbours(
     assert not line.check("features").passed
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError("unexpected"), TransientError("disk is full")])
+def test_of_held_broken_and_clear_each_is_named(
+    line: Line, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    line.land("2013-01-05", "2013-01-07", airports=["LGA"])
+    disturbed = Disturbed("LGA|2013-01-05", error, 9)
+    monkeypatch.setattr(platform_assets.factory.assets, "build_features", disturbed)
+    monkeypatch.setattr(platform_assets.factory.events, "RETRY_SECONDS", 0.1)
+    ran = line.run("features", span=("LGA|2013-01-05", "LGA|2013-01-07"))
+    assert not ran.success
+    (failed,) = [event for event in ran.all_events if event.is_step_failure]
+    data = failed.step_failure_data
+    assert data.user_failure_data is not None
+    said = str(data.user_failure_data.description)
+    assert f"held for 1 partition(s), nothing was written for them. {HELD}: " in said
+    assert f"failed for 1 partition(s). LGA|2013-01-05: {type(error).__name__}: {error}" in said
+    assert "LGA|2013-01-07" not in said
+    # The error itself is its cause, with its own stack.
+    assert data.error is not None
+    cause = data.error
+    while cause.cause is not None:
+        cause = cause.cause
+    assert cause.cls_name == type(error).__name__
+    assert set(line.versions("features")) == {"LGA|2013-01-07"}
+    check = line.check("features")
+    assert list(check.metadata["held"].value) == [HELD]  # type: ignore[call-overload]
+    assert list(check.metadata["failed"].value) == ["LGA|2013-01-05"]  # type: ignore[call-overload]
+
+
 def test_a_transient_error_is_tried_again(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     line.land("2013-01-04", "2013-01-05", airports=["LGA"])
     disturbed = Disturbed("LGA|2013-01-04", TransientError("the disk is full"), 1)
@@ -386,6 +415,26 @@ def test_a_model_is_not_trained_on_a_snapshot_that_was_refused_since(trained: Li
         # The others of the run are told, as made of the same: what a window must have is not in it.
         new = line.materializations("model")[told:]
         assert {m.partition for m in new} == {"2013-01-04", "2013-01-05"}
+
+
+def test_a_snapshot_that_is_refused_beside_its_neighbours_fails_the_run(
+    trained: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a lost lease nothing is recorded: the model would be trained on what was there before."""
+    build = platform_assets.factory.assets.build_snapshot
+
+    def sleeps(services: Services, key: PartitionKey, run_id: str) -> Outcome:
+        if str(key) == "2013-01-05":
+            raise RefusedError("the lease was taken over")
+        return build(services, key, run_id)
+
+    monkeypatch.setattr(platform_assets.factory.assets, "build_snapshot", sleeps)
+    before = len(trained.materializations("model"))
+    ran = trained.run("snapshot", "model", span=("2013-01-04", "2013-01-05"))
+    assert not ran.success
+    assert "2013-01-05: the lease was taken over" in failure_of(ran)
+    assert not trained.check("snapshot").passed
+    assert len(trained.materializations("model")) == before
 
 
 def automatic(line: Line, quiet: bool) -> dg.Definitions:

@@ -147,6 +147,7 @@ def test_dg_launch_is_refused_while_its_lane_is_full(
         ("features", "LGA|2013-01-04", "flights 0 of 24 hours, missing 00:00-23:00"),
         ("snapshot", "2013-01-04", "(2013-01-03); backfill flights/features for them first"),
         ("model", "2013-01-04", "materialize flights/snapshot for 2013-01-04 first"),
+        ("evaluation", "2013-01-04", "materialize flights/model for 2013-01-04 first"),
     ],
 )
 def test_what_is_held_is_refused_at_once_and_waits_for_no_slot(
@@ -174,6 +175,22 @@ def test_what_is_held_is_refused_at_once_and_waits_for_no_slot(
         # Of several, one that is clear is enough to wait for.
         several = line.run("features", span=("JFK|2013-01-02", "JFK|2013-01-03"))
         assert "lane adhoc has 2 slot(s)" in failure_of(several)
+
+
+def test_a_judgement_without_its_days_is_refused_at_once(
+    shared_folder: Path, home_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is there; the day that it is judged on is held."""
+    monkeypatch.setattr("resources.slots.WAIT_SECONDS", 0.0)
+    with (
+        copied(Templates(shared_folder, home_template).models, tmp_path) as line,
+        ExitStack() as stack,
+    ):
+        fill(line.home.ledger_url, Lane.ADHOC, stack)
+        said = failure_of(line.run("evaluation", partition="2013-01-05"))
+        assert "its model is judged on 2013-01-06" in said
+        assert "slot(s)" not in said
+        assert "slot(s)" in failure_of(line.run("evaluation", partition="2013-01-04"))
 
 
 def test_dg_launch_waits_for_its_lane_and_then_works(line: Line) -> None:

@@ -448,8 +448,9 @@ def test_a_waiver_that_expires_after_the_features_keeps_them_from_the_snapshot(
     assert "has expired" in document["reason"]
     counted = status(services)["assets"]["flights/features"]
     assert (counted["waived"], counted["held"] + counted["missing"]) == (0, 5)
-    # Rows that were built are all that a snapshot would ask for, but for this.
-    monkeypatch.setattr(platform_assets.line.days, "lapsed", lambda *_: {})
+    # Rows that were built are all that a snapshot would ask for, but for these.
+    for guard in ("lapsed", "_unaccepted", "unaccepted_now"):
+        monkeypatch.setattr(platform_assets.line.days, guard, lambda *_: {})
     assert build_snapshot(services, PartitionKey(SIXTH), "by hand").metadata["days"] == 3
 
 
@@ -467,8 +468,9 @@ def test_a_waiver_that_is_revoked_after_the_snapshot_keeps_it_from_the_training(
     assert said in failure_of(ran)
     assert built.versions("model") == {}
     assert said in explain(services, "model", name)["reason"]
-    # Without the guard the old manifest is trained on.
-    monkeypatch.setattr(platform_assets.line.models, "lapsed", lambda *_: {})
+    # Without the guards the old manifest is trained on.
+    for guard in ("lapsed", "unaccepted_now"):
+        monkeypatch.setattr(platform_assets.line.models, guard, lambda *_: {})
     assert train_model(services, PartitionKey(SIXTH), "by hand", lane="adhoc").changed
 
 

@@ -366,5 +366,11 @@ def assess_source(
         rejected=rejected,
         suspicion=suspicion,
         overdue=overdue,
-        content=combine((h.isoformat(), by_hour[h].digest) for h in accepted) if accepted else "",
+        content=content_of((h, by_hour[h].digest) for h in accepted),
     )
+
+
+def content_of(accepted: Iterable[tuple[datetime, str]]) -> str:
+    """`SourceReport.content` of some accepted hours and the digests of their files."""
+    found = [(hour.astimezone(UTC).isoformat(), digest) for hour, digest in accepted]
+    return combine(found) if found else ""

@@ -29,7 +29,7 @@ from platform_assets.line.crowning import decide_champion
 from platform_assets.line.days import build_day, build_snapshot, require_window
 from platform_assets.line.features import SourceChange, build_features, require_clear
 from platform_assets.line.inputs import stage_version
-from platform_assets.line.judging import evaluate_model
+from platform_assets.line.judging import evaluate_model, require_judgeable
 from platform_assets.line.models import require_snapshot, train_model
 from platform_assets.line.outcomes import noted
 from platform_assets.line.services import Outcome, Services
@@ -283,6 +283,7 @@ def _evaluation(spec: PipelineSpec) -> dg.AssetsDefinition:
         grid.daily(spec, spec.first_model_date, spec.last_judged_date),
         spec.limits.models_per_run,
         lambda context, services, key: evaluate_model(services, key, context.run.run_id),
+        ask=lambda _, services, key: require_judgeable(services, key.date),
     )
 
 

@@ -199,18 +199,21 @@ def work_in_turn(
     """Do the work of a run's partitions one by one; each counts as soon as it is done.
 
     Refused and failing partitions do not stop their neighbours: what is ready is committed, then
-    the run fails and names the refused; of errors that nobody expected it raises the first. Where
-    some failed for a transient reason and none for another, the step is tried again.
+    the run fails and names the refused and the failed, the first error that nobody expected being
+    its cause. Where some failed for a transient reason and none for another, the step is tried
+    again.
 
     Args:
-        follower: a stage that refuses whatever this one refused. Where the same run goes on to
-            it, the run fails there: a failure here would keep it from the neighbours too.
+        follower: a stage that holds whatever this one holds. Where the same run goes on to it,
+            the run fails there: a failure here would keep it from the neighbours too. What is
+            refused for another reason it might take as it was before: then the run fails here.
     """
     name = spec.asset(stage)
     followed = follower is not None and (
         asset_key(spec.asset(follower)) in context.job_def.asset_layer.selected_asset_keys
     )
     held: dict[str, str] = {}
+    refused: dict[str, str] = {}
     failed: dict[str, Exception] = {}
     short: dict[str, Any] = {}
     done = 0
@@ -228,7 +231,7 @@ def work_in_turn(
             context.log.error(str(error))
             continue
         except RefusedError as error:
-            held[text] = str(error)
+            refused[text] = str(error)
             refuse(text, "refused", str(error))
             context.log.error(str(error))
             continue
@@ -247,26 +250,44 @@ def work_in_turn(
     yield dg.AssetCheckResult(
         asset_key=asset_key(name),
         check_name=HELD_CHECK,
-        passed=not held and not failed,
+        passed=not (held or refused or failed),
         description=f"{done} of {len(keys)} partition(s) were clear"
         + (f", {len(short)} of them by acceptance or waiver" if short else ""),
         metadata={
             "short": dg.MetadataValue.json(short),
-            "held": dg.MetadataValue.json(held),
+            "held": dg.MetadataValue.json({**held, **refused}),
             "failed": dg.MetadataValue.json({key: str(why) for key, why in failed.items()}),
             "partitions": len(keys),
         },
     )
     lasting = [error for error in failed.values() if not isinstance(error, TransientError)]
+    named = _failure(name, {**held, **refused}, failed)
     if lasting:
-        raise lasting[0]
+        if len(keys) == 1:
+            raise lasting[0]
+        raise named from lasting[0]
     if failed:
-        first = next(iter(failed.values()))
-        raise dg.RetryRequested(max_retries=RETRIES, seconds_to_wait=RETRY_SECONDS) from first
-    if held and not (done and followed):
-        raise dg.Failure(
-            description=str(HeldError(name, held)),
-            metadata={"held": dg.MetadataValue.json(held)},
-            allow_retries=False,
-        )
+        named.__cause__ = next(iter(failed.values()))
+        raise dg.RetryRequested(max_retries=RETRIES, seconds_to_wait=RETRY_SECONDS) from named
+    if refused or (held and not (done and followed)):
+        raise named
     yield dg.MaterializeResult(asset_key=asset_key(name), metadata={NO_AUTOMATIC_EVENT: True})
+
+
+def _failure(asset: str, held: Mapping[str, str], failed: Mapping[str, Exception]) -> dg.Failure:
+    """The end of a run of which some partitions were not made: all of them, each with its reason.
+
+    A refusal is not tried again by any policy of a job: trying again brings no hour.
+    """
+    said = [str(HeldError(asset, held))] if held else []
+    if failed:
+        listed = "; ".join(f"{key}: {type(why).__name__}: {why}" for key, why in failed.items())
+        said.append(f"{asset} failed for {len(failed)} partition(s). {listed}")
+    return dg.Failure(
+        description=" ".join(said),
+        metadata={
+            "held": dg.MetadataValue.json(dict(held)),
+            "failed": dg.MetadataValue.json({key: str(why) for key, why in failed.items()}),
+        },
+        allow_retries=bool(failed),
+    )

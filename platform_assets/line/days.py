@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 
+from platform_assets.domain.completeness import CLEAR
 from platform_assets.domain.digests import canonical_json
 from platform_assets.domain.errors import HeldError, HomeError, RefusedError, TransientError
 from platform_assets.domain.heat_map import HeatMap, heat_map
@@ -42,7 +43,10 @@ def as_partition_version(record: VersionRecord) -> PartitionVersion:
 def built_and_lapsed(
     services: Services, records: Mapping[str, VersionRecord]
 ) -> tuple[dict[str, PartitionVersion], dict[str, str]]:
-    """What was built and may be read, and what may not: its waiver is no longer in force."""
+    """What was built and may be read, and what may not.
+
+    It may not where its waiver is no longer in force, or what it lacks is no longer accepted.
+    """
     built = {key: as_partition_version(record) for key, record in records.items()}
     gone = lapsed(services, {name for version in built.values() for name in version.waivers})
     held = {
@@ -50,11 +54,43 @@ def built_and_lapsed(
         for key, version in built.items()
         if gone.keys() & set(version.waivers)
     }
+    held |= _unaccepted(services, (v for key, v in built.items() if key not in held))
     return {key: version for key, version in built.items() if key not in held}, held
 
 
+def _unaccepted(services: Services, versions: Iterable[PartitionVersion]) -> dict[str, str]:
+    """Of versions that are short of something those that the ledger has as held by now, and why."""
+    short = {version.partition: version for version in versions if version.short}
+    asset = services.spec.asset("features")
+    known = services.ledger.verdict_words(services.spec.pipeline, asset, short)
+    return {
+        name: _no_longer(short[name], verdict)
+        for name, verdict in known.items()
+        if verdict not in CLEAR
+    }
+
+
+def _no_longer(version: PartitionVersion, verdict: str) -> str:
+    return f"it was built short of {version.short}, which no longer counts: it is {verdict} by now"
+
+
+def unaccepted_now(services: Services, versions: Iterable[PartitionVersion]) -> dict[str, str]:
+    """Of versions that are short of something those that may not be read any more, and why.
+
+    Also by rules and waivers that no look has met yet: the catalog may have just been edited.
+    """
+    short = {version.partition: version for version in versions if version.short}
+    held = _unaccepted(services, short.values())
+    for first, last in runs_of(sorted({PartitionKey.parse(name).date for name in short})):
+        for partition, report in assess_range(services, first, last).items():
+            name = str(partition)
+            if name in short and not report.is_clear:
+                held.setdefault(name, _no_longer(short[name], report.verdict))
+    return held
+
+
 def held_and_lapsed(held: Mapping[str, str], lapsed_waivers: Mapping[str, str]) -> dict[str, str]:
-    """Why partitions are held, and of which of them a waiver has lapsed.
+    """Why partitions are held, and of which of them a waiver or an acceptance has lapsed.
 
     One whose waiver has lapsed and that is clear all the same, for its hours came or another
     waiver covers it, is not held: it is to be built again.
@@ -69,8 +105,10 @@ def days_of(services: Services, dates: Iterable[date]) -> dict[date, Day]:
     every_key = [key for day in wanted for key in keys[day]]
     records = services.ledger.current_versions(spec.asset("features"), every_key)
     built, lapsed_waivers = built_and_lapsed(services, records)
+    lapsed_waivers |= unaccepted_now(services, built.values())
     unknown = without_verdict(services, built)
-    built = {key: version for key, version in built.items() if key not in unknown}
+    gone = {**unknown, **lapsed_waivers}
+    built = {key: version for key, version in built.items() if key not in gone}
     held = _held(services, [day for day in wanted if set(keys[day]) - set(built)], built, unknown)
     held = held_and_lapsed(held, lapsed_waivers)
     return {day: roll_up(day, keys[day], built, held) for day in wanted}

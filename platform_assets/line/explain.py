@@ -5,12 +5,18 @@ from datetime import timedelta
 from typing import Any
 
 from platform_assets.domain.completeness import REFUSED, CompletenessReport, describe_hours
-from platform_assets.domain.errors import HeldError, UsageError
+from platform_assets.domain.errors import HeldError, RefusedError, UsageError
 from platform_assets.domain.manifest import DayState, WindowRefusal
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.clearance import assess, described, lapsed, refused
-from platform_assets.line.days import days_of, decide_snapshot, without_verdict
+from platform_assets.line.days import (
+    as_partition_version,
+    days_of,
+    decide_snapshot,
+    unaccepted_now,
+    without_verdict,
+)
 from platform_assets.line.judging import judged_rows
 from platform_assets.line.late import described as described_restatement
 from platform_assets.line.late import open_restatements
@@ -145,6 +151,8 @@ def _hours(services: Services, stage: str, key: PartitionKey) -> dict[str, Any]:
         # What was built under it may not be read any more, whatever is there now.
         found |= {"lapsed": gone, "reason": f"{found['reason']}; {'; '.join(gone.values())}"}
     unknown = without_verdict(services, [str(key)] if record else [])
+    if record is not None and not gone:
+        unknown |= unaccepted_now(services, [as_partition_version(record)])
     if stage == "features" and unknown:
         why = unknown[str(key)]
         found |= {"unknown": why, "reason": f"{found['reason']}; {why}"}
@@ -220,6 +228,8 @@ def _model(services: Services, key: PartitionKey) -> dict[str, Any]:
         snapshot = require_snapshot(services, key.date)
     except HeldError as error:
         return {"state": "held", "reason": error.held[str(key)]}
+    except RefusedError as error:
+        return {"state": "held", "reason": str(error)}
     return {"state": "ready", "reason": f"snapshot {snapshot.data_version} is taken"}
 
 

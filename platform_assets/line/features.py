@@ -1,19 +1,20 @@
 """Features: the completeness of one key and date, and its rows."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from platform_assets.domain.completeness import (
     CompletenessReport,
     SourceReport,
+    content_of,
     suspect_built,
     suspect_nulls,
 )
-from platform_assets.domain.errors import HeldError, RefusedError
+from platform_assets.domain.errors import HeldError, RefusedError, TransientError
 from platform_assets.domain.late import PREFIX, hour_name, versions_of
 from platform_assets.domain.lease import Lease
-from platform_assets.domain.partition import PartitionKey, local_hours
+from platform_assets.domain.partition import PartitionKey
 from platform_assets.line.clearance import assess, described, refused
 from platform_assets.line.inputs import (
     INPUTS,
@@ -26,6 +27,7 @@ from platform_assets.line.inputs import (
 from platform_assets.line.services import Outcome, Services
 from resources.dataset import BuiltRows, build_rows
 from resources.landing.values import missing_values
+from resources.ledger.records import ArrivalRecord
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -113,20 +115,43 @@ def _recorded(services: Services, partition: PartitionKey) -> dict[str, str]:
     return found
 
 
-def hours_digest(services: Services, partition: PartitionKey) -> dict[str, dict[str, str]]:
-    """The first digits of each accepted hour's digest, by source and hour (`2013-02-09T14Z`)."""
-    spec = services.spec
-    hours = local_hours(partition.date, spec.partitions.timezone)
+def accepted_hours(services: Services, partition: PartitionKey) -> dict[str, list[ArrivalRecord]]:
+    """The accepted hours of each source, as the ledger knows them now."""
+    assert partition.key is not None
     return {
-        source: {
-            hour_name(arrival.hour): arrival.digest[:PREFIX]
-            for arrival in services.ledger.arrivals(
-                spec.pipeline, source, partition.key, hours[0], hours[-1]
-            )
-            if arrival.rejected is None
-        }
-        for source in spec.sources
+        source: services.zone.accepted(source, partition.key, partition.date)
+        for source in services.spec.sources
     }
+
+
+def hours_digest(hours: Mapping[str, Sequence[ArrivalRecord]]) -> dict[str, dict[str, str]]:
+    """The first digits of each accepted hour's digest, by source and hour (`2013-02-09T14Z`)."""
+    return {
+        source: {hour_name(record.hour): record.digest[:PREFIX] for record in records}
+        for source, records in hours.items()
+    }
+
+
+def _judged_hours(
+    services: Services, partition: PartitionKey, report: CompletenessReport
+) -> dict[str, list[ArrivalRecord]]:
+    """The accepted hours that a report speaks of; no others are read.
+
+    Raises:
+        TransientError: another look has found other hours since. The next try judges them.
+    """
+    hours = accepted_hours(services, partition)
+    others = [
+        f"{judged.source} (judged with {judged.observed} hours, {len(hours[judged.source])} now)"
+        for judged in report.sources
+        if judged.content != content_of((r.hour, r.digest) for r in hours[judged.source])
+    ]
+    if others:
+        raise TransientError(
+            f"the hours of {partition} have changed since they were judged: {', '.join(others)}; "
+            f"nothing was written, materialize {services.spec.asset('features')} for it again"
+        )
+    return hours
 
 
 def note_verdict(services: Services, partition: PartitionKey, report: CompletenessReport) -> None:
@@ -245,8 +270,8 @@ def build_features(
     Raises:
         HeldError: an hour of a source is missing or was rejected, or its rows are suspicious.
         RefusedError: the rows break the dataset's schema, or the lease was lost meanwhile.
-        TransientError: the commit failed, nothing is half-written; or another run is at work on
-            the partition for too long.
+        TransientError: the commit failed, nothing is half-written; the hours changed while they
+            were judged; or another run is at work on the partition for too long.
     """
     asset = services.spec.asset("features")
     with services.claim(asset, str(partition), run_id) as lease:
@@ -286,9 +311,9 @@ def _build(
     if done is not None and not lease.after_crash and services.table.stands(partition, done.rows):
         told |= {"delta_version": done.table_version, "committed": False}
         return already_done(services, done, told, upstream)
-    hours = hours_digest(services, partition)
+    hours = _judged_hours(services, partition, report)
     tables = {
-        source: services.zone.read(source, partition.key, partition.date)
+        source: services.zone.read(source, partition.key, partition.date, hours[source])
         for source in spec.judged_sources
     }
     built = _clear_rows(services, partition, report, tables)
@@ -297,7 +322,7 @@ def _build(
         "excluded": built.excluded,
         "hours": {s.source: s.observed for s in report.sources},
         "arrivals": versions_of(report),
-        "hours_digest": hours,
+        "hours_digest": hours_digest(hours),
         **terms,
         **made_of(services, inputs),
     }

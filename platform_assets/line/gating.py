@@ -11,6 +11,7 @@ from platform_assets.domain.gate import Evidence, GateReport, judge
 from platform_assets.domain.manifest import PartitionVersion
 from platform_assets.domain.promotion import PRIMARY_METRIC
 from platform_assets.line.clearance import lapsed
+from platform_assets.line.days import without_verdict
 from platform_assets.line.judging import JudgedRows, judged_rows, predictions_on
 from platform_assets.line.services import Services
 from resources import evidence
@@ -85,6 +86,9 @@ def unexplained(
             if found is None or found.verdict not in CLEAR:
                 now = found.verdict if found else "unknown"
                 problems.append(f"{partition} is short of {lacked}, and {now} by now")
+    # The rows may have been taken from a judgement of earlier.
+    unknown = without_verdict(services, (p.partition for p in rows.partitions))
+    problems += [f"{partition}: {why}" for partition, why in sorted(unknown.items())]
     return problems
 
 

@@ -65,6 +65,16 @@ def judged_rows(services: Services, day: date) -> JudgedRows:
     return _all_whole(spec.asset("evaluation"), day, [days[d] for d in following])
 
 
+def require_judgeable(services: Services, day: date) -> None:
+    """Ask whether a date's model can be judged now.
+
+    Raises:
+        HeldError: there is no model, or a following day is not whole.
+    """
+    require_version(services, "model", day)
+    judged_rows(services, day)
+
+
 def _all_whole(asset: str, day: date, days: list[Day]) -> JudgedRows:
     waiting = [d for d in days if d.state is not DayState.WHOLE]
     if waiting:

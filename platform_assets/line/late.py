@@ -23,6 +23,7 @@ from platform_assets.domain.partition import PartitionKey, date_range, local_dat
 from platform_assets.line.clearance import assess_range, refresh
 from platform_assets.line.features import (
     SourceChange,
+    accepted_hours,
     changes_since,
     hours_digest,
     record_completeness,
@@ -221,7 +222,7 @@ def _hour_changes(
     changed: Iterable[str],
 ) -> list[HourChanges]:
     used: Mapping[str, Mapping[str, str]] = built.detail.get("hours_digest", {})
-    now = hours_digest(services, partition)
+    now = hours_digest(accepted_hours(services, partition))
     refused = {source.source: source.rejected for source in report.sources}
     return [
         compare_hours(source, used.get(source), now.get(source, {}), refused[source])

@@ -10,7 +10,7 @@ from platform_assets.domain.lease import Lease
 from platform_assets.domain.manifest import Snapshot
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.line.clearance import described, lapsed
-from platform_assets.line.days import load_snapshot
+from platform_assets.line.days import load_snapshot, unaccepted_now, without_verdict
 from platform_assets.line.fingerprints import (
     detail_of,
     fingerprint_of,
@@ -52,9 +52,10 @@ def require_snapshot(services: Services, day: date) -> VersionRecord:
     """The snapshot that a date is trained on.
 
     Raises:
-        HeldError: there is none, no verdict on it is known, the last attempt to take it was
-            refused, or it rests on a waiver that is no longer in force: what it reads is not what
-            the date would be trained on now.
+        HeldError: there is none, no verdict on it or on a partition of it is known, the last
+            attempt to take it was refused, or it rests on a waiver or an acceptance that is no
+            longer in force: what it reads is not what the date would be trained on now.
+        RefusedError: its manifest is gone or was changed.
     """
     asset, name = services.spec.asset("snapshot"), day.isoformat()
     verdict = services.ledger.verdict(services.spec.pipeline, asset, name)
@@ -70,6 +71,11 @@ def require_snapshot(services: Services, day: date) -> VersionRecord:
         raise HeldError(
             asset, {name: f"{'; '.join(gone.values())}; materialize {asset} for {day} again"}
         )
+    read = load_snapshot(services, day, record.data_version).partitions
+    held = unaccepted_now(services, read) | without_verdict(services, (p.partition for p in read))
+    if held:
+        listed = "; ".join(f"{partition}: {why}" for partition, why in sorted(held.items()))
+        raise HeldError(asset, {name: f"{listed}; then materialize {asset} for {day} again"})
     return record
 
 

@@ -337,8 +337,21 @@ class LandingZone:
 
     # --- reading ----------------------------------------------------------------------------
 
-    def read(self, source: str, key: str, day: date) -> pa.Table:
+    def accepted(self, source: str, key: str, day: date) -> list[ArrivalRecord]:
+        """The accepted hours of a local day by the arrivals in the ledger, ordered by hour."""
+        hours = local_hours(day, self.spec.partitions.timezone)
+        found = self.ledger.arrivals(self.spec.pipeline, source, key, hours[0], hours[-1])
+        return [record for record in found if record.rejected is None]
+
+    def read(
+        self, source: str, key: str, day: date, records: Sequence[ArrivalRecord] | None = None
+    ) -> pa.Table:
         """All accepted hours of a local day as one table.
+
+        Args:
+            source, key: of the spec.
+            day: a local date.
+            records: what `accepted` found; default: what it finds now.
 
         Returns:
             The declared columns of the source in their order: string, int64, float64, bool,
@@ -352,12 +365,8 @@ class LandingZone:
         import pyarrow as pa
 
         schema = arrow_schema(self._require(source, key))
-        hours = local_hours(day, self.spec.partitions.timezone)
         boundary = os.path.realpath(self.root)
-        records = [
-            record
-            for record in self.ledger.arrivals(self.spec.pipeline, source, key, hours[0], hours[-1])
-            if record.rejected is None
-        ]
+        if records is None:
+            records = self.accepted(source, key, day)
         tables = read_hours(self.root, self._formats[source], records, boundary, self.ledger)
         return pa.concat_tables([schema.empty_table(), *tables]).combine_chunks()
