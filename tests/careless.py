@@ -1,17 +1,20 @@
 """A project without Signalbox: an asset that trains on whatever has landed, and how to reach it."""
 
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
 import dagster as dg
 import pandas as pd
 
-from platform_assets.domain.partition import PartitionKey, local_hours
+from platform_assets.domain.partition import PartitionKey, date_range, local_hours
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory import grid
 from platform_assets.factory.sources import build_source
 from resources.home import Home
 from tests.small import small_spec
+
+SENSOR = "careless_sensor"
 
 FAILS_ONCE = "the-next-training-fails"
 """A file of this name in the home: the training fails, for a reason of its own, and removes it."""
@@ -44,8 +47,19 @@ def careless(
         LogisticRegression().fit(rows[["sched_dep_time", "distance"]], rows["arr_delay"] >= 15)
         return dg.MaterializeResult(metadata={"hours": len(hours), "rows": len(rows)})
 
+    @dg.sensor(name=SENSOR, job_name="careless_job")
+    def careless_sensor(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest]:
+        """Of each key the newest day that files have landed of."""
+        for key in spec.partitions.values:
+            for day in reversed(date_range(spec.partitions.start, spec.partitions.end)):
+                if landed_hours(home, spec, key, day):
+                    name = grid.dagster_key(spec, PartitionKey(day, key))
+                    yield dg.RunRequest(run_key=name, partition_key=name)
+                    break
+
     return dg.Definitions(
         assets=[careless_model],
+        sensors=[careless_sensor],
         jobs=[dg.define_asset_job("careless_job", selection=[careless_model])],
         executor=dg.in_process_executor,
     )

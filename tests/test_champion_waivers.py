@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 
 import platform_assets.line.crowning
-from platform_assets.domain.errors import HeldError
+import platform_assets.line.promoting
+from platform_assets.domain.errors import HeldError, RefusedError
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.waiver import Shortage, Waiver
 from platform_assets.line.crowning import decide_champion
 from platform_assets.line.judging import evaluate_model
-from tests.small import HELD, Line, Templates, copied
+from platform_assets.line.models import train_model
+from platform_assets.line.promoting import roll_back
+from platform_assets.line.services import Services
+from tests.small import HELD, Line, Templates, copied, small_spec
+from tests.test_projection import promote
 
 pytestmark = pytest.mark.heavy
 DATES = ("2013-01-04", "2013-01-07")
@@ -94,3 +99,55 @@ def test_an_expired_waiver_keeps_a_champion_and_makes_none(line: Line) -> None:
     assert evaluated[never].detail["waivers"] == [name]
     outcome = decide_champion(line.services, "run")
     assert (outcome.metadata["model_date"], list(outcome.metadata["left_out"])) == (best, [never])
+
+
+def revoke(line: Line, name: str) -> None:
+    line.services.waivers.revoke("flights", name, "bob", "it was not", line.services.clock.as_of())
+
+
+def train_again(line: Line, day: str) -> None:
+    """A date has another model, a bad one, which is judged on rows without a waiver."""
+    spec = small_spec(model={"trainer": "tests.bad_trainer:OppositeTrainer"})
+    key = PartitionKey.parse(day)
+    train_model(Services.open(spec, line.home), key, "again", lane="adhoc")
+    evaluate_model(line.services, key, "again")
+
+
+@pytest.mark.parametrize(("named", "again"), [(False, True), (True, False)])
+@pytest.mark.parametrize("stage", ["model", "evaluation"])
+def test_nobody_comes_back_by_hand_who_rests_on_a_revoked_waiver(
+    line: Line, stage: str, named: bool, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, _ = (promote(line, day) for day in DATES)
+    name = waiver(line).name
+    rests(line, stage, DATES[0], name)
+    if again:
+        train_again(line, DATES[0])
+    revoke(line, name)
+    to = before if named else None
+    with pytest.raises(RefusedError, match="no longer counts: waiver W-0001 was revoked by bob"):
+        roll_back(line.services, to, by="ann", reason="it is slow")
+    with monkeypatch.context() as patch:
+        patch.setattr(platform_assets.line.promoting, "lapsed", lambda *_, **__: {})
+        change = roll_back(line.services, to, by="ann", reason="it is slow")
+    assert change.version == before  # without the question
+
+
+@pytest.mark.parametrize("stage", ["model", "evaluation"])
+def test_a_champion_whose_date_was_trained_again_loses_the_crown_too(
+    line: Line, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = crowned(line)
+    version = line.services.ledger.champion("flights").version  # type: ignore[union-attr]
+    name = waiver(line).name
+    rests(line, stage, best, name)
+    train_again(line, best)
+    assert crowned(line) == best
+    revoke(line, name)
+    with monkeypatch.context() as patch:
+        patch.setattr(platform_assets.line.crowning, "lapsed", lambda *_, **__: {})
+        assert crowned(line) == best  # without the question
+    decide_champion(line.services, "run")
+    found = line.services.ledger.champion("flights")
+    assert found is not None
+    assert found.version != version

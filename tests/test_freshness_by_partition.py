@@ -30,8 +30,9 @@ from platform_assets.domain.freshness import (
     due_date,
 )
 from platform_assets.domain.partition import PartitionKey, local_hours
+from platform_assets.domain.waiver import Shortage, Waiver
 from platform_assets.factory.due import DUE_CHECK
-from platform_assets.line import clearance
+from platform_assets.line import clearance, due
 from platform_assets.line.due import CHUNK_DAYS, read_due
 from platform_assets.line.landing import land_flights
 from platform_assets.line.services import Services
@@ -187,7 +188,13 @@ def test_a_date_that_came_after_its_deadline_is_late_and_fresh() -> None:
 # --- read from the ledger ---------------------------------------------------------------------
 
 
-def made(services: Services, stage: str, *partitions: str, at: datetime | None = None) -> None:
+def made(
+    services: Services,
+    stage: str,
+    *partitions: str,
+    at: datetime | None = None,
+    waivers: Sequence[str] = (),
+) -> None:
     """As if a run had built these partitions."""
     for partition in partitions:
         services.ledger.record_version(
@@ -197,7 +204,7 @@ def made(services: Services, stage: str, *partitions: str, at: datetime | None =
                 data_version=f"{stage} {partition}",
                 table_version=1,
                 rows=1,
-                detail={},
+                detail={"waivers": list(waivers)},
                 run_id="test",
                 committed_at=at or datetime.now(UTC),
             )
@@ -246,6 +253,45 @@ def test_it_is_stale_with_the_reason_whether_held_or_not_run(home: Home) -> None
     assert (model.state, model.reason) == (DueState.STALE, NO_RUN)
     made(services, "model", "2013-01-06")
     assert [a.state for a in read_due(services).assets] == [DueState.ON_TIME] * 2
+
+
+def test_a_model_that_rests_on_a_revoked_waiver_is_not_there(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = landed(home, *[(f"2013-01-0{n}", None) for n in range(5, 8)], ("2013-01-08", 9))
+    now = services.clock.as_of()
+    waiver = Waiver(
+        name="",
+        pipeline="flights",
+        partition="LGA|2013-01-06",
+        reason="the station was down",
+        by="ann",
+        given_at=now,
+        until=now + timedelta(days=1),
+        covers={"weather": Shortage(hours=("2013-01-06T11Z",))},
+    )
+    first, second = services.waivers.give(waiver), services.waivers.give(waiver)
+    made(services, "model", "2013-01-06")
+    made(services, "model", "2013-01-07", waivers=[first.name])
+
+    def model() -> AssetDue:
+        return read_due(services, ["model"]).assets[0]
+
+    assert (model().state, model().due) == (DueState.ON_TIME, date(2013, 1, 7))
+    services.waivers.revoke("flights", first.name, "bob", "it was not", now)
+    found = model()
+    assert (found.state, found.watermark, found.missing) == (DueState.STALE, date(2013, 1, 6), 1)
+    assert found.reason.startswith(
+        "the model that is there counts no more: waiver W-0001 was revoked by bob: it was not; "
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(due, "lapsed", lambda *_, **__: {})
+        assert model().is_fresh  # without the question
+    # Whoever expires has not been proven wrong: such a model may stay champion, and is there.
+    made(services, "model", "2013-01-07", waivers=[second.name])
+    assert model().is_fresh
+    services.ledger.advance_clock("flights", now + timedelta(days=1))
+    assert (model().due, model().watermark) == (date(2013, 1, 8), date(2013, 1, 7))
 
 
 def test_before_the_live_days_nothing_is_due(home: Home) -> None:

@@ -371,6 +371,33 @@ def test_beyond_the_lateness_it_is_listed_and_a_person_lets_it_go(
     assert box.version() != before
 
 
+def test_what_was_trained_since_on_the_old_rows_is_touched_too(
+    box: Box, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box.later(10)
+    box.correct(40)
+    box.tick()
+    (found,) = box.open
+    assert [model["date"] for model in found.touches["models"]] == ["2013-01-08"]
+    box.line.must("snapshot", "model", partition="2013-01-09")
+    document = said(box, capsys, "restatements", "--json")
+    (listed,) = document["pipelines"]["flights"]
+    assert listed["touches"]["snapshots"] == ["2013-01-08", "2013-01-09"]
+    assert listed["touches"]["models"] == [
+        {"date": day, "version": box.model(day)} for day in ("2013-01-08", "2013-01-09")
+    ]
+    told = explain(box.line.services, "model", "2013-01-09")
+    assert told["restatement"]["partition"] == PARTITION
+    assert "restatement" not in explain(box.line.services, "model", "2013-01-07")
+    said(box, capsys, "restate", PARTITION, "--by", "ann", "--json")
+    old = box.model("2013-01-09")
+    box.until_quiet()
+    assert box.model("2013-01-09") > old
+    (done,) = said(box, capsys, "restatements", "--all", "--json")["pipelines"]["flights"]
+    assert f"2013-01-09 version {old} -> {box.model('2013-01-09')}" in done["outcome"]
+    assert done["touches"]["models"] == listed["touches"]["models"], "as it was when it went"
+
+
 def said(box: Box, capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     """What a command prints, on the small pipeline."""
     text = run(box, capsys, *arguments)

@@ -1,6 +1,7 @@
 """A champion that does badly on the days since is rolled back from, by the real sensor and job."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from sensors import serving as sensing
 from sensors.launched import REQUEST_TAG
 from tests.promoting import MODEL, crowned
 from tests.small import Line, Templates, copied, failure_of, small_spec
+from tests.test_champion_waivers import rests, revoke, waiver
+from tests.test_every_path import forget
 from tests.test_projection import alerts, aliases, client, promote
 
 BOUND = 0.8
@@ -215,6 +218,63 @@ def test_nobody_comes_back_who_was_deleted(line: Line) -> None:
     assert verdict.past
     assert "no version that was champion before may come back" in verdict.reason
     assert champion(line) == BAD
+
+
+def test_nobody_comes_back_who_was_judged_under_a_revoked_waiver(line: Line) -> None:
+    judge(line, GOOD, FIRST, SECOND)
+    name = waiver(line).name
+    rests(line, "evaluation", GOOD, name)
+    revoke(line, name)
+    verdict, change = watch_champion(line.services, "run")
+    assert change is None
+    assert verdict is not None
+    assert verdict.past
+    assert "no version that was champion before may come back" in verdict.reason
+    assert champion(line) == BAD
+
+
+@pytest.mark.parametrize(
+    ("lost", "why"),
+    [
+        ("revoked", "waiver W-0001 was revoked by bob: it was not"),
+        ("expired", "waiver W-0001 by ann until"),
+        ("verdict", "JFK|2013-01-09: no verdict on it is in the ledger"),
+    ],
+)
+def test_a_date_whose_rows_may_no_longer_be_read_proves_nothing(
+    line: Line, lost: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge(line, FIRST, SECOND)
+    services = line.services
+    (key,), _ = requested(line, None)
+    if lost == "verdict":
+        forget(line, "verdicts", "flights/features")
+    else:
+        name = waiver(line).name
+        judged = line.versions("evaluation")[SECOND]
+        first, *others = judged.detail["partitions"]
+        partitions = [{**first, "waivers": [name]}, *others]
+        services.ledger.record_version(
+            replace(judged, detail={**judged.detail, "partitions": partitions})
+        )
+        if lost == "revoked":
+            revoke(line, name)
+        else:
+            services.ledger.advance_clock("flights", services.clock.as_of() + timedelta(days=2))
+    left = "2" if lost == "verdict" else "1"
+    verdict, change = watch_champion(services, "run")
+    assert (change, champion(line)) == (None, BAD)
+    assert verdict is not None
+    assert f"judged on {2 - int(left)} later date(s), 2 are needed; left out are" in verdict.reason
+    assert f"{SECOND}: {why}" in verdict.reason
+    again, _ = requested(line, None)
+    assert again != [key], "it is looked at again with what is left"
+    with monkeypatch.context() as patch:
+        patch.setattr(live_metric, "lapsed", lambda *_, **__: {})
+        patch.setattr(live_metric, "without_verdict", lambda *_, **__: {})
+        _, change = watch_champion(services, "run")
+    assert change is not None  # without the question
+    assert champion(line) == GOOD
 
 
 def test_a_pipeline_that_asks_for_none_has_no_such_job() -> None:

@@ -30,7 +30,7 @@ from platform_assets.line.projection import reconcile
 from platform_assets.line.services import Outcome, Services
 from resources.content import content_digest
 from resources.home import Home
-from tests.careless import careless
+from tests.careless import SENSOR, careless
 from tests.small import (
     END,
     HELD,
@@ -132,11 +132,25 @@ def in_schedule(
     )
 
 
+def requested(defs: dg.Definitions, instance: dg.DagsterInstance, key: str) -> dg.RunRequest:
+    """What one tick of the plain sensor asks for of a partition."""
+    with dg.build_sensor_context(
+        instance=instance, repository_def=defs.get_repository_def(), sensor_name=SENSOR
+    ) as context:
+        data = defs.resolve_sensor_def(SENSOR).evaluate_tick(context)
+    (found,) = [r for r in data.run_requests or () if r.partition_key == key]
+    return found
+
+
 def in_sensor(
     defs: dg.Definitions, job: str, instance: dg.DagsterInstance, asset: dg.AssetKey, key: str
 ) -> ExecutionResult:
-    """A run of the sensors' job, as if a sensor had asked for it."""
+    """The run that a plain sensor asks for; Signalbox's asks for none: as if it had."""
     tags = {"signalbox/lane": "daily", "dagster/sensor_name": "x", "dagster/run_key": "x"}
+    if any(sensor.name == SENSOR for sensor in defs.sensors or ()):
+        request = requested(defs, instance, key)
+        job, key = request.job_name or job, str(request.partition_key)
+        tags = {**request.tags, "dagster/sensor_name": SENSOR, "dagster/run_key": key}
     return defs.resolve_job_def(job).execute_in_process(
         instance=instance, partition_key=key, tags=tags, raise_on_error=False
     )

@@ -83,6 +83,22 @@ def test_only_open_ones_of_the_pipeline_are_approved(store: Restatements) -> Non
     )
 
 
+def test_what_is_touched_by_now_replaces_what_was_and_not_what_a_person_said(
+    store: Restatements,
+) -> None:
+    store.found(change())
+    store.approve("flights", [PARTITION], "ann", retrain=False)
+    (record,) = store.all("flights")
+    now = {"models": [{"date": "2013-02-10", "version": 3}], "evaluations": ["2013-02-10"]}
+    store.touch(record.number, {**now, "retrain": True})
+    (found,) = store.all("flights")
+    assert found.touches == {**now, "retrain": False}
+    store.end(record.number, "done", "identical", NOW)
+    store.touch(record.number, {"models": []})
+    (over,) = store.all("flights")
+    assert over.touches == found.touches
+
+
 def test_what_failed_waits_for_a_person_again(store: Restatements) -> None:
     store.found(replace(change(), decision="restate"))
     (record,) = store.all("flights")

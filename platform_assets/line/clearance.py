@@ -15,7 +15,7 @@ from platform_assets.domain.partition import PartitionKey, local_date
 from platform_assets.domain.waiver import Waiver, apply_waivers
 from platform_assets.line.inputs import stage_version
 from platform_assets.line.services import Services
-from resources.ledger.records import VerdictRecord
+from resources.ledger.records import VerdictRecord, VersionRecord
 
 MOST_REPORTS = 4096
 _reports: dict[tuple[object, ...], tuple[Mapping[str, Any], CompletenessReport, str]] = {}
@@ -167,6 +167,21 @@ def described(services: Services, names: Iterable[str]) -> dict[str, str]:
     wanted = set(names)
     known = services.waivers.of(services.spec.pipeline) if wanted else []
     return {w.name: w.describe() for w in known if w.name in wanted}
+
+
+def rests_on(services: Services, model: VersionRecord) -> set[str]:
+    """The waivers that a version of the model rests on, by name: its own, and its judgement's.
+
+    Of the judgements of exactly this version the last one counts, also after its date was trained
+    and judged again: then it is no longer the date's current one.
+    """
+    asset, version = services.spec.asset("evaluation"), model.detail["model_version"]
+    judged = [
+        record
+        for record in services.ledger.history(asset, model.partition)
+        if record.detail["model_version"] == version
+    ]
+    return {name for record in (model, *judged[-1:]) for name in record.detail.get("waivers", ())}
 
 
 def lapsed(services: Services, names: Iterable[str], *, expired: bool = True) -> dict[str, str]:

@@ -9,7 +9,7 @@ from platform_assets.domain.errors import HeldError, PromotionConflictError
 from platform_assets.domain.lease import Lease
 from platform_assets.domain.manifest import PartitionVersion
 from platform_assets.domain.promotion import PRIMARY_METRIC
-from platform_assets.line.clearance import described, lapsed
+from platform_assets.line.clearance import described, lapsed, rests_on
 from platform_assets.line.gating import date_of, registered, verdict_on, version_of
 from platform_assets.line.judging import JudgedRows
 from platform_assets.line.projection import projected
@@ -242,7 +242,7 @@ def _absence(
         return ""
     if version_of(champion) in judged.refused:
         return f"the champion in force counts as absent: {judged.refused[version_of(champion)]}"
-    gone = lapsed(services, champion.detail.get("waivers", ()), expired=False)
+    gone = lapsed(services, rests_on(services, champion), expired=False)
     if gone:
         return f"the champion in force counts as absent: {'; '.join(gone.values())}"
     again = [c for c in judged.candidates if c.partition == champion.partition]

@@ -13,8 +13,10 @@ from platform_assets.domain.freshness import (
 )
 from platform_assets.domain.manifest import DayState, WindowRefusal
 from platform_assets.domain.partition import date_range, local_date
+from platform_assets.line.clearance import lapsed
 from platform_assets.line.days import built_and_lapsed, days_of, decide_snapshot
 from platform_assets.line.services import Services
+from resources.ledger.records import VersionRecord
 
 CHUNK_DAYS = 60
 """How many dates are looked up at once, from today backwards, until one is there."""
@@ -26,7 +28,8 @@ STAGES = ("features", "model")
 def read_due(services: Services, stages: Sequence[str] = STAGES) -> DueReport:
     """What is due by now, and why it is not there.
 
-    A partition whose waiver has lapsed is not there: it may no longer be read.
+    Features whose waiver has lapsed are not there: they may no longer be read. Nor is a model that
+    rests on a revoked one, which may not be champion; on one that has expired it is.
 
     Args:
         services: of the pipeline.
@@ -89,13 +92,26 @@ def _made(
     spec, asset = services.spec, services.spec.asset(stage)
     names = {day: spec.keys_of(day) if stage == "features" else (day.isoformat(),) for day in days}
     records = services.ledger.current_versions(asset, [n for own in names.values() for n in own])
-    there = set(built_and_lapsed(services, records)[0]) if stage == "features" else set(records)
+    if stage == "features":
+        there = set(built_and_lapsed(services, records)[0])
+    else:
+        there = records.keys() - _counting_no_more(services, records).keys()
     whole = [day for day, own in names.items() if there.issuperset(own)]
     made: dict[date, datetime | None] = dict.fromkeys(whole)
     if due in made and spec.schedule.clock == "wall":
         # A replay's clock says nothing about when the machine did it.
         made[due] = max(services.ledger.history(asset, n)[0].committed_at for n in names[due])
     return made
+
+
+def _counting_no_more(
+    services: Services, models: Mapping[str, VersionRecord]
+) -> dict[str, list[str]]:
+    """Of models those that rest on waivers that were revoked, and why they count no more."""
+    rests = {name: model.detail.get("waivers", ()) for name, model in models.items()}
+    gone = lapsed(services, {waiver for own in rests.values() for waiver in own}, expired=False)
+    found = {name: [gone[w] for w in own if w in gone] for name, own in rests.items()}
+    return {name: why for name, why in found.items() if why}
 
 
 def _why_no_features(services: Services, day: date) -> str:
@@ -105,6 +121,17 @@ def _why_no_features(services: Services, day: date) -> str:
 
 
 def _why_no_model(services: Services, day: date) -> str:
+    found = services.ledger.current_versions(services.spec.asset("model"), [day.isoformat()])
+    gone = _counting_no_more(services, found).get(day.isoformat())
+    if gone is None:
+        return _why_not_trained(services, day)
+    return (
+        f"the model that is there counts no more: {'; '.join(gone)}; "
+        f"{_why_not_trained(services, day)}"
+    )
+
+
+def _why_not_trained(services: Services, day: date) -> str:
     own = days_of(services, [day])[day]
     if own.state is not DayState.WHOLE:  # the window need not be looked at
         return f"its own day is not whole: {_held(own.reasons)}"

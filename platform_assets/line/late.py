@@ -249,6 +249,33 @@ def _settle(services: Services, record: RestatementRecord, built: VersionRecord)
         services.restatements.found(newer)
 
 
+def is_rebuilt(record: RestatementRecord, features: VersionRecord) -> bool:
+    """Whether the features are made of what a restatement found."""
+    used = features.detail.get("arrivals")
+    return used is not None and not changed_sources(used, record.changes.get("now", {}))
+
+
+def touching(record: RestatementRecord, impact: Impact) -> dict[str, Any]:
+    """What reads the partition of a restatement now, beside what a person has said of it."""
+    said = {name: found for name, found in record.touches.items() if name == "retrain"}
+    return {**said, **impact.as_dict()}
+
+
+def touches(services: Services, record: RestatementRecord) -> Mapping[str, Any]:
+    """What a restatement touches; of one whose features are still the old ones whatever reads them.
+
+    So also what was taken, trained or judged since it was found.
+    """
+    if record.ended_at is not None:
+        return record.touches
+    asset = services.spec.asset("features")
+    features = services.ledger.current_version(asset, record.partition)
+    if features is None or is_rebuilt(record, features):
+        return record.touches
+    partition = PartitionKey.parse(record.partition)
+    return touching(record, Readers(services, partition.date, partition.date).of(partition))
+
+
 def left_to_late(services: Services) -> frozenset[date]:
     """The dates whose judgement the late lane looks after, where they were judged before."""
     dates = set()
@@ -268,13 +295,15 @@ def open_restatements(services: Services, stage: str, name: str) -> list[Restate
     found = []
     for record in services.restatements.all(services.spec.pipeline, only_open=True):
         partition = PartitionKey.parse(record.partition)
-        touched = {
-            "day": [partition.date.isoformat()],
-            "snapshot": record.touches.get("snapshots", ()),
-            "model": [model["date"] for model in record.touches.get("models", ())],
-            "evaluation": record.touches.get("evaluations", ()),
-        }
-        if name in touched.get(stage, [record.partition]):
+        if stage == "day":
+            touched = [partition.date.isoformat()]
+        elif stage in ("snapshot", "evaluation"):
+            touched = touches(services, record).get(f"{stage}s", [])
+        elif stage == "model":
+            touched = [model["date"] for model in touches(services, record).get("models", ())]
+        else:
+            touched = [record.partition]
+        if name in touched:
             found.append(record)
     return found
 
@@ -288,7 +317,7 @@ def described(services: Services, record: RestatementRecord) -> dict[str, Any]:
         "hours": record.changes.get("hours", {}),
         "used_version": record.used_version,
         "now_version": record.now_version,
-        "touches": dict(record.touches),
+        "touches": dict(touches(services, record)),
         "decision": record.decision,
         "reason": record.reason,
         "found_at": record.found_at.isoformat(),

@@ -9,6 +9,8 @@ from platform_assets.domain.live_metric import LiveScore, LiveVerdict, decide
 from platform_assets.domain.manifest import PartitionVersion
 from platform_assets.domain.partition import date_range, local_date
 from platform_assets.domain.serving import RollbackTerms
+from platform_assets.line.clearance import lapsed
+from platform_assets.line.days import without_verdict
 from platform_assets.line.judging import JudgedRows, score_on
 from platform_assets.line.projection import LIVE_METRIC, projected
 from platform_assets.line.promoting import last_before
@@ -28,7 +30,7 @@ def due_key(services: Services) -> str | None:
     state = services.ledger.alias_state(services.spec.model.name)
     if state is None:
         return None
-    rows = _live_rows(services, _history(services))
+    rows, _ = _live_rows(services, _history(services))
     if not rows:
         return None
     digest = digest_of([[str(r.date), r.digest] for r in rows])
@@ -61,9 +63,9 @@ def _watch(
     if terms is None or state is None:
         return None, None
     history = _history(services)
-    rows = _live_rows(services, history)
+    rows, left_out = _live_rows(services, history)
     champion = _record(services, history, state.version)
-    if not rows or champion is None:
+    if not (rows or left_out) or champion is None:
         return None, None
     to = _successor(services, history, state)
     before = _record(services, history, to) if to is not None else None
@@ -81,6 +83,9 @@ def _watch(
             )
         )
     verdict = decide(terms, metric, state.version, to, scores)
+    if left_out:
+        why = "; ".join(f"{day}: {reason}" for day, reason in left_out.items())
+        verdict = verdict.model_copy(update={"reason": f"{verdict.reason}; left out are {why}"})
     if not verdict.roll_back or to is None:
         return verdict, None
     change = ledger.roll_back(
@@ -114,24 +119,49 @@ def _terms(services: Services) -> RollbackTerms:
     return terms
 
 
-def _live_rows(services: Services, history: list[PromotionRecord]) -> list[JudgedRows]:
-    """The rows of the newest dates judged since the champion's own, as many as are needed."""
+def _live_rows(
+    services: Services, history: list[PromotionRecord]
+) -> tuple[list[JudgedRows], dict[str, str]]:
+    """The rows of the newest dates judged since the champion's own, as many as are needed.
+
+    Rows that may no longer be read prove nothing against anybody: a date that was judged on rows
+    whose waiver has lapsed, or that the ledger has no verdict on, is left out.
+
+    Returns:
+        the rows, and by date why others that were looked at are left out.
+    """
     spec, days = services.spec, _terms(services).days
     today = local_date(services.clock.as_of(), spec.partitions.timezone)
     last = min(today, spec.last_judged_date)
     since = max(history[-1].model_date, _evidence_until(services, history))
     first = max(since + timedelta(days=1), last - timedelta(days=days + MOST_GAP_DAYS))
     if first > last:
-        return []
+        return [], {}
     names = [day.isoformat() for day in date_range(first, last)]
     found = services.ledger.current_versions(spec.asset("evaluation"), names)
-    return [
+    judged = [
         JudgedRows(
             date.fromisoformat(name),
             tuple(PartitionVersion(**part) for part in record.detail["partitions"]),
         )
-        for name, record in sorted(found.items())[-days:]
+        for name, record in sorted(found.items())
     ]
+    left_out = _left_out(services, judged)
+    return [rows for rows in judged if str(rows.date) not in left_out][-days:], left_out
+
+
+def _left_out(services: Services, judged: list[JudgedRows]) -> dict[str, str]:
+    """Why dates may not be scored on, by date."""
+    gone = lapsed(services, {name for rows in judged for name in rows.waivers})
+    unknown = without_verdict(services, {p.partition for rows in judged for p in rows.partitions})
+    found = {}
+    for rows in judged:
+        why = [gone[name] for name in rows.waivers if name in gone]
+        lost = [p.partition for p in rows.partitions if p.partition in unknown]
+        why += [f"{partition}: {unknown[partition]}" for partition in lost]
+        if why:
+            found[str(rows.date)] = "; ".join(why)
+    return found
 
 
 def _evidence_until(services: Services, history: list[PromotionRecord]) -> date:

@@ -6,7 +6,7 @@ from typing import Any
 
 from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.lease import Lease
-from platform_assets.line.clearance import lapsed
+from platform_assets.line.clearance import lapsed, rests_on
 from platform_assets.line.crowning import promote, shown, stand_in, standing
 from platform_assets.line.gating import (
     known_verdict,
@@ -250,7 +250,7 @@ def _unfit(services: Services, version: int) -> str | None:
     model = registered(services).get(version)
     if model is None:
         return "was not trained here"
-    gone = lapsed(services, model.detail.get("waivers", ()), expired=False)
+    gone = lapsed(services, rests_on(services, model), expired=False)
     if gone:
         return f"rests on what no longer counts: {'; '.join(gone.values())}"
     absent = services.tracking.absence(services.spec.model.name, version)

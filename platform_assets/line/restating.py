@@ -2,16 +2,15 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 
-from platform_assets.domain.late import changed_sources
 from platform_assets.domain.manifest import DayState, WindowRefusal, describe_dates, window
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.readiness import Job, Plan, Request, run_key
 from platform_assets.line.days import days_of, decide_snapshot
 from platform_assets.line.impact import Readers
-from platform_assets.line.late import may_go, retrains
+from platform_assets.line.late import is_rebuilt, may_go, retrains, touching
 from platform_assets.line.services import Services
 from resources.ledger.records import RestatementRecord, VersionRecord
 
@@ -171,9 +170,13 @@ def _look(
     going = []
     for record in sorted(records, key=lambda r: partitions[r.partition]):
         features, partition = built[record.partition], partitions[record.partition]
-        used = features.detail.get("arrivals")
-        rebuilt = used is not None and not changed_sources(used, record.changes["now"])
+        rebuilt = is_rebuilt(record, features)
         impact, version = readers.of(partition), features.data_version
+        # What was trained on the old rows since it was found is a part of it, until they are gone.
+        now = dict(record.touches) if rebuilt else touching(record, impact)
+        if now != record.touches:
+            services.restatements.touch(record.number, now)
+            record = replace(record, touches=now)
         old_models = {d for d, read in impact.models.items() if read != version}
         judged = {d for d in impact.evaluations if _of_another_model(readers, d)} - old_models
         trained: set[date] = set()

@@ -72,6 +72,17 @@ class Restatements(Store):
                     approved.append(row.partition)
         return sorted(approved)
 
+    def touch(self, number: int, touches: Mapping[str, Any]) -> None:
+        """Say what an open one touches by now; whether it retrains a person says: it stays."""
+        t = tables().restatements
+        mine = (t.c.id == number) & t.c.state.in_(OPEN_STATES)
+        with writing(self.url) as connection:
+            row = connection.execute(t.select().where(mine)).one_or_none()
+            if row is not None:
+                others = {k: v for k, v in touches.items() if k != "retrain"}
+                values = {"touches": {**others, **_kept(row.touches)}}
+                connection.execute(t.update().where(mine).values(**values))
+
     def remark(self, number: int, outcome: str) -> None:
         """Say how far an open one has come."""
         t = tables().restatements
