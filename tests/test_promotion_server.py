@@ -169,7 +169,9 @@ def test_the_server_is_killed_between_ledger_and_alias(
     before = everything(line.services.ledger)
     server.kill()
     back = signalbox("rollback", "flights", "--reason", "off", *BY)
-    back.refused(1, f"{server.url} does not answer ([Errno 111] Connection refused)")
+    # The one, or the other where a connection was kept open to it.
+    back.refused(1, f"{server.url} does not answer ([Errno ")
+    assert "Connection refused" in back.err or "Connection reset by peer" in back.err
     assert everything(line.services.ledger) == before
 
 

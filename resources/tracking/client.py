@@ -51,6 +51,7 @@ UNANSWERED = re.compile(
     r"|RemoteDisconnected|[Tt]imed out|failed with error code (408|429|5\d\d)"
     r"|\b50[234] Server Error"
 )
+_BROKEN = re.compile(r"\w+Error\((\d+), '([^']+)'\)")
 _CAUSE = re.compile(r"\[Errno -?\d+\] [^'\")]+|[Rr]ead timed out|[Cc]onnect(?:ion)? timed out")
 ATTEMPTS = 5
 FIRST_PAUSE = 0.05  # seconds
@@ -167,6 +168,7 @@ def shown(uri: str) -> str:
 def _innermost(text: str) -> str:
     """Of what MLflow says of a connection the cause alone: the rest is names of classes."""
     causes = _CAUSE.findall(text)
+    causes += [f"[Errno {number}] {why}" for number, why in _BROKEN.findall(text)]
     return causes[-1].strip() if causes else text
 
 
