@@ -198,6 +198,28 @@ def test_of_two_waivers_the_newest_that_covers_all_counts() -> None:
     assert used(few, later, narrow) == "W-0010"
 
 
+def test_the_report_says_who_waived_why_and_until_when() -> None:
+    hours = local_hours(date(2013, 7, 1), ZONE)
+    over = hours[-1] + timedelta(hours=1)
+    held = report_of(
+        source_report("flights", date(2013, 7, 1), ()),
+        source_report("weather", date(2013, 7, 1), hours[3:4]),
+        as_of=over,
+    )
+    waiver = waiver_of(held)
+    found = apply_waivers(held, [waiver], over)
+    document = found.model_dump(mode="json")
+    assert document["sources"][1]["waived"] == {
+        "by": "ann",
+        "reason": "the station was down",
+        "until": waiver.until.isoformat().replace("+00:00", "Z"),
+    }
+    assert CompletenessReport.model_validate(document) == found
+    # What no waiver covers is written as it was before: no verdict is recorded anew for this.
+    assert "waived" not in document["sources"][0]
+    assert all("waived" not in source for source in held.model_dump(mode="json")["sources"])
+
+
 def test_a_suspicious_number_is_waived_for_these_files_alone() -> None:
     """Else one waiver for a day that is a little thin would let an empty one leave."""
     day, contract = date(2013, 7, 1), ContractSpec(min_rows=50)

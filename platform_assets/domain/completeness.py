@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from platform_assets.domain.digests import combine, digest_of
 from platform_assets.domain.source_spec import NULL_SAMPLE, ContractSpec, SourceSpec
@@ -59,6 +59,16 @@ class Arrival(BaseModel):
     digest: str = ""
 
 
+class WaivedBy(BaseModel):
+    """Who let a source leave that is short of something, why, and until when that counts."""
+
+    model_config = ConfigDict(frozen=True)
+
+    by: str
+    reason: str
+    until: AwareDatetime
+
+
 class SourceReport(BaseModel):
     """Expected against observed hours of one source on one day.
 
@@ -71,6 +81,8 @@ class SourceReport(BaseModel):
         suspicion: why the number of rows, or what is in them, is suspicious; empty if it is not.
         overdue: the deadline is over and the day is not whole.
         waiver: name of the waiver that covers the shortage; empty if none does.
+        waived: by whom, why and until when; left out of the document where there is none, so that
+            what was recorded before is what it was.
         content: digest over the accepted hours' files; empty where there is none.
     """
 
@@ -87,6 +99,7 @@ class SourceReport(BaseModel):
     suspicion: str = ""
     overdue: bool = False
     waiver: str = ""
+    waived: WaivedBy | None = Field(default=None, exclude_if=lambda found: found is None)
     content: str = ""
 
     @property

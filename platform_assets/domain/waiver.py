@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from platform_assets.domain.completeness import CompletenessReport, SourceReport, Verdict
+from platform_assets.domain.completeness import CompletenessReport, SourceReport, Verdict, WaivedBy
 
 
 class Shortage(BaseModel):
@@ -113,5 +113,7 @@ def apply_waivers(
             sources.append(source)
             continue
         newest = max(fitting, key=lambda w: (w.given_at, w.name))
-        sources.append(source.model_copy(update={"verdict": Verdict.WAIVED, "waiver": newest.name}))
+        waived = WaivedBy(by=newest.by, reason=newest.reason, until=newest.until)
+        update = {"verdict": Verdict.WAIVED, "waiver": newest.name, "waived": waived}
+        sources.append(source.model_copy(update=update))
     return report.model_copy(update={"sources": tuple(sources)})

@@ -183,6 +183,7 @@ def _source_lines(report: CompletenessReport) -> list[dict[str, Any]]:
             "suspicion": s.suspicion,
             "overdue": s.overdue,
             "waiver": s.waiver,
+            "waived": s.waived.model_dump(mode="json") if s.waived else None,
         }
         for s in report.sources
     ]
