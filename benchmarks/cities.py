@@ -7,18 +7,14 @@ them, what Dagster pays to list the partition keys of such an asset.
 
 import argparse
 import json
-import resource
 import shutil
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commits import rows
+from benchmarks.commits import mean, rows, spent
 from platform_assets.domain.partition import PartitionKey
 from resources.delta import close_tables
 from resources.lake import DatasetTable
@@ -64,15 +60,6 @@ def written(folder: Path, cities: int, days: int) -> DatasetTable:
     return table
 
 
-def spent(work: Callable[[], object]) -> tuple[float, float]:
-    """CPU and wall milliseconds of this process."""
-    before, wall = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    work()
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return 1000 * cpu, 1000 * (time.perf_counter() - wall)
-
-
 def measured(folder: Path, cities: int, days: int, commits: int) -> dict[str, Any]:
     """One shape: commits with the table kept open, and the first of a process."""
     table = written(folder, cities, days)
@@ -86,12 +73,6 @@ def measured(folder: Path, cities: int, days: int, commits: int) -> dict[str, An
             own = rows(key)
             found.append(spent(lambda k=key, o=own: table.commit(k, o, previous=None)))  # type: ignore[misc]
     close_tables()
-
-    def mean(found: list[tuple[float, float]]) -> dict[str, float]:
-        return {
-            "cpu_ms": round(statistics.mean(cpu for cpu, _ in found), 1),
-            "wall_ms": round(statistics.mean(wall for _, wall in found), 1),
-        }
 
     return {
         "partitions": cities * days,
