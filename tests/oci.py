@@ -22,13 +22,21 @@ import pytest
 from tests.ports import free_port
 
 READY_SECONDS = 30.0
-ADVICE = "NOT RUN: no docker-registry is installed; get it with `apt-get install docker-registry`"
+ADVICE = (
+    "NOT RUN: the tests on a registry of images; get one with `apt-get install docker-registry`, "
+    "then run `make test` again"
+)
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 # bcrypt of "secret": a registry reads no other kind of password file.
 HTPASSWD = "ada:$2b$04$CY8dEd59aQGGPmlQ52InZeVoDKxw1kRe9LUSb35HeZeWZbMEymlSy"
+
+
+def is_there() -> bool:
+    """Whether there is a registry to start."""
+    return shutil.which("docker-registry") is not None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -222,13 +223,18 @@ def run_mlflow_ui(home: Home, port: int) -> None:
 
 @contextmanager
 def terminates() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal end the block as Ctrl-C does, and its children with it."""
+    """Let SIGTERM and a closed terminal end the block as Ctrl-C does, so that it leaves nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    # What nohup has ignored stays ignored: whoever typed it wants the work to go on.
+    ending = (signal.SIGTERM, signal.SIGHUP)
+    heard = [number for number in ending if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:

@@ -4,16 +4,14 @@ import fcntl
 import logging
 import os
 import shutil
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
+from platform_assets.demo.server import terminates
 from platform_assets.domain.errors import UsageError
 from platform_assets.domain.source_spec import listed
 from platform_assets.drills.report import DrillReport
@@ -31,8 +29,6 @@ _FOREIGN = (
 _PREFIX = "signalbox-drill-"
 _OWNER = "owner.lock"
 """Locked for as long as the drill runs; the lock ends with its process, however that ends."""
-
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
@@ -96,7 +92,7 @@ def run_drill(
     Raises:
         SignalboxError: the drill could not be played.
     """
-    with _interruptible(), _quiet(), temporary_home(keep=keep, say=say) as home:
+    with terminates(), _quiet(), temporary_home(keep=keep, say=say) as home:
         from platform_assets.factory.instance import make_home
 
         scene = Scene(home, days, say)
@@ -154,26 +150,6 @@ def remove_stale(folder: Path, say: Callable[[str], None] = lambda _: None) -> N
         except OSError:  # it is kept, in use, or somebody else's
             continue
         say(f"the home of a drill that was killed is removed: {root}")
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal end the drill as Ctrl-C does, so that its home goes too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    # What nohup has ignored stays ignored: whoever typed it wants the drill to go on.
-    heard = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in heard}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

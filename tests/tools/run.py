@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests import postgres
+from tests import oci, postgres
 from tests.tools import tally
 from tests.tools.browser import VARIABLE, fetch_browser, find_browser
 
@@ -111,6 +111,8 @@ def main(arguments: list[str]) -> int:
         print(ADVICE)
     if not there:
         print(f"NOT RUN: the tests on Postgres; {postgres.ADVICE}, then run `make test` again")
+    if not oci.is_there():
+        print(oci.ADVICE)
     return int(failed)
 
 
