@@ -34,6 +34,8 @@ LOCK_SECONDS = 60.0
 ANSWER_SECONDS = 2.0
 SETTLED_NANOSECONDS = 1_000_000_000
 """Files that changed less than this ago are read again: a second change may have the same time."""
+TICK_NANOSECONDS = 1_000_000
+"""Between two times of a folder; the kernel's clock of files stands still for up to 4 ms."""
 
 _IGNORED = ("__pycache__", "registered_model_meta")
 
@@ -59,7 +61,7 @@ class FolderSlot:
             place = self.root / VERSIONS / f"{version}-{digest[:12]}"
             if self.kept(version, digest) is None:
                 self._copy(model, version, digest, files, place)
-            os.utime(place)  # in force last: what was longest ago goes first
+            self._newest(place)
             _point(self.root, place)
             self._prune(place)
 
@@ -108,9 +110,16 @@ class FolderSlot:
             shutil.rmtree(draft, ignore_errors=True)
             raise
 
+    def _newest(self, place: Path) -> None:
+        """Mark what comes in force last, for `_prune`: later than all others, also where the clock
+        has not moved since, or was set back."""
+        others = [p.stat().st_mtime_ns for p in place.parent.iterdir() if p != place]
+        now = max([time.time_ns(), *(other + TICK_NANOSECONDS for other in others)])
+        os.utime(place, ns=(now, now))
+
     def _prune(self, current: Path) -> None:
         others = [p for p in (self.root / VERSIONS).iterdir() if p != current and p.name[0] != "."]
-        others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        others.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
         for old in others[self.keep :]:
             shutil.rmtree(old, ignore_errors=True)
 

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ import pytest
 import yaml
 
 from platform_assets.cli.app import main
+from platform_assets.demo.server import require_free_port
+from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.crowning import CHAMPION_ALIAS, decide_champion
@@ -435,6 +438,19 @@ def test_a_port_that_is_taken(nowhere: Path, signalbox: Shell, command: str) -> 
         )
     assert not nowhere.exists()
     assert {child.pid for child in psutil.Process().children(recursive=True)} == children
+
+
+def test_a_port_that_a_killed_process_lets_go_of_a_moment_later() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(RefusedError, match=f"port {port}"):
+            require_free_port(port, 0)
+        closing = threading.Timer(0.3, listener.close)
+        closing.start()
+        require_free_port(port)
+        closing.join()
 
 
 # --- a full disk ------------------------------------------------------------------------------

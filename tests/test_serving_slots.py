@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -102,6 +103,19 @@ def test_the_contract_of_a_slot(bench: Bench, tmp_path: Path) -> None:
     kept = {p.name.split("-")[0] for p in (slot.root / "versions").iterdir()}
     assert kept == {"3", "1"}
     assert not list(slot.files.rglob("__pycache__"))
+
+
+@pytest.mark.parametrize("ahead", [0, 3600], ids=["at once", "after a clock set back"])
+def test_the_versions_kept_are_those_in_force_last(tmp_path: Path, ahead: int) -> None:
+    slot = FolderSlot(tmp_path / "m", keep=1)
+    files = {v: model_files(tmp_path / f"v{v}", f"trees {v}") for v in (1, 2, 3)}
+    for version in (1, 2, 1, 3):
+        folder, digest = files[version]
+        slot.deploy("m", version, digest, folder)
+        # All in one tick of the clock of files, or by a clock that has gone back since.
+        for place in (slot.root / "versions").iterdir() if version == 2 else ():
+            os.utime(place, (time.time() + ahead,) * 2)
+    assert {p.name.split("-")[0] for p in (slot.root / "versions").iterdir()} == {"3", "1"}
 
 
 def test_a_server_goes_on_with_what_it_loaded_and_says_so(tmp_path: Path) -> None:

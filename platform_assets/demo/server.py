@@ -27,24 +27,31 @@ DAEMONS = ("dagster._daemon", "dagster-daemon", conductor.DAEMON)
 """By one of these words on its command line a daemon is known, Dagster's or Signalbox's."""
 
 READY_SECONDS = 120.0
+PORT_SECONDS = 2.0
+"""A killed process closes its sockets after its memory has gone: by then no list shows it."""
 END_SECONDS = guard.INTERRUPT_SECONDS + 3 * guard.TERMINATE_SECONDS
 
 
-def require_free_port(port: int) -> None:
-    """Refuse a port that somebody else listens on.
+def require_free_port(port: int, seconds: float = PORT_SECONDS) -> None:
+    """Refuse a port that somebody else listens on, and goes on to.
 
     Raises:
         RefusedError: naming the port and the option that chooses another.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise RefusedError(
-                f"port {port} of 127.0.0.1 is taken ({error.strerror}); end what listens there, "
-                "or choose another with --port"
-            ) from error
+    deadline = time.monotonic() + seconds
+    while True:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+                return
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise RefusedError(
+                        f"port {port} of 127.0.0.1 is taken ({error.strerror}); end what listens "
+                        "there, or choose another with --port"
+                    ) from error
+        time.sleep(0.05)
 
 
 def require_no_daemon(home: Home) -> None:
