@@ -9,6 +9,7 @@ from platform_assets.domain.errors import SignalboxError
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory import job_name
 from platform_assets.factory.lanes import LANE_TAG, PIPELINE_TAG, RETRIED_IF_KILLED
+from platform_assets.line import unscored
 from platform_assets.line.live_metric import due_key
 from platform_assets.line.projection import reconcile
 from platform_assets.line.services import Services
@@ -56,10 +57,11 @@ def _watching(spec: PipelineSpec) -> dg.SensorDefinition:
         "from where serving.rollback says so.",
     )
     def watch(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-        key = due_key(Services.open(spec))
+        services, launched = Services.open(spec), LaunchedRuns(context.instance)
+        key = due_key(services)
         if key is None or key == context.cursor:
             return dg.SkipReason("no date was judged since")
-        runs = LaunchedRuns(context.instance).of(key)
+        runs = launched.of(key)
         if runs and runs[0].state == "SUCCESS":
             return dg.SensorResult(skip_reason="the champion was scored on them", cursor=key)
         # As the days' runs are: a champion past its bound must not stay for a server's bad minute.
@@ -67,6 +69,7 @@ def _watching(spec: PipelineSpec) -> dg.SensorDefinition:
         if found.step in ("give up", "left"):
             why = f"the champion was not scored, run {runs[0].run_id} failed: {found.reason}"
             context.log.error(why)
+            unscored.note(services, key, found, launched.cause(runs[0].run_id))
             return dg.SensorResult(skip_reason=why, cursor=key)
         if found.step != "request":
             return dg.SkipReason(found.reason)
