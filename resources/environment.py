@@ -53,7 +53,7 @@ def environment(requirements: Sequence[str], code: Path | None = None) -> Enviro
         packages=installed(requirements),
         git_commit=commit,
         git_dirty=dirty,
-        image_digest=_image(),
+        image_digest=image_digest(),
     )
 
 
@@ -159,7 +159,12 @@ def _git(folder: Path, *arguments: str) -> str:
     return said.stdout.strip()
 
 
-def _image() -> str:
+def image_digest() -> str:
+    """The digest of the image that this process runs in; empty where none is named.
+
+    Raises:
+        HomeError: SIGNALBOX_IMAGE names no digest.
+    """
     named = os.environ.get(IMAGE, "").strip()
     if not named:
         return ""
