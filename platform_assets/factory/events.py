@@ -2,7 +2,7 @@
 
 import base64
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -27,6 +27,8 @@ HELD_CHECK = "clear"
 
 RESTATE_TAG = "signalbox/restate"
 """A run with this tag set to "true" makes its partitions again, though nothing has changed."""
+
+Checks = Callable[[Sequence[Outcome]], Iterable[dg.AssetCheckResult]]
 
 RETRIES, RETRY_SECONDS = 2, 5.0
 """How often a step is tried again after transient errors alone, and how long it waits."""
@@ -145,6 +147,7 @@ def run_partitions(
     work: Callable[[PartitionKey, HeldError | None], Outcome],
     follower: str | None = None,
     ask: Callable[[PartitionKey], object] | None = None,
+    also: Checks | None = None,
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[Any]]:
     """Do the work of a run's partitions, in a slot of its lane; see `work_in_turn`.
 
@@ -160,12 +163,12 @@ def run_partitions(
     refusals = _held_alike(map(PartitionKey.parse, context.partition_keys), ask)
     if refusals:
         yield from work_in_turn(
-            context, spec, stage, code_version, lambda key: work(key, refusals[key]), follower
+            context, spec, stage, code_version, lambda key: work(key, refusals[key]), follower, also
         )
         return
     with in_lane(context):
         yield from work_in_turn(
-            context, spec, stage, code_version, lambda key: work(key, None), follower
+            context, spec, stage, code_version, lambda key: work(key, None), follower, also
         )
 
 
@@ -195,6 +198,7 @@ def work_in_turn(
     code_version: str,
     work: Callable[[PartitionKey], Outcome],
     follower: str | None = None,
+    also: Checks | None = None,
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[Any]]:
     """Do the work of a run's partitions one by one; each counts as soon as it is done.
 
@@ -207,6 +211,7 @@ def work_in_turn(
         follower: a stage that holds whatever this one holds. Where the same run goes on to it,
             the run fails there: a failure here would keep it from the neighbours too. What is
             refused for another reason it might take as it was before: then the run fails here.
+        also: further checks, of what was done.
     """
     name = spec.asset(stage)
     followed = follower is not None and (
@@ -216,7 +221,7 @@ def work_in_turn(
     refused: dict[str, str] = {}
     failed: dict[str, Exception] = {}
     short: dict[str, Any] = {}
-    done = 0
+    outcomes: list[Outcome] = []
 
     def refuse(key: str, verdict: str, reason: str) -> None:
         context.log_event(refusal_event(spec, stage, key, verdict, reason, context.run.run_id))
@@ -240,13 +245,14 @@ def work_in_turn(
             refuse(text, "failed", f"{type(error).__name__}: {error}")
             context.log.error(f"{text} failed: {''.join(traceback.format_exception(error))}")
             continue
-        done += 1
+        outcomes.append(outcome)
         if outcome.metadata.get("short"):
             short[text] = outcome.metadata["short"]
             context.log.warning(f"{name} {text} is short of something: {short[text]}")
         context.log_event(
             materialization(spec, outcome, code_version, context.run.tags.get("dagster/backfill"))
         )
+    done = len(outcomes)
     yield dg.AssetCheckResult(
         asset_key=asset_key(name),
         check_name=HELD_CHECK,
@@ -260,6 +266,8 @@ def work_in_turn(
             "partitions": len(keys),
         },
     )
+    if also is not None:
+        yield from also(outcomes)
     lasting = [error for error in failed.values() if not isinstance(error, TransientError)]
     named = _failure(name, {**held, **refused}, failed)
     if lasting:

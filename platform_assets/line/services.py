@@ -24,6 +24,7 @@ from resources.landing.setaside import SetAside
 from resources.leasing import acquire, keeper
 from resources.ledger import Ledger, open_ledger
 from resources.ledger.alerts import Alerts
+from resources.ledger.environments import Environments
 from resources.ledger.failures import Failures
 from resources.ledger.leases import Leases
 from resources.ledger.quarantine import Quarantine
@@ -114,6 +115,10 @@ class Services:
     @cached_property
     def waivers(self) -> Waivers:
         return Waivers(self.home.ledger_url)
+
+    @cached_property
+    def environments(self) -> Environments:
+        return Environments(self.home.ledger_url)
 
     @cached_property
     def quarantine(self) -> Quarantine:
