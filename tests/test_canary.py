@@ -1,6 +1,6 @@
 """A changed environment on the line: told, held, and let go by a canary alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -24,17 +24,13 @@ from platform_assets.trainers.lightgbm_tabular import LightGBMTrainer
 from resources import surroundings
 from resources.ledger.environments import CanaryRecord
 from resources.tracking import Tracking
-from tests.small import Line, Templates, copied, failure_of, small_spec
+from tests.small import Line, Templates, built_once, copied, failure_of, small_spec
 
 pytestmark = pytest.mark.heavy
 FIRST, NEXT = "2013-01-04", "2013-01-07"
-GROWN = {
-    "num_boost_round": 200,
-    "learning_rate": 0.3,
-    "num_leaves": 31,
-    "min_data_in_leaf": 5,
-    "num_threads": 1,
-}
+POOR = {"num_boost_round": 4, "learning_rate": 0.03, "num_leaves": 15, "num_threads": 1}
+GROWN = {"num_boost_round": 40, "num_leaves": 7, "min_data_in_leaf": 20, "num_threads": 1}
+GATE = {"min_blocks": 2, "min_rows": 10, "slice_margin": 10, "max_bias": 10, "max_ece": 10}
 PREP = "signalbox-test-prep"
 
 
@@ -61,42 +57,52 @@ class AskingTrainer(PreparingTrainer):
         return LightGBMTrainer.fit(self, frame, target, **how)
 
 
+def put(folder: Path, version: str) -> str:
+    """A folder with a version of the package, as an installer leaves it."""
+    own = folder / f"site-{version}" / f"{PREP.replace('-', '_')}-{version}.dist-info"
+    if not own.exists():
+        own.mkdir(parents=True)
+        told = f"Metadata-Version: 2.1\nName: {PREP}\nVersion: {version}\n"
+        (own / "METADATA").write_text(told)
+        (own / "RECORD").write_text(f"prep.py,sha256={version},1\n")
+    return str(own.parent)
+
+
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Puts a version of the package in front of all others."""
-
-    def put(version: str) -> None:
-        own = tmp_path / f"site-{version}" / f"{PREP.replace('-', '_')}-{version}.dist-info"
-        if not own.exists():
-            own.mkdir(parents=True)
-            (own / "METADATA").write_text(
-                f"Metadata-Version: 2.1\nName: {PREP}\nVersion: {version}\n"
-            )
-            (own / "RECORD").write_text(f"prep.py,sha256={version},1\n")
-        monkeypatch.syspath_prepend(str(own.parent))
-
-    return put
+    return lambda version: monkeypatch.syspath_prepend(put(tmp_path, version))
 
 
-@pytest.fixture
-def line(shared_folder: Path, home_template: Path, tmp_path: Path, install: Any) -> Iterator[Line]:
-    """A champion of the 4th that was trained with the package as it was."""
-    install("1.0.0")
-    with copied(Templates(shared_folder, home_template).features, tmp_path) as found:
-        found.must("snapshot", partition=FIRST)
-        found.must("snapshot", partition=NEXT)
-        services = of(found)
+def crown(line: Line) -> None:
+    """A champion of the 4th, trained with the package as it was; and the snapshot of the 7th."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(put(line.home.root.parent, "1.0.0"))
+        line.must("snapshot", partition=FIRST)
+        line.must("snapshot", partition=NEXT)
+        services = of(line)
         trained(services, FIRST)
         evaluate_model(services, PartitionKey.parse(FIRST), "run")
         decide_champion(services, "run")
+
+
+@pytest.fixture
+def line(
+    shared_folder: Path, home_template: Path, tmp_path: Path, install: Callable[[str], None]
+) -> Iterator[Line]:
+    """A champion of the 4th, and the package as it was then."""
+    features = Templates(shared_folder, home_template).features
+    install("1.0.0")
+    with copied(built_once(shared_folder, "drift-champion", features, crown), tmp_path) as found:
         yield found
 
 
-def of(line: Line, trainer: str = "PreparingTrainer", **more: Any) -> Services:
+def of(line: Line, trainer: str = "PreparingTrainer") -> Services:
     """The services of a line that holds on a change, with a trainer of this module."""
-    model = {"trainer": f"tests.test_canary:{trainer}", **more.pop("model", {})}
-    environment = {"on_change": "hold", **more.pop("environment", {})}
-    return replace(line.services, spec=small_spec(model=model, environment=environment, **more))
+    model = {"trainer": f"tests.test_canary:{trainer}", "parameters": POOR}
+    gate = {"days": 1, "gate": GATE}
+    spec = small_spec(model=model, evaluation=gate, environment={"on_change": "hold"})
+    return replace(line.services, spec=spec)
 
 
 def trained(services: Services, day: str) -> dict[str, Any]:
@@ -145,7 +151,9 @@ def test_a_training_records_its_environment_and_what_the_fresh_model_said(line: 
     assert judged.detail[VALUE] == value
 
 
-def test_the_check_says_in_words_what_has_changed(line: Line, install: Any) -> None:
+def test_the_check_says_in_words_what_has_changed(
+    line: Line, install: Callable[[str], None]
+) -> None:
     spec = of(line).spec
     mine = replace(line, spec=spec)
     install("1.0.1")
@@ -174,7 +182,7 @@ def test_the_same_environment_passes_the_check_and_needs_no_canary(line: Line) -
     assert found.passed
     challenged(of(line))
     decide_champion(of(line), "run")
-    assert champion(of(line)) > 1
+    assert champion(of(line)) > 1, of(line).ledger.evaluations("flight-delay")[-1].report["reason"]
 
 
 # --- held, on every path
@@ -203,7 +211,9 @@ def test_a_better_model_of_another_environment_is_held_until_a_canary_has_passed
     assert champion(services) == 2
 
 
-def test_without_the_hold_the_drifted_model_is_promoted(line: Line, install: Any) -> None:
+def test_without_the_hold_the_drifted_model_is_promoted(
+    line: Line, install: Callable[[str], None]
+) -> None:
     """What plain MLflow and Dagster do: by the metric alone, nobody asks where it was trained."""
     install("1.0.1")
     services = lenient(of(line))
@@ -213,7 +223,7 @@ def test_without_the_hold_the_drifted_model_is_promoted(line: Line, install: Any
 
 
 def test_a_canary_that_finds_other_metrics_keeps_the_promotion_held(
-    line: Line, install: Any
+    line: Line, install: Callable[[str], None]
 ) -> None:
     services = of(line)
     install("1.0.1")
@@ -231,7 +241,9 @@ def test_a_canary_that_finds_other_metrics_keeps_the_promotion_held(
     assert champion(wide) == 2, "the catalog states what is let pass"
 
 
-def test_equal_files_are_no_proof_where_the_asking_has_changed(line: Line, install: Any) -> None:
+def test_equal_files_are_no_proof_where_the_asking_has_changed(
+    line: Line, install: Callable[[str], None]
+) -> None:
     with_asking = of(line, "AskingTrainer")
     trained(with_asking, FIRST)
     evaluate_model(with_asking, PartitionKey.parse(FIRST), "run")
@@ -268,7 +280,7 @@ def test_a_verdict_of_before_does_not_outlive_its_canary(
         return real(self, *a, **k)
 
     monkeypatch.setattr(Tracking, "verified", meanwhile)
-    with pytest.raises(RefusedError, match="no canary that passed stands behind"):
+    with pytest.raises(RefusedError, match="no canary stands behind"):
         promote(services, candidate, state, verdict, by="ann", run_id="run")
     assert champion(services) == 1
 
@@ -346,7 +358,7 @@ def test_a_roll_back_is_not_held(line: Line, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_job_of_the_ui_records_it_and_fails_where_it_is_against(
-    line: Line, install: Any
+    line: Line, install: Callable[[str], None]
 ) -> None:
     services = of(line)
     mine = replace(line, spec=services.spec)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from platform_assets.domain.canary import (
     CanaryReport,
+    Crossing,
     EnvironmentVerdict,
     judge_environment,
 )
@@ -104,8 +105,9 @@ def passage(
         pipeline=services.spec.pipeline,
     )
     needed = None
-    if in_force is not None and verdict.crossing in ("held", "shown by a canary"):
-        needed = CanaryNeeded(in_force, digest, then, now, verdict.canary)
+    if in_force is not None and verdict.crossing in (Crossing.HELD, Crossing.SHOWN):
+        counts = verdict.canary if verdict.free else None
+        needed = CanaryNeeded(in_force, digest, then, now, counts)
     return Passage(verdict, then, now, needed)
 
 

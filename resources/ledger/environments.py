@@ -54,7 +54,7 @@ class CanaryNeeded:
     """A promotion across a change of environment: which canary it goes by.
 
     Attributes:
-        canary: number of the one that the decision was made by; None: there is none.
+        canary: number of the one that counts, by its numbers and the tolerance; None: none does.
     """
 
     champion: int
@@ -107,18 +107,18 @@ class Environments(Store):
 
 
 def require_canary(connection: "Connection", model: str, needed: CanaryNeeded) -> None:
-    """Within a transaction: refuse unless the newest canary is the one decided by, and passed.
+    """Within a transaction: refuse unless the newest canary is the one that was decided by.
 
     Raises:
-        RefusedError: there is none, it did not pass, or another one was recorded since.
+        RefusedError: there is none, none counted, or another one was recorded since.
     """
     key = (needed.champion, needed.digest, needed.then, needed.now)
     row = connection.execute(_of_pair(model, *key)).one_or_none()
-    if row is None or row.id != needed.canary or not row.passed:
+    if row is None or row.id != needed.canary:
         found = "there is none" if row is None else f"the newest is canary {row.id}"
         raise RefusedError(
             f"{model}: the environment has changed since champion {needed.champion} was trained, "
-            f"and no canary that passed stands behind the promotion ({found}); run `signalbox "
+            f"and no canary stands behind the promotion ({found}); run `signalbox "
             "canary MODEL` in the new environment, then decide again"
         )
 

@@ -146,7 +146,7 @@ class Promotions(Evaluations):
             PromotionConflictError: somebody else changed the alias meanwhile.
             RefusedError: the verdict is another pair's or on other files, or did not pass; the
                 version is held, or the alias points at it already; or the canary that it goes by
-                is not the newest one, or did not pass.
+                is not the newest one.
             UsageError: there is no such verdict.
             LeaseLostError: the lease was taken over meanwhile.
             Of each, nothing was changed.
