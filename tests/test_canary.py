@@ -1,5 +1,6 @@
 """A changed environment on the line: told, held, and let go by a canary alone."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -10,11 +11,16 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from platform_assets.cli import canary as canary_command
+from platform_assets.cli.app import main
 from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.partition import PartitionKey
+from platform_assets.line.audit import audit
+from platform_assets.line.audit_page import audit_page
 from platform_assets.line.canary import run_canary
 from platform_assets.line.crowning import decide_champion, promote
 from platform_assets.line.environments import PROBE, VALUE, passage_of, value_of
+from platform_assets.line.explain import explain
 from platform_assets.line.gating import registered, verdict_on
 from platform_assets.line.judging import evaluate_model
 from platform_assets.line.models import train_model
@@ -382,3 +388,53 @@ def test_without_a_champion_there_is_nothing_to_compare_with(
         with pytest.raises(RefusedError, match="has no champion yet"):
             run_canary(found.services, by="ann")
         assert found.services.environments.canaries("flight-delay") == []
+
+
+# --- what a person is shown
+
+
+def test_explain_and_the_audit_page_name_what_has_changed(
+    line: Line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    services = of(line)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    challenged(services)
+    said = explain(services, "model", NEXT)
+    assert said["environment_change"]["state"] == "held"
+    words = [w for w in said["environment_change"]["changes"] if "OMP" in w]
+    assert words == ["OMP_NUM_THREADS not set -> 7"]
+    run_canary(services, by="ann")
+    decide_champion(services, "run")
+    record = registered(services)[2]
+    document = audit(services, record)
+    assert document["environment"]["against"] == 1
+    assert document["environment"]["state"] == "shown by a canary"
+    page = audit_page(services, record, document)
+    assert "OMP_NUM_THREADS not set -&gt; 7" in page
+    assert "canary 1 has shown that it makes no difference" in page
+    assert 'Canary 1: <span class="good">passed' in page
+    first = audit(services, registered(services)[1])
+    assert first["environment"]["against"] is None
+    assert first["environment"]["whole"]["distributions"][PREP]["version"] == "1.0.0"
+
+
+def test_the_command_prints_the_verdict_and_fails_where_it_is_against(
+    line: Line,
+    install: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    services = of(line)
+    monkeypatch.setattr(canary_command, "services_of", lambda _: services)
+    with pytest.raises(SystemExit) as ended:
+        main(["canary", "flights", "--by", "ann", "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert (ended.value.code, said["passed"], said["champion"]) == (0, True, 1)
+    assert "nothing is held by it" in said["then_what"]
+    install("1.0.1")
+    with pytest.raises(SystemExit) as ended:
+        main(["canary", "flights"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 1
+    assert f"{PREP} 1.0.0 -> 1.0.1" in text
+    assert "stay held" in text

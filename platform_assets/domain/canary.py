@@ -162,7 +162,7 @@ def judge_environment(
         words = ("nobody has recorded what it was trained in",)
     elif not then:
         words = (f"nobody has recorded what champion {champion} was trained in",)
-    said = f"since champion {champion} was trained, the environment has changed: {in_short(words)}"
+    said = f"it was trained in another environment than champion {champion}: {in_short(words)}"
     if terms.on_change == "warn":
         return EnvironmentVerdict(crossing=Crossing.WARNED, changes=words, reason=said)
     if not now:

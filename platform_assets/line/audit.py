@@ -13,6 +13,7 @@ from platform_assets.domain.manifest import PartitionVersion, Snapshot
 from platform_assets.domain.model_ref import CHAMPION
 from platform_assets.line.clearance import described, lapsed
 from platform_assets.line.days import load_snapshot
+from platform_assets.line.environments import record_of
 from platform_assets.line.fingerprints import ENVIRONMENT, FINGERPRINT
 from platform_assets.line.recipes import RECIPE
 from platform_assets.line.registered import judgements, model_date, promotions
@@ -67,6 +68,7 @@ def audit(services: Services, record: VersionRecord) -> dict[str, Any]:
             "recipe": record.detail.get(RECIPE),
             "environment": record.detail.get(ENVIRONMENT),
         },
+        "environment": record_of(services, record),
         "snapshot": {
             "digest": record.detail["snapshot"],
             "window_start": snapshot.window_start.isoformat() if snapshot else None,

@@ -123,6 +123,33 @@ def passage_here(services: Services, now: str) -> Passage:
     return passage(services, now, _registered(services, in_force), in_force)
 
 
+def record_of(services: Services, record: VersionRecord) -> dict[str, Any]:
+    """All that is known of the environment of a registered version, for the audit.
+
+    It is compared with the champion that it followed; one that never was champion with that in
+    force.
+    """
+    model, version = services.spec.model.name, int(record.detail["model_version"])
+    followed = [c for c in services.ledger.promotions(model) if c.version == version]
+    state = services.ledger.alias_state(model)
+    against = followed[0].previous if followed else state.version if state else None
+    value = value_of(record)
+    found = passage(services, value, _registered(services, against), against)
+    tolerance = services.spec.environment.tolerance
+    return {
+        "value": value or None,
+        "machine": record.detail.get(MACHINE),
+        "whole": services.environments.find(value) if value else None,
+        "against": against,
+        **described(found)["environment_change"],
+        "canaries": [
+            told(canary, tolerance)
+            for canary in services.environments.canaries(model)
+            if canary.now == value or canary.champion == version
+        ],
+    }
+
+
 def _registered(services: Services, version: int | None) -> VersionRecord | None:
     if version is None:
         return None

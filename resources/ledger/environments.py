@@ -117,9 +117,9 @@ def require_canary(connection: "Connection", model: str, needed: CanaryNeeded) -
     if row is None or row.id != needed.canary:
         found = "there is none" if row is None else f"the newest is canary {row.id}"
         raise RefusedError(
-            f"{model}: the environment has changed since champion {needed.champion} was trained, "
-            f"and no canary stands behind the promotion ({found}); run `signalbox "
-            "canary MODEL` in the new environment, then decide again"
+            f"{model}: champion {needed.champion} was trained in another environment, and no "
+            f"canary stands behind the promotion ({found}); run `signalbox canary MODEL` in the "
+            "new environment, then decide again"
         )
 
 
