@@ -55,18 +55,31 @@ def environment_fingerprint(root: Path = Path("/")) -> EnvironmentFingerprint:
     Raises:
         HomeError: SIGNALBOX_IMAGE is no digest.
     """
-    threads = {name: os.environ[name] for name in THREAD_VARIABLES if os.environ.get(name)}
+    threads = tuple((name, os.environ[name]) for name in THREAD_VARIABLES if os.environ.get(name))
+    cores = None if os.environ.get(THREADS) else usable_cores()
+    return _fingerprint(root, tuple(sys.path), image_digest(), threads, cores)
+
+
+@cache
+def _fingerprint(
+    root: Path,
+    path: tuple[str, ...],
+    image: str,
+    threads: tuple[tuple[str, str], ...],
+    cores: int | None,
+) -> EnvironmentFingerprint:
+    """Made once; what may change while a process lives is among the arguments."""
     _, sets = _cpu(root)
     gpus, driver, cuda = _gpu(root)
     return EnvironmentFingerprint(
         python=f"{platform.python_version()} ({platform.python_implementation()})",
         platform=platform_name(),
-        image=image_digest(),
-        distributions=dict(distributions(tuple(sys.path))),
+        image=image,
+        distributions=dict(distributions(path)),
         debian=dict(debian(root)),
         cpu=sets,
-        threads=threads,
-        cores=None if THREADS in threads else usable_cores(),
+        threads=dict(threads),
+        cores=cores,
         gpus=gpus,
         driver=driver,
         cuda=cuda,

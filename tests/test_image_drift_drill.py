@@ -1,15 +1,19 @@
 """The drill image-drift shows what it says; without what it shows it fails."""
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from platform_assets.domain.images import TaggedImage
+from platform_assets.domain.images import ImageRef, TaggedImage
 from platform_assets.drills import drill_images, image_drift, loopback_registry
 from platform_assets.drills import prep_package as prep
 from platform_assets.drills.harness import Scene
-from platform_assets.drills.image_drift import Case, play_case
+from platform_assets.drills.image_drift import Case, Pod, play_case
 from platform_assets.drills.loopback_registry import STAND_IN, a_registry
 from resources.home import Home
 from resources.images import load_lock
@@ -47,20 +51,88 @@ def test_the_patched_package_is_followed_by_tag_and_refused_by_digest(
     assert [m.metric for m in found.measurements] == ["log_loss", "auc"]
 
 
-@pytest.mark.heavy
-@pytest.mark.embedded
-def test_where_nothing_holds_the_drill_fails(
-    scene: Scene, case: Case, monkeypatch: pytest.MonkeyPatch
+CHANGED = {"changes": [f"{prep.NAME} 1.4.0 -> 1.4.1"], "state": "held"}
+CANARY = {"canary": 1, "reason": "", "predictions_apart": 0.0}
+
+
+def answers() -> dict[str, list[dict[str, Any]]]:
+    """What the processes of a drill that shows all of it say, by step."""
+    score = {"2013-01-28": {"log_loss": 0.5, "auc": 0.7}, "2013-02-28": {"log_loss": 0.4}}
+    score["2013-02-28"]["auc"] = 0.8
+    environment = {"champion": 1, "candidate": 3, "failed": ["environment"]}
+    return {
+        "plain": [{"version": n, "package": p} for n, p in ((1, prep.BEFORE), (2, prep.PATCHED))],
+        "measure": [score, score],
+        "train": [
+            {"version": 1, "changes": [], "state": "same"},
+            {"version": 2, "changes": [], "state": "same"},
+            {"version": 3, **CHANGED},
+            {"version": 4, **CHANGED},
+        ],
+        "judge": [{}, {}, {}],
+        "decide": [
+            {"champion": 1},
+            environment,
+            environment,
+            environment,
+            {**environment, "failed": []},
+        ],
+        "canary": [
+            {**CANARY, "passed": False, "largest_difference": 0.1},
+            {**CANARY, "passed": True, "largest_difference": 0},
+        ],
+        "promote": [{"refused": True, "reason": ""}],
+    }
+
+
+@dataclass
+class Told(Pod):
+    """In place of processes: what they would have said."""
+
+    said: dict[str, list[dict[str, Any]]]
+
+    def run(self, image: ImageRef, *steps: Sequence[Any], home: bool = True) -> list[Any]:
+        return [self.said[str(step[0])].pop(0) for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("step", "number", "change", "off"),
+    [
+        ("plain", 1, {"package": prep.BEFORE}, "somebody rebuilds"),
+        ("train", 1, {"changes": ["numpy 1 -> 2"]}, "which has not moved"),
+        ("train", 2, {"changes": []}, "is trained in it"),
+        ("decide", 1, {"failed": ["improvement"]}, "before there is a canary"),
+        ("decide", 1, {"champion": 3}, "before there is a canary"),
+        ("canary", 0, {"passed": True}, "`signalbox canary` trains"),
+        ("decide", 2, {"failed": []}, "decides again"),
+        ("promote", 0, {"refused": False}, "a person tries"),
+        ("canary", 1, {"passed": False}, "takes the patch back"),
+        ("decide", 4, {"failed": ["environment"]}, "decides about that one"),
+        ("judge", 0, {}, ""),
+    ],
+)
+def test_what_is_not_shown_fails_the_drill(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    number: int,
+    change: dict[str, Any],
+    off: str,
 ) -> None:
-    """The same with a catalog that only warns."""
-    terms = image_drift.EnvironmentTerms
-    monkeypatch.setattr(
-        image_drift, "EnvironmentTerms", lambda **more: terms(**{**more, "on_change": "warn"})
-    )
-    found = play_case(scene, case)
-    assert not found.ok
-    assert "the gate decides, before there is a canary" in found.verdict
-    assert found.figures[1].signalbox == 0
+    said = answers()
+    said[step][number] = {**said[step][number], **change}
+    (tmp_path / "2013-01-28.train.parquet").touch()
+    scene = Scene(Home.locate(tmp_path / "home"), 2, lambda _: None)
+    scene.home.root.mkdir()
+    pod = Told(scene, image_drift._small(small_spec()), said)
+    monkeypatch.setattr(image_drift, "Pod", lambda *_: pod)
+    monkeypatch.setattr(image_drift, "_version_after", lambda *_: 3)
+    monkeypatch.setattr(loopback_registry.shutil, "which", lambda _: None)
+    with a_registry(tmp_path) as store:
+        days = [date(2013, 1, n) for n in (13, 14, 15)]
+        found = image_drift._played(pod, store, small_spec(), days, tmp_path)
+    assert found.ok is not bool(off), found.verdict
+    assert off in found.verdict
 
 
 @pytest.mark.parametrize("real", [True, False], ids=["docker-registry", "stand-in"])

@@ -1,8 +1,12 @@
 """Outcomes as Dagster events, the same for a run of one partition and of many."""
 
 import base64
+import os
+import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -30,6 +34,9 @@ RESTATE_TAG = "signalbox/restate"
 
 Checks = Callable[[Sequence[Outcome]], Iterable[dg.AssetCheckResult]]
 
+_PLACE = re.compile(r"(?P<pod>[^/\s]+)/(?P<container>\S+) on (?P<node>\S+) runs ")
+"""How the executor of the cluster words what it has seen start."""
+
 RETRIES, RETRY_SECONDS = 2, 5.0
 """How often a step is tried again after transient errors alone, and how long it waits."""
 
@@ -40,7 +47,31 @@ def opened(context: dg.AssetExecutionContext, spec: PipelineSpec) -> Services:
     # A retry belongs to the same restatement: what the first try has made again stands.
     asked_by = tags.get("dagster/backfill") or context.run.root_run_id or context.run.run_id
     restate = asked_by if tags.get(RESTATE_TAG) == "true" else ""
-    return Services.open(spec, restate=restate, tell=context.log.info)
+    return Services.open(
+        spec, restate=restate, tell=context.log.info, ran=partial(what_ran, context)
+    )
+
+
+def what_ran(context: dg.AssetExecutionContext) -> dict[str, str]:
+    """What the executor has noted on this run of the container that the step is in.
+
+    It asks the cluster every few seconds: in the first ones, and outside of a cluster, nothing.
+    """
+    if not os.environ.get("SIGNALBOX_IMAGE"):
+        return {}
+    step = context.get_step_execution_context().step.key
+    records = context.instance.get_records_for_run(
+        context.run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT
+    ).records
+    for record in reversed(records):
+        event = record.event_log_entry.dagster_event
+        if event is None or event.step_key != step:
+            continue
+        metadata = event.engine_event_data.metadata
+        place = _PLACE.match(event.message or "")
+        if "imageID" in metadata and place:
+            return {"image_id": str(metadata["imageID"].value), **place.groupdict()}
+    return {}
 
 
 def as_metadata(values: Mapping[str, Any], figures: Mapping[str, bytes]) -> dict[str, Any]:
@@ -120,6 +151,11 @@ def source_event(
             **partition_tags(spec, partition),
         },
     )
+
+
+def _image() -> dict[str, str]:
+    named = os.environ.get("SIGNALBOX_IMAGE", "").strip()
+    return {"image": named} if named else {}
 
 
 def refusal_event(
@@ -246,6 +282,8 @@ def work_in_turn(
             context.log.error(f"{text} failed: {''.join(traceback.format_exception(error))}")
             continue
         outcomes.append(outcome)
+        where = {**_image(), **what_ran(context)}
+        outcome = replace(outcome, metadata={**outcome.metadata, **where})
         if outcome.metadata.get("short"):
             short[text] = outcome.metadata["short"]
             context.log.warning(f"{name} {text} is short of something: {short[text]}")

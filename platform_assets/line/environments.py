@@ -1,6 +1,7 @@
 """The environment of a model, and what it means for a promotion that it is another one now."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from platform_assets.domain.canary import (
     judge_environment,
 )
 from platform_assets.domain.environments import EnvironmentFingerprint, changes
+from platform_assets.domain.errors import TransientError
 from platform_assets.line.services import Services
 from resources.ledger.environments import UNRECORDED, CanaryNeeded, CanaryRecord
 from resources.ledger.records import VersionRecord
@@ -40,6 +42,15 @@ def environment_here(services: Services) -> EnvironmentFingerprint:
     found = environment_fingerprint()
     services.environments.note(found.value, found.document())
     return found
+
+
+def tag_what_ran(services: Services, mlflow_run_id: str) -> None:
+    """Put on the MLflow run what the cluster says of the container; a server that is away has
+    the image by the digest that was asked for."""
+    ran = services.ran()
+    if ran:
+        with suppress(TransientError):
+            services.tracking.retag(mlflow_run_id, {f"signalbox.{k}": v for k, v in ran.items()})
 
 
 def machine_here() -> dict[str, Any]:
@@ -139,6 +150,7 @@ def record_of(services: Services, record: VersionRecord) -> dict[str, Any]:
     return {
         "value": value or None,
         "machine": record.detail.get(MACHINE),
+        "ran": record.detail.get("ran") or {},
         "whole": services.environments.find(value) if value else None,
         "against": against,
         **described(found)["environment_change"],

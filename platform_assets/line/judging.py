@@ -11,7 +11,6 @@ from platform_assets.domain.lease import Lease
 from platform_assets.domain.manifest import Day, DayState, PartitionVersion
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
-from platform_assets.line import environments
 from platform_assets.line.clearance import described
 from platform_assets.line.days import days_of
 from platform_assets.line.inputs import already_done, done_before, inputs_of, made_of
@@ -153,7 +152,6 @@ def _evaluate(services: Services, partition: PartitionKey, run_id: str, lease: L
             "partitions": [p.model_dump() for p in rows.partitions],
             "short": rows.short,
             "waivers": list(rows.waivers),
-            environments.VALUE: environments.environment_here(services).value,
             **made_of(services, inputs),
         },
     )

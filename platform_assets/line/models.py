@@ -32,7 +32,7 @@ EXAMPLE_ROWS = 5
 
 IDENTITY = (
     *("model_version", "mlflow_run_id", "mlflow_experiment_id", "snapshot"),
-    *(environments.VALUE, environments.MACHINE, environments.PROBE),
+    *(environments.VALUE, environments.MACHINE, environments.PROBE, "image", "ran"),
 )
 """Keys of a model version's detail that say which model it is, and where it was made."""
 
@@ -263,6 +263,7 @@ def _train(
             always=True,
             detail=detail,
         )
+    environments.tag_what_ran(services, run.run_id)
     services.attend([day], "its model was trained")
     metadata = {
         "rows": table.num_rows,

@@ -76,6 +76,8 @@ class Services:
         restate: who asked that what is there be made again: a backfill or a run. Whatever carries
             this name already was made again, and is not a second time. Empty: nobody.
         tell: is told what a person at the log should know.
+        ran: what the cluster says of the container that this process is in, as far as it is known
+            by now: `image_id`, `pod`, `node`. Nothing outside of one.
     """
 
     home: Home
@@ -83,6 +85,7 @@ class Services:
     fixed_clock: Clock | None = None
     restate: str = ""
     tell: Callable[[str], None] = _log.info
+    ran: Callable[[], Mapping[str, str]] = dict
 
     @classmethod
     def open(
@@ -92,6 +95,7 @@ class Services:
         *,
         restate: str = "",
         tell: Callable[[str], None] = _log.info,
+        ran: Callable[[], Mapping[str, str]] = dict,
     ) -> "Services":
         """Open the services of a pipeline.
 
@@ -100,7 +104,7 @@ class Services:
         """
         located = home or Home.locate()
         located.require()
-        services = cls(located, spec, restate=restate, tell=tell)
+        services = cls(located, spec, restate=restate, tell=tell, ran=ran)
         _ = services.stopwatch  # it starts with its first use
         return services
 
@@ -237,13 +241,30 @@ class Services:
                 data_version=data_version,
                 table_version=table_version,
                 rows=rows,
-                detail={**(detail or {}), "cost": self.stopwatch.lap()},
+                detail={**self.whereabouts(), **(detail or {}), "cost": self.stopwatch.lap()},
                 run_id=run_id,
                 committed_at=datetime.now(UTC),
             ),
             lease,
         )
         return True
+
+    def whereabouts(self) -> dict[str, Any]:
+        """Where a version is made, for its detail: the value of the environment, and the container.
+
+        Raises:
+            HomeError: SIGNALBOX_IMAGE names no digest.
+        """
+        from resources.surroundings import environment_fingerprint
+
+        here = environment_fingerprint()
+        self.environments.note(here.value, here.document())
+        ran = dict(self.ran())
+        return {
+            "environment_fingerprint": here.value,
+            **({"image": here.image} if here.image else {}),
+            **({"ran": ran} if ran else {}),
+        }
 
     def record_verdict(
         self, asset: str, partition: str, verdict: str, report: Mapping[str, Any], as_of: datetime

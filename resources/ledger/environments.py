@@ -18,6 +18,10 @@ UNRECORDED = ""
 """In place of the value of an environment that nobody has recorded."""
 
 
+_noted: set[tuple[str, str]] = set()
+"""What is known to be in which ledger: an environment is never removed from one."""
+
+
 @dataclass(frozen=True, slots=True)
 class CanaryRecord:
     """The champion's own snapshot, trained again in another environment; never altered.
@@ -69,13 +73,17 @@ class Environments(Store):
 
     def note(self, value: str, document: Mapping[str, Any]) -> bool:
         """Keep an environment, unless it is known; tells whether it was new."""
+        if (self.url, value) in _noted:
+            return False
         if self.find(value) is not None:
+            _noted.add((self.url, value))
             return False
         t = tables().environments
         row = {"value": value, "document": dict(document), "first_seen_at": datetime.now(UTC)}
         with writing(self.url) as connection:
             insert = insert_into(t, connection.dialect.name).values(**row)
             done = connection.execute(insert.on_conflict_do_nothing())
+        _noted.add((self.url, value))
         return bool(done.rowcount)
 
     def find(self, value: str) -> Mapping[str, Any] | None:
