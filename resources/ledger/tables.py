@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqlalchemy import MetaData, Table
 
-SCHEMA = "0006"
+SCHEMA = "0007"
 """The newest migration: what this version reads and writes."""
 
 

@@ -4,8 +4,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0006"
-down_revision = "0005"
+revision = "0007"
+down_revision = "0006"
 
 instant = sa.String(27).with_variant(sa.DateTime(timezone=True), "postgresql")
 document = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
