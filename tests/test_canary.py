@@ -438,3 +438,38 @@ def test_the_command_prints_the_verdict_and_fails_where_it_is_against(
     assert ended.value.code == 1
     assert f"{PREP} 1.0.0 -> 1.0.1" in text
     assert "stay held" in text
+
+
+# --- by itself
+
+
+def requested(line: Line, cursor: str | None = None) -> list[dg.RunRequest]:
+    sensor = line.defs.resolve_sensor_def("flights_canary")
+    with dg.build_sensor_context(
+        instance=line.instance, cursor=cursor, repository_def=line.defs.get_repository_def()
+    ) as context:
+        return list(sensor.evaluate_tick(context).run_requests or [])
+
+
+def test_the_sensor_has_a_new_environment_tried_once(
+    line: Line, install: Callable[[str], None]
+) -> None:
+    services = of(line)
+    mine = replace(line, spec=services.spec)
+    assert requested(mine) == []
+    install("1.0.1")
+    trained(services, NEXT)
+    (request,) = requested(mine)
+    assert request.tags["signalbox/lane"] == "late"
+    job = mine.defs.resolve_job_def("flights_canary")
+    ran = job.execute_in_process(
+        instance=mine.instance, raise_on_error=False, tags=dict(request.tags)
+    )
+    assert not ran.success
+    assert requested(mine) == [], "what came out against it is not tried again by itself"
+
+
+def test_a_catalog_that_only_warns_has_no_such_sensor(line: Line) -> None:
+    names = {sensor.name for sensor in line.defs.sensors or ()}
+    assert "flights_reconcile" in names
+    assert "flights_canary" not in names

@@ -104,7 +104,7 @@ def changes(then: EnvironmentFingerprint, now: EnvironmentFingerprint) -> tuple[
         *_packages(then.debian, now.debian),
         *_sets(then.cpu, now.cpu),
         *_named(then.threads, now.threads),
-        *_one("cores", _cores(then.cores), _cores(now.cores)),
+        *_cores(then, now),
         *_one("GPU", _listed(then.gpus), _listed(now.gpus)),
         *_one("GPU driver", then.driver or _NONE, now.driver or _NONE),
         *_one("CUDA", then.cuda or _NONE, now.cuda or _NONE),
@@ -125,8 +125,11 @@ def _digest(image: str) -> str:
     return image or _NONE
 
 
-def _cores(count: int | None) -> str:
-    return f"by {THREADS}" if count is None else str(count)
+def _cores(then: EnvironmentFingerprint, now: EnvironmentFingerprint) -> tuple[str, ...]:
+    if None in (then.cores, now.cores) and then.threads != now.threads:
+        return ()  # where the variable is set on one side, that is what has changed
+    said = [f"by {THREADS}" if one.cores is None else str(one.cores) for one in (then, now)]
+    return _one("cores", said[0], said[1])
 
 
 def _listed(gpus: Sequence[str]) -> str:

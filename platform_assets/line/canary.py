@@ -19,6 +19,7 @@ from platform_assets.line.environments import (
     PROBE,
     VALUE,
     environment_here,
+    passage_of,
     probed,
     value_of,
 )
@@ -171,6 +172,23 @@ def _judged_rows(
 
 def _scores(spec: PipelineSpec, rows: "pa.Table", predictions: "np.ndarray") -> dict[str, float]:
     return {name: float(value) for name, value in score(spec, rows, predictions).items()}
+
+
+def due_canary(services: Services) -> str | None:
+    """The name of the canary that is wanting; None if none is.
+
+    One is where the newest model is held since nobody has tried its environment. One that came out
+    against it is not tried again by itself.
+    """
+    state = services.ledger.alias_state(services.spec.model.name)
+    newest = services.ledger.newest_version(services.spec.asset("model"))
+    if services.spec.environment.on_change != "hold" or state is None or newest is None:
+        return None
+    found = passage_of(services, newest, state.version)
+    if found.verdict.free or found.verdict.canary is not None or not found.now:
+        return None
+    pair = f"{found.then[:12] or 'unknown'}-{found.now[:12]}"
+    return f"{services.spec.pipeline}/canary/{state.version}/{state.counter}/{pair}"
 
 
 def opened(services: Services, record: CanaryRecord) -> str:
