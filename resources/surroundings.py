@@ -44,6 +44,7 @@ _SETS = re.compile(
 # Of a distribution's files: not who installed it, and not what is made on the machine itself.
 _BY_INSTALLER = ("INSTALLER", "REQUESTED", "RECORD", "direct_url.json", "uv_cache.json")
 _DIGITS = 32
+_SITES = ("site-packages", "dist-packages")
 
 
 def environment_fingerprint(root: Path = Path("/")) -> EnvironmentFingerprint:
@@ -115,7 +116,8 @@ def distributions(path: tuple[str, ...]) -> tuple[tuple[str, Distribution], ...]
             continue  # an archive, or nothing
         for name in names:
             own, dot, kind = name.rpartition(".")
-            if dot and kind in ("dist-info", "egg-info"):
+            # In a folder of sources an egg-info is what some build has left there.
+            if dot and (kind == "dist-info" or (kind == "egg-info" and folder.name in _SITES)):
                 what, _, version = own.partition("-")
                 version = version.partition("-py")[0] if kind == "egg-info" else version
                 listed = _record(folder / name) if kind == "dist-info" else ""

@@ -139,6 +139,11 @@ def test_what_is_installed_is_named_with_a_digest_of_its_files(tmp_path: Path) -
     assert found(one) == found(same), "who installed it, and where, is no part of it"
     assert found(one) != found(other), "the same version of other files"
     assert found(put("1.0.1", "four"), one).version == "1.0.1", "what is imported comes first"
+    sources, site = tmp_path / "sources", tmp_path / "dist-packages"
+    for folder in (sources, site):
+        (folder / "other-2.0-py3.11.egg-info").mkdir(parents=True)
+    assert surroundings.distributions((str(sources),)) == (), "the rest of a build"
+    assert dict(surroundings.distributions((str(site),)))["other"].version == "2.0"
 
 
 def test_debian_packages_are_those_that_are_installed(tmp_path: Path) -> None:

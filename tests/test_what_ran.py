@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from dagster._core.events import EngineEventData
 
-from platform_assets.line.environments import value_of
+from platform_assets.line.environments import VALUE, value_of
 from resources.environment import IMAGE
 from tests.small import Line, Templates, copied
 
@@ -74,6 +74,15 @@ def test_mlflow_and_the_model_name_it_too(line: Line, monkeypatch: pytest.Monkey
     run = line.services.tracking._client().get_run(record.detail["mlflow_run_id"])
     assert run.data.tags["signalbox.image_id"] == REPORTED
     assert run.data.tags["signalbox.node"] == "node-7"
+
+
+def test_an_image_without_a_digest_does_not_fail_what_is_done(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training refuses it before it begins: tests/test_fingerprints.py."""
+    monkeypatch.setenv(IMAGE, "registry/train:latest")
+    line.must("snapshot", partition=DAY)
+    assert not {"image", VALUE} & set(line.versions("snapshot")[DAY].detail)
 
 
 def test_outside_of_a_container_nothing_is_asked_and_nothing_said(

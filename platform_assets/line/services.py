@@ -12,6 +12,7 @@ from typing import Any
 from platform_assets.domain.attention import with_weekdays
 from platform_assets.domain.clock import Clock, FixedClock, WallClock
 from platform_assets.domain.completeness import Verdict
+from platform_assets.domain.errors import HomeError
 from platform_assets.domain.lease import Lease
 from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.domain.spec import PipelineSpec
@@ -252,12 +253,15 @@ class Services:
     def whereabouts(self) -> dict[str, Any]:
         """Where a version is made, for its detail: the value of the environment, and the container.
 
-        Raises:
-            HomeError: SIGNALBOX_IMAGE names no digest.
+        Nothing where SIGNALBOX_IMAGE names no digest: a training refuses that before it begins,
+        and here the work is done already.
         """
         from resources.surroundings import environment_fingerprint
 
-        here = environment_fingerprint()
+        try:
+            here = environment_fingerprint()
+        except HomeError:
+            return {}
         self.environments.note(here.value, here.document())
         ran = dict(self.ran())
         return {
