@@ -369,6 +369,7 @@ def test_the_job_of_the_ui_records_it_and_fails_where_it_is_against(
     services = of(line)
     mine = replace(line, spec=services.spec)
     job = mine.defs.resolve_job_def("flights_canary")
+    mine.must("model", partition=NEXT)
     assert job.execute_in_process(instance=mine.instance, raise_on_error=False).success
     install("1.0.1")
     ran = job.execute_in_process(instance=mine.instance, raise_on_error=False)
@@ -379,6 +380,27 @@ def test_the_job_of_the_ui_records_it_and_fails_where_it_is_against(
     assert "is against the new environment" in failure_of(ran)
     said = [canary.passed for canary in services.environments.canaries("flight-delay")]
     assert said == [True, False]
+
+
+def test_a_canary_that_passed_turns_the_check_green(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = replace(line, spec=of(line).spec)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    mine.must("model", partition=NEXT)
+    key = dg.AssetCheckKey(mine.key("model"), "environment")
+
+    def passed() -> bool:
+        log = mine.instance.event_log_storage
+        (record,) = log.get_asset_check_execution_history(key, limit=1)
+        assert record.event is not None
+        assert record.event.dagster_event is not None
+        return record.event.dagster_event.asset_check_evaluation_data.passed
+
+    assert not passed()
+    job = mine.defs.resolve_job_def("flights_canary")
+    assert job.execute_in_process(instance=mine.instance, raise_on_error=False).success
+    assert passed()
 
 
 def test_without_a_champion_there_is_nothing_to_compare_with(

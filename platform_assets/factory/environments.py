@@ -1,6 +1,6 @@
 """The environment of a model in Dagster: an asset check, and the canary as a job."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -15,7 +15,7 @@ from platform_assets.factory.grid import asset_key
 from platform_assets.factory.lanes import PIPELINE_TAG
 from platform_assets.instance.claiming import in_lane
 from platform_assets.line.canary import run_canary
-from platform_assets.line.environments import told
+from platform_assets.line.environments import described, passage_of, told
 from platform_assets.line.services import Outcome, Services
 
 ENVIRONMENT_CHECK = "environment"
@@ -41,27 +41,31 @@ def environment_checks(
         for outcome in outcomes
         if "environment_change" in outcome.metadata
     }
-    if not found:
-        return
+    if found:
+        yield dg.AssetCheckResult(**_check(spec, found))
+
+
+def _check(spec: PipelineSpec, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the check says of some partitions, by what each has found."""
     changed = {name: change for name, change in found.items() if change["changes"]}
     held = [name for name, change in changed.items() if change["state"] == Crossing.HELD]
     shown = [name for name, change in changed.items() if change["state"] == Crossing.SHOWN]
     newest = list(changed.values())[-1:]
     words = {word: None for change in changed.values() for word in change["changes"]}
-    yield dg.AssetCheckResult(
-        asset_key=asset_key(spec.asset("model")),
-        check_name=ENVIRONMENT_CHECK,
-        passed=len(shown) == len(changed),
-        severity=dg.AssetCheckSeverity.ERROR if held else dg.AssetCheckSeverity.WARN,
-        description=str(newest[0]["reason"])
+    return {
+        "asset_key": asset_key(spec.asset("model")),
+        "check_name": ENVIRONMENT_CHECK,
+        "passed": len(shown) == len(changed),
+        "severity": dg.AssetCheckSeverity.ERROR if held else dg.AssetCheckSeverity.WARN,
+        "description": str(newest[0]["reason"])
         if newest
         else "nothing has changed since the champion was trained, or there is none",
-        metadata={
+        "metadata": {
             "changes": dg.MetadataValue.json(list(words)),
             "partitions": dg.MetadataValue.json({n: c["state"] for n, c in changed.items()}),
             "on_change": spec.environment.on_change,
         },
-    )
+    }
 
 
 class CanaryConfig(dg.Config):
@@ -85,6 +89,12 @@ def build_canary_job(spec: PipelineSpec) -> dg.JobDefinition:
                 raise dg.RetryRequested(RETRIES, RETRY_SECONDS) from error
             raise dg.Failure(description=str(error), allow_retries=False) from error
         document = dict(told(found, spec.environment.tolerance))
+        newest = services.ledger.newest_version(spec.asset("model"))
+        if newest is not None:
+            # What the check said was said before there was this canary.
+            now = described(passage_of(services, newest, found.champion))["environment_change"]
+            said = _check(spec, {newest.partition: now})
+            context.instance.report_runless_asset_event(dg.AssetCheckEvaluation(**said))
         context.log_event(
             dg.AssetObservation(
                 asset_key=asset_key(spec.asset("champion")),
