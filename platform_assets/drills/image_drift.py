@@ -214,7 +214,7 @@ def _played(
         Step(
             did="the gate decides again, and a person tries `signalbox promote`",
             found=f"champion stays version {still['champion']}; the person is told: "
-            f"{forced['reason'][:400]}",
+            f"{forced['reason'][forced['reason'].find('environment: ') :][:600]}",
             ok="environment" in still["failed"]
             and forced["refused"]
             and still["champion"] == crowned["champion"],
