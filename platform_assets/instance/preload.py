@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from platform_assets.domain.errors import SignalboxError
-from platform_assets.instance.migrations import remember_migrations
+from platform_assets.instance.migrations import remember_migrations_of_mlflow
 from resources.catalog import load_catalog
 from resources.environment import installed
 from resources.ledger.tables import tables
@@ -73,7 +73,7 @@ def preload() -> list[str]:
     """
     quiet_environment()
     missing = _import([*OF_DAGSTER, *OF_OUR_INSTANCE, *OF_THE_LINE])
-    remember_migrations()
+    remember_migrations_of_mlflow()
     _remember_distributions()
     _remember_fonts_and_mappers()
     with suppress(SignalboxError):  # the run says so better
