@@ -49,7 +49,7 @@ def environment(requirements: Sequence[str], code: Path | None = None) -> Enviro
     commit, dirty = _commit(folder)
     return Environment(
         python=platform.python_version(),
-        platform=_platform(),
+        platform=platform_name(),
         packages=installed(requirements),
         git_commit=commit,
         git_dirty=dirty,
@@ -67,7 +67,8 @@ def installed(requirements: Sequence[str]) -> dict[str, str]:
 
 
 @cache
-def _platform() -> str:
+def platform_name() -> str:
+    """System, processor and C library; not the kernel, which changes under a container."""
     libc = "".join(platform.libc_ver())
     return "-".join(part for part in (platform.system(), platform.machine(), libc) if part)
 

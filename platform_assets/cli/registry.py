@@ -31,6 +31,11 @@ def _meant(text: str) -> tuple[Services, ModelRef]:
     return Services.open(pipeline_of_model(ref, load_catalog().values())), ref
 
 
+def services_of(text: str) -> Services:
+    """The services of the pipeline that is meant, by its own name or by its model's."""
+    return _meant(text)[0]
+
+
 @app.command()
 def reproduce(
     model: Model,

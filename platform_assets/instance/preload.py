@@ -13,6 +13,7 @@ from platform_assets.instance.migrations import remember_migrations_of_mlflow
 from resources.catalog import load_catalog
 from resources.environment import installed
 from resources.ledger.tables import tables
+from resources.surroundings import environment_fingerprint
 from resources.tracking.client import quiet_environment
 from resources.training import load_trainer
 
@@ -75,6 +76,8 @@ def preload() -> list[str]:
     remember_migrations_of_mlflow()
     _remember_distributions()
     _remember_fonts_and_mappers()
+    with suppress(SignalboxError):  # the run says so better
+        environment_fingerprint()
     tables()  # of the ledger: declared once, in SQLAlchemy's way
     try:
         specs = load_catalog().values()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqlalchemy import MetaData, Table
 
-SCHEMA = "0006"
+SCHEMA = "0007"
 """The newest migration: what this version reads and writes."""
 
 
@@ -36,6 +36,8 @@ class Tables:
     promotions: "Table"
     evaluations: "Table"
     holds: "Table"
+    environments: "Table"
+    canaries: "Table"
 
 
 @cache
@@ -362,6 +364,30 @@ def tables() -> Tables:
         instant("ended_at", nullable=True),
         sa.Index("holds_by_model", "model", "version"),
     )
+    environments = sa.Table(
+        "environments",
+        metadata,
+        text("value", primary_key=True),
+        sa.Column("document", document, nullable=False),
+        instant("first_seen_at"),
+    )
+    canaries = sa.Table(
+        "canaries",
+        metadata,
+        identity(),
+        text("pipeline"),
+        text("model"),
+        number("champion"),
+        text("digest"),
+        text("then"),
+        text("now"),
+        sa.Column("passed", sa.Boolean, nullable=False),
+        sa.Column("report", document, nullable=False),
+        text("by"),
+        text("run_id"),
+        instant("recorded_at"),
+        sa.Index("canaries_of_a_pair", "model", "champion", "then", "now", "id"),
+    )
     return Tables(
         metadata,
         arrivals,
@@ -383,4 +409,6 @@ def tables() -> Tables:
         promotions,
         evaluations,
         holds,
+        environments,
+        canaries,
     )
