@@ -92,21 +92,18 @@ def launcher(settings: ClusterSettings) -> Manifest:
             "env_secrets": [settings.postgres.secret, settings.s3.secret],
             # dagster-k8s wants these in the words of the Python client.
             "volumes": [
-                {
-                    "name": "home",
-                    "persistent_volume_claim": {"claim_name": HOME_CLAIM},
-                },
+                {"name": "home", "persistent_volume_claim": {"claim_name": HOME_CLAIM}},
                 {"name": "files", "config_map": {"name": FILES_MAP}},
-                {"name": "instance", "config_map": {"name": INSTANCE_MAP}},
             ],
+            # What dagster.yaml says reaches runs and steps in the arguments of their command.
             "volume_mounts": [
                 {
                     "name": mount["name"],
                     "mount_path": mount["mountPath"],
-                    **({"sub_path": mount["subPath"]} if "subPath" in mount else {}),
                     **({"read_only": True} if mount.get("readOnly") else {}),
                 }
                 for mount in mounts(settings)
+                if mount["name"] != "instance"
             ],
             "resources": settings.containers.run.section(),
             "step_resources": settings.containers.step.section(),
