@@ -10,7 +10,7 @@ ARG LOCK_DIGEST
 # As in "--no-index --find-links /wheels" where pip shall ask nobody.
 ARG PIP_OPTIONS=""
 # Only the checks need these: they are most of the size, and nothing that trains imports them.
-ARG WITHOUT="playwright kubernetes-validate mypy mypy-extensions moto boto3 botocore s3transfer ruff pytest pytest-timeout pytest-xdist hypothesis import-linter grimp pandas-stubs types-psutil types-pyyaml"
+ARG WITHOUT="playwright kubernetes-validate mypy moto boto3 botocore s3transfer ruff pytest pytest-timeout pytest-xdist hypothesis import-linter grimp pandas-stubs types-psutil types-pyyaml"
 
 LABEL io.signalbox.requirements-lock.digest="${LOCK_DIGEST}" \
       org.opencontainers.image.base.digest="${BASE_DIGEST}"
@@ -30,6 +30,7 @@ RUN --mount=type=bind,source=.,target=/src \
     ${pip} install --no-compile --no-deps ${PIP_OPTIONS} --require-hashes -r /tmp/requirements.lock; \
     cp -r /src /tmp/src; \
     ${pip} install --no-compile --no-deps --no-build-isolation --no-index /tmp/src; \
+    ${pip} check; \
     find /opt/signalbox -name __pycache__ -prune -exec rm -rf {} +; \
     /opt/signalbox/bin/python -m compileall -q --invalidation-mode unchecked-hash \
       -x '/(tests?|testing|templates)/' /opt/signalbox/lib/python3.11/site-packages || true; \
