@@ -223,7 +223,9 @@ class Where:
         return {settings.postgres.secret: databases, settings.s3.secret: nobody}
 
 
-def test_a_run_of_the_flights_pipeline_in_pods_by_digest(where: Where, built: Built) -> None:
+def test_a_run_of_the_flights_pipeline_in_pods_by_digest(
+    where: Where, built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine, cluster = where.engine, where.cluster
     bind = ("type=none", "o=bind", f"device={where.home.root}")
     options = [part for option in bind for part in ("--opt", option)]
@@ -268,6 +270,13 @@ def test_a_run_of_the_flights_pipeline_in_pods_by_digest(where: Where, built: Bu
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     (trained_as,) = client.search_runs(experiments)
     assert trained_as.data.tags["signalbox.image"] == built.digest
+
+    # It is rebuilt in that image, to the same bytes, though this process runs in none.
+    for name, value in engine.environment.items():
+        monkeypatch.setenv(name, value)
+    rebuilt = json.loads(signalbox("reproduce", "flights@1", "--json"))
+    assert (rebuilt["verdict"], rebuilt["rebuilt_in"]) == ("identical", image)
+    assert all(not comparison["differences"] for comparison in rebuilt["comparisons"])
 
 
 def launch(instance: dg.DagsterInstance, job: str, partition: str) -> str:
