@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from platform_assets.cli import (
     alerts,
+    cluster,
     copying,
     daemon,
     images,
@@ -279,6 +280,7 @@ copying.register(app)
 serving.register(app)
 app.add_typer(lanes.commands)
 app.add_typer(images.commands)
+app.add_typer(cluster.commands)
 
 
 def _complain(message: str) -> None:

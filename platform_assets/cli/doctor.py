@@ -54,6 +54,7 @@ def examine(home: Home) -> list[Finding]:
         ("alerts", _alerts),
         ("catalog", _catalog),
         ("images", _images),
+        ("deploy", _deploy),
     ]
     findings: list[Finding] = []
     for name, check in checks:
@@ -91,6 +92,12 @@ def _images(_: Home) -> Iterator[Finding]:
         )
     else:
         yield Finding("images", True, f"{', '.join(sorted(lock.images))} in {lock_file()}")
+
+
+def _deploy(_: Home) -> Iterator[Finding]:
+    from platform_assets.cli.cluster import deploy_finding
+
+    yield Finding("deploy", *deploy_finding())
 
 
 def _python(_: Home) -> Iterator[Finding]:

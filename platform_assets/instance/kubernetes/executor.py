@@ -34,8 +34,15 @@ from dagster_k8s.utils import load_kubernetes_config, sanitize_k8s_label
 
 from platform_assets.domain.admission import Layer, other_image
 from platform_assets.domain.image_spec import DEFAULT_IMAGE, IMAGE_TAG
+from platform_assets.domain.lanes import lane_of
+from platform_assets.domain.placing import Place
+from platform_assets.instance.coordinator import parent_lane
 from platform_assets.instance.kubernetes.admitting import AdmittingApiClient, making
-from platform_assets.instance.kubernetes.launcher import CONFIG_TAG, read_tag
+from platform_assets.instance.kubernetes.launcher import (
+    CONFIG_TAG,
+    PinnedK8sRunLauncher,
+    read_tag,
+)
 from resources.images import load_lock
 
 CONTEXT = (
@@ -73,8 +80,14 @@ class PinnedStepHandler(StepHandler):
         """
         (key,) = step_handler_context.execute_step_args.step_keys_to_execute or [""]
         handler = self._handler(step_handler_context)
-        with making(f"step {key}", self.layers(step_handler_context, key)):
+        layers, place = self.layers(step_handler_context, key), self._place(step_handler_context)
+        with making(f"step {key}", layers, place):
             yield from handler.launch_step(step_handler_context)
+
+    def _place(self, context: StepHandlerContext) -> Place:
+        run = context.dagster_run
+        lane = lane_of(run.tags, parent_lane(context.instance, run))
+        return Place("step", lane, bool(self._config.get("kueue")))
 
     def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
         """Whether the step's Job is well, and its containers run what was asked for.
@@ -190,6 +203,18 @@ def _schema() -> dict[str, Any]:
     }
 
 
+def of_steps(launcher: Any) -> dict[str, Any]:
+    """What the launcher's config says of steps, as the executor's own config would say it."""
+    said = launcher.steps if isinstance(launcher, PinnedK8sRunLauncher) else {}
+    names = {
+        "step_resources": "resources",
+        "step_service_account_name": "service_account_name",
+        "steps_at_once": "max_concurrent",
+        "kueue": "kueue",
+    }
+    return {names[name]: value for name, value in said.items()}
+
+
 @dg.executor(
     name="pinned_k8s",
     config_schema=_schema(),
@@ -200,6 +225,7 @@ def pinned_k8s_job_executor(init_context: InitExecutorContext) -> Executor:
     config: dict[str, Any] = dict(init_context.executor_config)
     launcher = init_context.instance.run_launcher
     mine = launcher if isinstance(launcher, K8sRunLauncher) else None
+    config = {**of_steps(launcher), **config}
     inside = config.get("load_incluster_config", mine.load_incluster_config if mine else True)
     file = config.get("kubeconfig_file", mine.kubeconfig_file if mine else None)
     load_kubernetes_config(load_incluster_config=inside, kubeconfig_file=file)

@@ -14,6 +14,7 @@ In dagster.yaml:
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import dagster as dg
@@ -24,14 +25,44 @@ from dagster_k8s.launcher import K8sRunLauncher
 from dagster_k8s.utils import load_kubernetes_config
 
 from platform_assets.domain.admission import Layer
+from platform_assets.domain.lanes import lane_of
+from platform_assets.domain.placing import Place
+from platform_assets.instance.coordinator import parent_lane
 from platform_assets.instance.kubernetes.admitting import AdmittingApiClient, making
 from resources.images import load_lock
 
 CONFIG_TAG = "dagster-k8s/config"
 
+OF_STEPS = {
+    "step_resources": dg.Field(
+        dg.Permissive(),
+        is_required=False,
+        description="Requests and limits of a step's container that says nothing of its own.",
+    ),
+    "step_service_account_name": dg.Field(
+        dg.StringSource,
+        is_required=False,
+        description="ServiceAccount of steps, which create no Jobs as run workers do.",
+    ),
+    "steps_at_once": dg.Field(
+        dg.IntSource, is_required=False, description="Steps of one run at once."
+    ),
+    "kueue": dg.Field(
+        bool, is_required=False, description="Whether Kueue queues the steps, by lane."
+    ),
+}
+"""Fields of the launcher's config that are the steps'."""
+
 
 class PinnedK8sRunLauncher(K8sRunLauncher):
-    """A K8sRunLauncher that creates no Job with an image that is not in the lock."""
+    """A K8sRunLauncher that creates no Job with an image that is not in the lock.
+
+    Attributes:
+        steps: what it says of the steps of its runs, by the names of OF_STEPS; the executor reads
+            it, for nothing else that is the cluster's reaches a run worker.
+    """
+
+    steps: Mapping[str, Any] = {}
 
     @classmethod
     def config_type(cls) -> dict[str, Any]:
@@ -42,7 +73,7 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
             description="Name in images.lock.yaml of the image that runs run in, where the code "
             "location does not come from an image.",
         )
-        return {**super().config_type(), "image": own}
+        return {**super().config_type(), "image": own, **OF_STEPS}
 
     @classmethod
     def from_config_value(
@@ -54,6 +85,7 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
             UsageError: the lock has no image of that name, or is none.
         """
         config = dict(config_value)
+        steps = {field: config.pop(field) for field in OF_STEPS if field in config}
         name = config.pop("image", None)
         if name is not None:
             config["job_image"] = str(load_lock().named(name).ref)
@@ -63,12 +95,14 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
             k8s_api_ssl_ca_cert_file=config.get("k8s_api_ssl_ca_cert_file"),
         )
         client = AdmittingApiClient(load_lock)
-        return cls(
+        launcher = cls(
             inst_data=inst_data,
             k8s_client_batch_api=kubernetes.client.BatchV1Api(client),
             k8s_client_core_api=kubernetes.client.CoreV1Api(client),
             **config,
         )
+        launcher.steps = steps
+        return launcher
 
     def launch_run(self, context: LaunchRunContext) -> None:
         """Create the run's Job.
@@ -76,13 +110,17 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
         Raises:
             RefusedError: a container of it is not pinned; names it, and where its image is from.
         """
-        with making(f"run {context.dagster_run.run_id}", self.layers(context.dagster_run)):
+        with self._making(context.dagster_run):
             super().launch_run(context)
 
     def resume_run(self, context: ResumeRunContext) -> None:
         """Create a Job that goes on with the run; raises as `launch_run` does."""
-        with making(f"run {context.dagster_run.run_id}", self.layers(context.dagster_run)):
+        with self._making(context.dagster_run):
             super().resume_run(context)
+
+    def _making(self, run: dg.DagsterRun) -> AbstractContextManager[None]:
+        place = Place("run", lane_of(run.tags, parent_lane(self._instance, run)))
+        return making(f"run {run.run_id}", self.layers(run), place)
 
     def layers(self, run: dg.DagsterRun) -> list[Layer]:
         """What the run's Job is made of, the strongest first."""
