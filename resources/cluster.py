@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from platform_assets.domain.cluster import Sources, files_inside, manifests
+from platform_assets.domain.cluster_apps import instance
 from platform_assets.domain.cluster_settings import ClusterSettings, parse_settings
 from platform_assets.domain.errors import HomeError
 from resources.catalog import read_document
@@ -61,6 +62,13 @@ def render(project: str) -> dict[str, str]:
         path: HEAD + "---\n".join(_dump(document) for document in documents)
         for path, documents in manifests(sources, texts).items()
     }
+
+
+def instance_document(project: str) -> dict[str, Any]:
+    """The cluster's dagster.yaml, as a document; raises as `render` does."""
+    lanes = load_lanes()
+    document = yaml.safe_load(with_lanes(project, lanes))
+    return instance(document, load_settings())
 
 
 def differences(folder: Path, wanted: dict[str, str]) -> list[str]:

@@ -35,7 +35,7 @@ from platform_assets.domain.placing import (
     priority_of,
 )
 from platform_assets.factory.instance import dagster_yaml
-from resources.cluster import differences, load_settings, render, write
+from resources.cluster import differences, instance_document, load_settings, render, write
 from resources.home import Home
 from resources.images import VARIABLE as IMAGES
 from resources.images import change_lock
@@ -449,3 +449,24 @@ def test_the_policy_names_the_images_and_covers_every_kind_with_pods(pinned: Ima
     }
     assert policy["spec"]["failurePolicy"] == "Fail"
     assert one("ValidatingAdmissionPolicyBinding")["spec"]["validationActions"] == ["Deny"]
+
+
+def test_the_doctor_of_a_pod_compares_its_dagster_yaml_with_the_clusters(
+    home: Home, monkeypatch: pytest.MonkeyPatch, pinned: ImageLock
+) -> None:
+    def found() -> tuple[bool, str]:
+        (finding,) = [f for f in examine(home) if f.name == "instance"]
+        return finding.ok, finding.found
+
+    document = instance_document(dagster_yaml().read_text())
+    # What is only there in a cluster: here nothing of a pod's ServiceAccount is mounted.
+    document["run_launcher"]["config"]["load_incluster_config"] = False
+    live = {**document, "storage": None}
+    (home.dagster / "dagster.yaml").write_text(
+        yaml.safe_dump({name: section for name, section in live.items() if section})
+    )
+    assert "differs from the project's in run_launcher" in found()[1]
+    monkeypatch.setenv("SIGNALBOX_DEPLOYMENT", "k8s")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setattr("platform_assets.cli.doctor.instance_document", lambda _: document)
+    assert found()[0], found()

@@ -17,6 +17,7 @@ from platform_assets.domain.image_spec import deployment
 from platform_assets.factory import check_spec
 from platform_assets.factory.instance import dagster_yaml, instance_config
 from resources.catalog import catalog_folder, load_catalog, load_entries
+from resources.cluster import instance_document
 from resources.home import FORMAT, Home
 from resources.images import load_lock, lock_file
 from resources.lanes import load_lanes, outdated
@@ -170,7 +171,13 @@ def _instance(home: Home) -> Iterator[Finding]:
         )
         return
     lanes = load_lanes()
-    old = outdated(live, yaml.safe_load(instance_config(home)), lanes)
+    # In a pod the file is the cluster's, as deploy/ has it.
+    wanted = (
+        yaml.safe_load(instance_config(home))
+        if deployment(os.environ) == "local" or "KUBERNETES_SERVICE_HOST" not in os.environ
+        else instance_document(dagster_yaml().read_text(encoding="utf-8"))
+    )
+    old = outdated(live, wanted, lanes)
     with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
         runs = instance.get_runs_count()
         wrong = live_differences(instance, lanes)
