@@ -101,30 +101,36 @@ def usable_cores() -> int:
 # --- Python -----------------------------------------------------------------------------------
 
 
-@cache
 def distributions(path: tuple[str, ...]) -> tuple[tuple[str, Distribution], ...]:
-    """What is installed along a path of imports, sorted; of equal names the first is imported.
+    """What is installed along a path of imports, sorted; of equal names the first is imported."""
+    found: dict[str, Distribution] = {}
+    for place in path:
+        for name, distribution in _installed_in(place or str(Path.cwd())):
+            found.setdefault(name, distribution)
+    return tuple(sorted(found.items()))
+
+
+@cache
+def _installed_in(place: str) -> tuple[tuple[str, Distribution], ...]:
+    """What is installed in one folder; each is looked at once, for a run's path may be longer than
+    that of the process which it was forked from.
 
     Not by importlib.metadata: parsing the metadata of 200 distributions takes four times as long.
     """
-    found: dict[str, Distribution] = {}
-    for place in path:
-        folder = Path(place or ".")
-        try:
-            names = sorted(os.listdir(folder))  # noqa: PTH208 - names are all that is needed
-        except OSError:
-            continue  # an archive, or nothing
-        for name in names:
-            own, dot, kind = name.rpartition(".")
-            # In a folder of sources an egg-info is what some build has left there.
-            if dot and (kind == "dist-info" or (kind == "egg-info" and folder.name in _SITES)):
-                what, _, version = own.partition("-")
-                version = version.partition("-py")[0] if kind == "egg-info" else version
-                listed = _record(folder / name) if kind == "dist-info" else ""
-                found.setdefault(
-                    canonicalize_name(what), Distribution(version=version, files=listed)
-                )
-    return tuple(sorted(found.items()))
+    folder, found = Path(place), []
+    try:
+        names = sorted(os.listdir(folder))  # noqa: PTH208 - names are all that is needed
+    except OSError:
+        return ()  # an archive, or nothing
+    for name in names:
+        own, dot, kind = name.rpartition(".")
+        # In a folder of sources an egg-info is what some build has left there.
+        if dot and (kind == "dist-info" or (kind == "egg-info" and folder.name in _SITES)):
+            what, _, version = own.partition("-")
+            version = version.partition("-py")[0] if kind == "egg-info" else version
+            listed = _record(folder / name) if kind == "dist-info" else ""
+            found.append((canonicalize_name(what), Distribution(version=version, files=listed)))
+    return tuple(found)
 
 
 def _record(folder: Path) -> str:

@@ -24,6 +24,7 @@ from platform_assets.line.explain import explain
 from platform_assets.line.gating import registered, verdict_on
 from platform_assets.line.judging import evaluate_model
 from platform_assets.line.models import train_model
+from platform_assets.line.promoting import document as promotions_of
 from platform_assets.line.promoting import promote_version, roll_back
 from platform_assets.line.services import Services
 from platform_assets.trainers.lightgbm_tabular import LightGBMTrainer
@@ -460,6 +461,8 @@ def test_the_command_prints_the_verdict_and_fails_where_it_is_against(
     assert ended.value.code == 1
     assert f"{PREP} 1.0.0 -> 1.0.1" in text
     assert "stay held" in text
+    listed = promotions_of(services)["canaries"]
+    assert [(c["canary"], c["passed"]) for c in listed] == [(1, True), (2, False)]
 
 
 # --- by itself

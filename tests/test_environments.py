@@ -62,7 +62,7 @@ def test_words_are_there_exactly_where_the_value_is_another(
     said = changes(then, now)
     assert bool(said) == (then.value != now.value)
     assert len(said) == len(set(said)) == len(changes(now, then))
-    back = EnvironmentFingerprint.model_validate(then.document())
+    back = EnvironmentFingerprint.model_validate(then.document)
     assert (back, back.value) == (then, then.value)
 
 
@@ -218,6 +218,24 @@ def test_a_fresh_process_of_the_same_environment_has_the_same_value() -> None:
         for _ in range(2)
     ]
     assert said[0] == said[1]
+
+
+def test_a_longer_path_of_imports_is_not_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was forked has the working folder in front of what its parent had."""
+    before = environment_fingerprint()
+    read: list[Path] = []
+    real = surroundings._record
+    monkeypatch.setattr(surroundings, "_record", lambda place: read.append(place) or real(place))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert environment_fingerprint() == before
+    assert read == []
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "new-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path / "more"))
+    assert changes(before, environment_fingerprint()) == ("new 1.0 added",)
+    assert len(read) == 1
 
 
 def test_loading_the_code_location_reads_no_packages() -> None:

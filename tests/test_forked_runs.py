@@ -401,7 +401,9 @@ def test_what_runs_import_is_imported_before_the_fork() -> None:
         "from mlflow.utils import requirements_utils as r;"
         "assert not missing, missing; assert r._MODULES_TO_PACKAGES;"
         f"assert {sorted(names)!r} and set({sorted(names)!r}) <= set(sys.modules);"
-        "assert 'lightgbm' in sys.modules"
+        "assert 'lightgbm' in sys.modules;"
+        "from resources import surroundings;"
+        "assert surroundings._installed_in.cache_info().currsize, 'packages are looked at once'"
     )
     subprocess.run(
         [sys.executable, "-c", code],

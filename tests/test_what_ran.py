@@ -2,10 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from dagster._core.events import EngineEventData
 
+from platform_assets.factory.events import _PLACE
+from platform_assets.instance.kubernetes.executor import PinnedStepHandler
 from platform_assets.line.environments import VALUE, value_of
 from resources.environment import IMAGE
 from tests.small import Line, Templates, copied
@@ -37,6 +41,25 @@ def seen(line: Line, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
         return start(*args, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(line.services), "open", opened)
+
+
+def test_the_executor_words_it_as_it_is_read() -> None:
+    """The two meet in the run's events alone."""
+    said: list[tuple[str, EngineEventData]] = []
+
+    def report(message: str, _run: object, data: EngineEventData, **_: object) -> None:
+        said.append((message, data))
+
+    handler = PinnedStepHandler.__new__(PinnedStepHandler)
+    handler._recorded = set()
+    instance = SimpleNamespace(report_engine_event=report)
+    context: Any = SimpleNamespace(instance=instance, dagster_run=None)
+    handler._record(context, "step", {"pod-1/dagster on node-7": (REPORTED, ASKED)})
+    ((message, data),) = said
+    place = _PLACE.match(message)
+    assert place is not None
+    assert place.groupdict() == {"pod": "pod-1", "container": "dagster", "node": "node-7"}
+    assert data.metadata["imageID"].value == REPORTED
 
 
 def test_a_partition_names_image_and_container(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:

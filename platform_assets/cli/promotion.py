@@ -109,6 +109,12 @@ def promotions(pipeline: Pipeline, as_json: AsJson = False) -> None:
             f"hold {hold['hold']}: version {hold['version']} until {until}, by {hold['by']}: "
             f"{hold['reason']}"
         )
+    for canary in found["canaries"]:
+        word = "passed" if canary["passed"] else "did not pass"
+        print(
+            f"canary {canary['canary']} of version {canary['champion']} in environment "
+            f"{canary['now'][:12]} {word}: {canary['reason']}"
+        )
 
 
 def release_hold(

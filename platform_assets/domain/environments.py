@@ -68,10 +68,11 @@ class EnvironmentFingerprint(BaseModel):
     @cached_property
     def value(self) -> str:
         """SHA-256 over all fields, 64 hexadecimal digits."""
-        return digest_of(self.document())
+        return digest_of(self.document)
 
-    def document(self) -> dict[str, Any]:
-        """The fields as JSON holds them; `model_validate` takes them back."""
+    @cached_property
+    def document(self) -> Mapping[str, Any]:
+        """The fields as JSON holds them, to be read; `model_validate` takes them back."""
         return self.model_dump(mode="json")
 
 

@@ -40,7 +40,7 @@ def environment_here(services: Services) -> EnvironmentFingerprint:
     from resources.surroundings import environment_fingerprint
 
     found = environment_fingerprint()
-    services.environments.note(found.value, found.document())
+    services.environments.note(found.value, found.document)
     return found
 
 

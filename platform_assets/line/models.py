@@ -204,7 +204,7 @@ def _train(
                 **detail_of(fingerprint, environment),
                 environments.VALUE: here.value,
                 environments.MACHINE: where,
-                "whole": here.document(),
+                "whole": here.document,
             },
         )
         run.log_snapshot(

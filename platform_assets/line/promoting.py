@@ -6,6 +6,7 @@ from typing import Any
 
 from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.lease import Lease
+from platform_assets.line import environments
 from platform_assets.line.clearance import lapsed, rests_on
 from platform_assets.line.crowning import promote, shown, stand_in, standing
 from platform_assets.line.gating import (
@@ -282,7 +283,7 @@ def told(change: PromotionRecord) -> dict[str, Any]:
 
 
 def document(services: Services) -> Mapping[str, Any]:
-    """All that is known of a model's champions: in force, history, verdicts, holds."""
+    """All that is known of a model's champions: in force, history, verdicts, holds, canaries."""
     spec, ledger = services.spec, services.ledger
     state = ledger.alias_state(spec.model.name)
     return {
@@ -303,5 +304,9 @@ def document(services: Services) -> Mapping[str, Any]:
                 "until": hold.until.isoformat() if hold.until else None,
             }
             for hold in ledger.holds(spec.model.name, services.clock.as_of())
+        ],
+        "canaries": [
+            environments.told(canary, spec.environment.tolerance)
+            for canary in services.environments.canaries(spec.model.name)
         ],
     }

@@ -262,7 +262,7 @@ class Services:
             here = environment_fingerprint()
         except HomeError:
             return {}
-        self.environments.note(here.value, here.document())
+        self.environments.note(here.value, here.document)
         ran = dict(self.ran())
         return {
             "environment_fingerprint": here.value,
