@@ -9,7 +9,7 @@ STAMP := $(VENV)/.ready
 # anew each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast lint types layers check bench setup lock clean help
+.PHONY: demo test test-fast lint types layers check bench setup lock image clean help
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -56,6 +56,12 @@ $(STAMP): requirements.lock pyproject.toml
 lock:
 	uv pip compile --quiet --generate-hashes --no-strip-extras --no-emit-index-url \
 		--python-version 3.11 --custom-compile-command "make lock" requirements.in -o requirements.lock
+
+## make image     the image, on BASE=registry/repository@sha256:..., as IMAGE=registry/repository:tag
+image:
+	@buildah bud --timestamp 0 --tag "$(IMAGE)" $(ARGS) \
+		--build-arg BASE="$(BASE)" --build-arg BASE_DIGEST="$(lastword $(subst @, ,$(BASE)))" \
+		--build-arg LOCK_DIGEST="sha256:$$(sha256sum requirements.lock | cut -d' ' -f1)" .
 
 ## make clean     forget the home and the virtual environment
 clean:

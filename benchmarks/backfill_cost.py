@@ -222,7 +222,7 @@ def through_dagster(home: Home, catalog: Path) -> dict[str, Any]:
             time.sleep(1)
         wall, cpu = time.perf_counter() - started, tree_cpu(home) - used
         found = server.api.backfill(backfill)
-        runs = server.api.runs({"dagster/backfill": backfill})
+        runs = server.api.runs({"dagster/backfill": backfill}, limit=100_000)
         after = by_process(home)
     return {
         "cpu": cpu,

@@ -70,6 +70,9 @@ def print_explanation(document: Mapping[str, Any]) -> None:
         print(f"  under waiver {waiver}")
     for name, reason in (document.get("held") or {}).items():
         print(f"  held {name}: {reason}")
+    change = (document.get("environment_change") or {}).get("reason")
+    if change:
+        print(f"  {change}")
     failed = document.get("failed")
     if failed:
         print(f"  run {failed['run_id']} failed: {failed['cause']}; {failed['reason']}")
@@ -94,7 +97,7 @@ def print_drill(document: Mapping[str, Any]) -> None:
             for f in document["figures"]
         ]
         print_table("measured", ("what", "undisturbed", "plain Dagster", "Signalbox"), figures)
-    columns = ("metric", "of the whole", "difference", "interval", "days", "the partial one is")
+    columns = ("metric", "without", "difference", "interval", "days", "it is")
     compared: dict[str, list[tuple[object, ...]]] = {}
     for m in document["measurements"]:
         row = (

@@ -49,11 +49,11 @@ def environment(requirements: Sequence[str], code: Path | None = None) -> Enviro
     commit, dirty = _commit(folder)
     return Environment(
         python=platform.python_version(),
-        platform=_platform(),
+        platform=platform_name(),
         packages=installed(requirements),
         git_commit=commit,
         git_dirty=dirty,
-        image_digest=_image(),
+        image_digest=image_digest(),
     )
 
 
@@ -67,7 +67,8 @@ def installed(requirements: Sequence[str]) -> dict[str, str]:
 
 
 @cache
-def _platform() -> str:
+def platform_name() -> str:
+    """System, processor and C library; not the kernel, which changes under a container."""
     libc = "".join(platform.libc_ver())
     return "-".join(part for part in (platform.system(), platform.machine(), libc) if part)
 
@@ -159,7 +160,12 @@ def _git(folder: Path, *arguments: str) -> str:
     return said.stdout.strip()
 
 
-def _image() -> str:
+def image_digest() -> str:
+    """The digest of the image that this process runs in; empty where none is named.
+
+    Raises:
+        HomeError: SIGNALBOX_IMAGE names no digest.
+    """
     named = os.environ.get(IMAGE, "").strip()
     if not named:
         return ""

@@ -28,6 +28,19 @@ DAGSTER_URL = "SIGNALBOX_DAGSTER_URL"
 LAKE_URL = "SIGNALBOX_LAKE_URL"
 """Variable: where the datasets' tables lie, if not in the home; the manifests stay in it."""
 
+QUIET = {
+    "GIT_PYTHON_REFRESH": "quiet",
+    # Threads that wait must not spin: two trainings on two cores would take ten times
+    # their CPU. Read when OpenMP loads, so it must stand in the environment before.
+    "OMP_WAIT_POLICY": "passive",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_PRINT_MODEL_URLS_ON_CREATION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+"""Variables of every process that works on a home."""
+
 MARKER = "home.json"
 LOCK = "init.lock"
 LOCK_SECONDS = 300.0
@@ -92,15 +105,7 @@ class Home:
         variables = {
             "SIGNALBOX_HOME": str(self.root),
             "DAGSTER_HOME": str(self.dagster),
-            "GIT_PYTHON_REFRESH": "quiet",
-            # Threads that wait must not spin: two trainings on two cores would take ten times
-            # their CPU. Read when OpenMP loads, so it must stand in the environment before.
-            "OMP_WAIT_POLICY": "passive",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_LOGGING_LEVEL": "WARNING",
-            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-            "MLFLOW_PRINT_MODEL_URLS_ON_CREATION": "false",
-            "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+            **QUIET,
         }
         if self.ledger_url != sqlite_ledger(self.root):
             variables["SIGNALBOX_LEDGER_URL"] = self.ledger_url

@@ -228,7 +228,10 @@ NEVER: dict[str, tuple[Callable[[fake.Cluster], None], str]] = {
         _config,
         'CreateContainerConfigError: configmap "dagster-instance" not found',
     ),
-    "an unknown PriorityClass": (_priorities, "no PriorityClass with name nightly was found"),
+    "an unknown PriorityClass": (
+        _priorities,
+        "no PriorityClass with name signalbox-step-adhoc was found",
+    ),
     "no room": (_full, "Unschedulable: 0/2 nodes are available: 2 Insufficient nvidia.com/gpu."),
 }
 
@@ -238,6 +241,7 @@ def test_what_never_starts_is_told(
     kubelet: fake.Cluster, sets: Callable[[fake.Cluster], None], words: str
 ) -> None:
     sets(kubelet)
+    # The pinned one gives it that of its lane, and refuses others.
     priority = {"pod_spec_config": {"priority_class_name": "nightly"}}
     waits = asked_often(kubelet, lambda: kubelet.jobs)
     ended = execute(kubelet, "stock_trivial", hangs_if=waits, step_k8s_config=priority)
@@ -245,7 +249,7 @@ def test_what_never_starts_is_told(
     assert words not in ended.told
     kubelet.jobs.clear()
     kubelet.pods.clear()
-    ended = execute(kubelet, "pinned_trivial", step_k8s_config=priority)
+    ended = execute(kubelet, "pinned_trivial")
     assert not ended.success
     assert words in ended.told
     assert kubelet.jobs == {}  # so that it does not start when nobody waits for it any more

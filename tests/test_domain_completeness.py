@@ -22,7 +22,7 @@ unhurried = settings(deadline=None)  # a busy machine is no failure
 NEW_YORK = "America/New_York"
 HOUR = timedelta(hours=1)
 PLAIN, SPRING, AUTUMN = date(2013, 1, 5), date(2013, 3, 10), date(2013, 11, 3)
-LATER = datetime(2014, 1, 1, tzinfo=UTC)
+LATER = datetime(2040, 1, 2, tzinfo=UTC)
 
 days = st.sampled_from([PLAIN, SPRING, AUTUMN]) | st.dates(date(2000, 1, 1), date(2039, 12, 31))
 
@@ -45,6 +45,14 @@ def deliveries(draw: st.DrawFn) -> tuple[Sequence[datetime], list[Arrival], date
     return expected, arrivals, as_of
 
 
+def taken(
+    expected: Sequence[datetime], arrivals: Sequence[Arrival], as_of: datetime
+) -> list[Arrival]:
+    """The deliveries that count: of the day's hours, accepted, and of an hour that is over."""
+    hours = {hour for hour in expected if hour + HOUR <= as_of}
+    return [a for a in arrivals if a.hour in hours and a.rejected is None]
+
+
 @unhurried
 @given(deliveries())
 def test_every_expected_hour_is_accounted_for_once(
@@ -58,7 +66,7 @@ def test_every_expected_hour_is_accounted_for_once(
     assert not {*report.missing} & {*report.not_due}
     assert all(hour + HOUR <= as_of for hour in report.missing)
     assert all(hour + HOUR > as_of for hour in report.not_due)
-    accepted = [a for a in arrivals if a.hour in set(expected) and a.rejected is None]
+    accepted = taken(expected, arrivals, as_of)
     assert report.observed == len(accepted)
     assert report.rows == sum(a.rows for a in accepted)
 
@@ -70,10 +78,10 @@ def test_complete_means_that_all_hours_were_accepted(
 ) -> None:
     expected, arrivals, as_of = case
     report = assess_source("weather", expected, arrivals, as_of)
-    accepted = {a.hour for a in arrivals if a.rejected is None}
-    assert (report.verdict is Verdict.COMPLETE) == (set(expected) <= accepted)
-    anything = {a.hour for a in arrivals} & set(expected)
-    assert (report.verdict is Verdict.ABSENT) == (not anything)
+    accepted = {a.hour for a in taken(expected, arrivals, as_of)}
+    assert (report.verdict is Verdict.COMPLETE) == (set(expected) == accepted)
+    refused = {a.hour for a in arrivals if a.rejected is not None} & set(expected)
+    assert (report.verdict is Verdict.ABSENT) == (not accepted | refused)
 
 
 @unhurried
@@ -107,6 +115,20 @@ def test_an_hour_is_due_once_it_has_ended() -> None:
     ended = expected[0] + HOUR
     assert assess_source("w", expected, [], ended - timedelta(seconds=1)).missing == ()
     assert assess_source("w", expected, [], ended).missing == (expected[0],)
+
+
+def test_a_file_that_came_before_its_hour_was_over_does_not_count_until_then() -> None:
+    """What is delivered at ten past cannot hold the other 50 minutes."""
+    expected = local_hours(PLAIN, NEW_YORK)
+    arrivals = [Arrival(hour=hour, rows=1) for hour in expected]
+    early = assess_source("w", expected, arrivals, expected[-1] + timedelta(minutes=10))
+    assert early.verdict is Verdict.PARTIAL
+    assert (early.observed, early.rows, early.not_due) == (23, 23, (expected[-1],))
+    # That it cannot be read is known at once.
+    arrivals[-1] = Arrival(hour=expected[-1], rows=0, rejected="truncated")
+    torn = assess_source("w", expected, arrivals, expected[-1] + timedelta(minutes=10))
+    assert torn.verdict is Verdict.QUARANTINED
+    assert assess_source("w", expected, arrivals[:-1], LATER).missing == (expected[-1],)
 
 
 def test_a_rejected_hour_counts_as_not_observed_and_says_why() -> None:

@@ -219,7 +219,7 @@ def test_eight_processes_at_once_make_one_good_home(home: Home, dagster_yaml: Pa
     assert len((home.root / "prepared.log").read_text().splitlines()) == 1
     home.require()
     with contextlib.closing(sqlite3.connect(home.root / "ledger.db")) as ledger:
-        assert ledger.execute("SELECT version_num FROM alembic_version").fetchall() == [("0005",)]
+        assert ledger.execute("SELECT version_num FROM alembic_version").fetchall() == [("0007",)]
         assert ledger.execute("SELECT count(*) FROM clocks").fetchone() == (8,)
 
 

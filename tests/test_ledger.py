@@ -600,7 +600,7 @@ def _die_at_the_third_table(url: str, _: Barrier, guarded: bool) -> None:
 def test_a_migration_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/new.db"
     run_together(_die_at_the_third_table, [(url, True)])
-    with pytest.raises(HomeError, match="has schema none, this version needs 0005"):
+    with pytest.raises(HomeError, match="has schema none, this version needs 0007"):
         open_ledger(url).clock("flights")
     upgrade(url)
     assert open_ledger(url).clock("flights") is None

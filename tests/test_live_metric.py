@@ -14,6 +14,7 @@ from platform_assets.domain.partition import PartitionKey
 from platform_assets.factory import serving as jobs
 from platform_assets.line.alerting import update
 from platform_assets.line.judging import evaluate_model
+from platform_assets.line.launching import open_failures
 from platform_assets.line.live_metric import LIVE_METRIC, watch_champion
 from platform_assets.line.models import train_model
 from platform_assets.line.projection import project
@@ -184,10 +185,22 @@ def test_what_fails_each_time_is_given_up_until_there_is_another_date(
             minutes(60 * attempt)
             keys, cursor = requested(line, cursor)
     assert (keys, cursor) == ([], first)
+    # A champion that nobody watches is no detail of a log.
+    update(line.services)
+    (told,) = line.services.alerts.all("flights", only_open=True)
+    assert told.subject == f"{MODEL} champion"
+    assert "its files are not those that were recorded" in told.text
+    assert "`signalbox rollback flights --reason" in told.advice
+    assert "flights/live_metric" not in str(open_failures(line.services)), "no asset has failed"
     judge(line, SECOND)
     keys, _ = requested(line, cursor)
     assert len(keys) == 1
     assert keys[0] != first
+    update(line.services)
+    assert line.services.alerts.all("flights", only_open=True) == [told], "it is not scored yet"
+    run(line, keys[0])
+    update(line.services)
+    assert told.key not in {a.key for a in line.services.alerts.all("flights", only_open=True)}
 
 
 def test_of_two_who_change_the_champion_at_once_one_does(

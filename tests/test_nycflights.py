@@ -86,11 +86,11 @@ def test_until_hour_is_exclusive_and_says_how_far_it_got(zone: LandingZone) -> N
         (18, 0, 6)
     ] * 2
 
-    assert replay(zone.spec, zone, last, last, until_hour=24) == datetime(
-        2013, 2, 10, 5, tzinfo=UTC
-    )
+    over = replay(zone.spec, zone, last, last, until_hour=24)
+    assert over == datetime(2013, 2, 10, 5, tzinfo=UTC)
     zone.refresh(first, last)
-    assert zone.report("JFK", last, as_of).is_whole
+    assert zone.report("JFK", last, over).is_whole
+    assert not zone.report("JFK", last, as_of).is_whole, "by that clock the hours are to come"
 
 
 def test_until_hour_zero_delivers_nothing_of_the_last_date(zone: LandingZone) -> None:

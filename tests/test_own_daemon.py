@@ -240,6 +240,29 @@ def test_the_daemon_runs_as_a_command_and_ends_with_ctrl_c(home: Home) -> None:
     assert "QuickBackfillDaemon" in log.read_text()
 
 
+def test_mlflows_migrations_are_read_once_where_that_is_asked_for() -> None:
+    code = """
+from alembic.script import ScriptDirectory
+from mlflow.store.db.utils import _get_alembic_config, _get_latest_schema_revision
+from platform_assets.instance.migrations import remember_migrations, remember_migrations_of_mlflow
+
+def read():
+    return ScriptDirectory.from_config(_get_alembic_config(""))
+
+newest = _get_latest_schema_revision()
+remember_migrations()
+assert read() is not read(), "there would be nothing to remember"
+remember_migrations_of_mlflow()
+assert read() is read()
+assert _get_latest_schema_revision() == newest
+"""
+    subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        check=True,
+    )
+
+
 def test_dagsters_migrations_are_read_once_and_nobody_elses_kept() -> None:
     code = """
 from alembic.config import Config

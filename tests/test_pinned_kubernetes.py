@@ -156,6 +156,7 @@ def launch(
     image: str | None = None,
     container_context: dict[str, Any] | None = None,
     launcher_image: str = "run",
+    plain_tags: bool = False,
     **config: Any,
 ) -> DagsterRun:
     """Launch a run as the queue's daemon does; its Job goes to the fake."""
@@ -182,7 +183,7 @@ def launch(
         )
         run = instance.create_run_for_job(
             empty,
-            tags={name: json.dumps(value) for name, value in (tags or {}).items()},
+            tags={n: v if plain_tags else json.dumps(v) for n, v in (tags or {}).items()},
             job_code_origin=origin._replace(repository_origin=repository),
         )
         launcher = instance.run_launcher

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from platform_assets.cli import (
     alerts,
+    cluster,
     copying,
     daemon,
     images,
@@ -279,6 +280,7 @@ copying.register(app)
 serving.register(app)
 app.add_typer(lanes.commands)
 app.add_typer(images.commands)
+app.add_typer(cluster.commands)
 
 
 def _complain(message: str) -> None:
@@ -334,5 +336,6 @@ def _sentence(error: Any) -> str:
 
 # Each registers its commands on `app`.
 from platform_assets.cli import backfill as _backfill  # noqa: E402, F401
+from platform_assets.cli import canary as _canary  # noqa: E402, F401
 from platform_assets.cli import late as _late  # noqa: E402, F401
 from platform_assets.cli import registry as _registry  # noqa: E402, F401

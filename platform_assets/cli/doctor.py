@@ -17,6 +17,7 @@ from platform_assets.domain.image_spec import deployment
 from platform_assets.factory import check_spec
 from platform_assets.factory.instance import dagster_yaml, instance_config
 from resources.catalog import catalog_folder, load_catalog, load_entries
+from resources.cluster import instance_document
 from resources.home import FORMAT, Home
 from resources.images import load_lock, lock_file
 from resources.lanes import load_lanes, outdated
@@ -54,6 +55,7 @@ def examine(home: Home) -> list[Finding]:
         ("alerts", _alerts),
         ("catalog", _catalog),
         ("images", _images),
+        ("deploy", _deploy),
     ]
     findings: list[Finding] = []
     for name, check in checks:
@@ -91,6 +93,12 @@ def _images(_: Home) -> Iterator[Finding]:
         )
     else:
         yield Finding("images", True, f"{', '.join(sorted(lock.images))} in {lock_file()}")
+
+
+def _deploy(_: Home) -> Iterator[Finding]:
+    from platform_assets.cli.cluster import deploy_finding
+
+    yield Finding("deploy", *deploy_finding())
 
 
 def _python(_: Home) -> Iterator[Finding]:
@@ -163,7 +171,13 @@ def _instance(home: Home) -> Iterator[Finding]:
         )
         return
     lanes = load_lanes()
-    old = outdated(live, yaml.safe_load(instance_config(home)), lanes)
+    # In a pod the file is the cluster's, as deploy/ has it.
+    wanted = (
+        yaml.safe_load(instance_config(home))
+        if deployment(os.environ) == "local" or "KUBERNETES_SERVICE_HOST" not in os.environ
+        else instance_document(dagster_yaml().read_text(encoding="utf-8"))
+    )
+    old = outdated(live, wanted, lanes)
     with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
         runs = instance.get_runs_count()
         wrong = live_differences(instance, lanes)

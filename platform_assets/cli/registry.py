@@ -9,6 +9,8 @@ import typer
 from platform_assets.cli.app import AsJson, HtmlFile, app
 from platform_assets.domain.errors import UsageError
 from platform_assets.domain.model_ref import ModelRef
+from platform_assets.domain.rebuilding import Place
+from platform_assets.domain.reproduction import Comparison
 from platform_assets.line.services import Services
 from platform_assets.terminal import print_json, print_table
 from resources.catalog import load_catalog
@@ -29,6 +31,11 @@ def _meant(text: str) -> tuple[Services, ModelRef]:
     return Services.open(pipeline_of_model(ref, load_catalog().values())), ref
 
 
+def services_of(text: str) -> Services:
+    """The services of the pipeline that is meant, by its own name or by its model's."""
+    return _meant(text)[0]
+
+
 @app.command()
 def reproduce(
     model: Model,
@@ -42,27 +49,42 @@ def reproduce(
             "--declared", help="Train as the catalog says now, not as it was recorded then."
         ),
     ] = False,
+    here: Annotated[
+        bool,
+        typer.Option(
+            "--here", help="Train in this process, also if it was trained in an image; compare."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a registered model again on the very rows it was trained on, and compare.
 
-    Nothing is registered. Exit code 0: identical, equal, or within the tolerance.
+    In the image that was recorded with it, by podman or docker, where there is one; else the
+    environments are compared. Nothing is registered. Exit code 0: identical, equal, or within the
+    tolerance.
     """
     from platform_assets.line.registered import model_record
     from platform_assets.line.reproduce import document
     from platform_assets.line.reproduce import reproduce as rebuild
+    from platform_assets.line.reproduce_in_image import place, reproduce_in
 
     if not 0 <= tolerance < math.inf:
         raise UsageError(f"--tolerance {tolerance} is no tolerance; allowed is a number from 0")
     services, ref = _meant(model)
     record = model_record(services, ref)
-    found = rebuild(services, record, tolerance=tolerance, declared=declared)
-    told = document(services, record, found)
+    where = Place(reason="--here was asked for") if here else place(services, record)
+    if where.image:
+        told = reproduce_in(services, record, where.image, tolerance=tolerance, declared=declared)
+    else:
+        found = rebuild(services, record, tolerance=tolerance, declared=declared)
+        told = document(services, record, found)
+    told["rebuilt_where"] = where.reason
     if as_json:
         print_json(told)
     else:
-        _print_reproduction(told, [str(comparison) for comparison in found.comparisons])
-    if not found.verdict.good:
+        compared = [str(Comparison.model_validate(part)) for part in told["comparisons"]]
+        _print_reproduction(told, [*compared, f"where: {where.reason}"])
+    if not told["good"]:
         raise typer.Exit(1)
 
 

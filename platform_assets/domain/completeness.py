@@ -335,7 +335,9 @@ def assess_source(
         found: why these very rows are suspicious, as found when they were read to build from them.
     """
     rules = contract or ContractSpec()
-    by_hour = {arrival.hour: arrival for arrival in arrivals}
+    # A file that came before its hour was over cannot hold all of it: the hour is not due, as if
+    # there were none; what its producer delivers afterwards heals it.
+    by_hour = {a.hour: a for a in arrivals if a.rejected is not None or a.hour + HOUR <= as_of}
     accepted = [h for h in expected if h in by_hour and by_hour[h].rejected is None]
     absent = [h for h in expected if h not in by_hour]
     rejected = {

@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from platform_assets.domain.environments import in_short
 from platform_assets.domain.source_spec import Frozen, Name
 
 _NUMBERS = ConfigDict(frozen=True, ser_json_inf_nan="strings")
@@ -114,6 +115,8 @@ class Evidence(BaseModel):
         slice_rows: by slice.
         unexplained: what is wrong with the data that the candidate rests on or is judged on.
         held: why the version may not be promoted.
+        environment: what has changed in it since the champion was trained, in words.
+        unproven: why the candidate may not be promoted because of that.
     """
 
     model_config = _NUMBERS
@@ -129,6 +132,8 @@ class Evidence(BaseModel):
     slice_rows: dict[str, int] = {}
     unexplained: tuple[str, ...] = ()
     held: tuple[str, ...] = ()
+    environment: tuple[str, ...] = ()
+    unproven: tuple[str, ...] = ()
 
 
 class Condition(BaseModel):
@@ -136,7 +141,7 @@ class Condition(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    name: Literal["sample", "improvement", "slices", "calibration", "data", "hold"]
+    name: Literal["sample", "improvement", "slices", "calibration", "data", "hold", "environment"]
     passed: bool
     found: str
     allowed: str
@@ -171,6 +176,7 @@ def judge(evidence: Evidence, terms: GateTerms) -> GateReport:
         _calibration(evidence, terms),
         _listed("data", evidence.unexplained, "nothing unexplained"),
         _listed("hold", evidence.held, "no hold"),
+        _environment(evidence),
     )
     return GateReport(
         passed=all(condition.passed for condition in conditions),
@@ -315,6 +321,16 @@ def _calibration(evidence: Evidence, terms: GateTerms) -> Condition:
         allowed=", ".join(f"{name} {bound:g}" for name, _, bound, _ in asked)
         + (", or no worse than the champion" if theirs else ""),
         reason="; ".join(off),
+    )
+
+
+def _environment(evidence: Evidence) -> Condition:
+    return Condition(
+        name="environment",
+        passed=not evidence.unproven,
+        found=in_short(evidence.environment) or "nothing has changed",
+        allowed="no change, one that only warns, or one that a canary has shown to be none",
+        reason="; ".join(evidence.unproven),
     )
 
 

@@ -34,18 +34,23 @@ class PartitionKey:
         Raises:
             UsageError: the text is neither.
         """
-        parts = text.split(SEPARATOR)
-        days = [part for part in parts if _DATE.fullmatch(part)]
-        names = [part for part in parts if not _DATE.fullmatch(part)]
-        if len(days) == 1 and len(names) <= 1 and all(names):
-            try:
-                return cls(date.fromisoformat(days[0]), names[0] if names else None)
-            except ValueError:
-                pass
-        raise UsageError(
-            f"{text!r} is no partition key; allowed are a date such as 2013-01-05, or a key and "
-            "a date such as JFK|2013-01-05"
-        )
+        return _parsed(text)
+
+
+@lru_cache(maxsize=65536)
+def _parsed(text: str) -> PartitionKey:
+    parts = text.split(SEPARATOR)
+    days = [part for part in parts if _DATE.fullmatch(part)]
+    names = [part for part in parts if not _DATE.fullmatch(part)]
+    if len(days) == 1 and len(names) <= 1 and all(names):
+        try:
+            return PartitionKey(date.fromisoformat(days[0]), names[0] if names else None)
+        except ValueError:
+            pass
+    raise UsageError(
+        f"{text!r} is no partition key; allowed are a date such as 2013-01-05, or a key and "
+        "a date such as JFK|2013-01-05"
+    )
 
 
 @lru_cache(maxsize=8192)

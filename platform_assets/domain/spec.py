@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from platform_assets.domain.canary import EnvironmentTerms
 from platform_assets.domain.digests import digest_of
 from platform_assets.domain.errors import UsageError
 from platform_assets.domain.expressions import names_in as names_in
@@ -191,6 +192,7 @@ class PipelineSpec(Frozen):
     limits: LimitsSpec = LimitsSpec()
     serving: ServingSpec = ServingSpec()
     images: ImagesSpec = ImagesSpec()
+    environment: EnvironmentTerms = EnvironmentTerms()
 
     @field_validator("owners")
     @classmethod

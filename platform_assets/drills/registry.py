@@ -2,10 +2,16 @@
 
 from collections.abc import Mapping
 
-from platform_assets.drills import duplicate_cities, partial_day, promotion_race, starvation
+from platform_assets.drills import (
+    duplicate_cities,
+    image_drift,
+    partial_day,
+    promotion_race,
+    starvation,
+)
 from platform_assets.drills.harness import Drill
 
 DRILLS: Mapping[str, Drill] = {
     drill.NAME: Drill(drill.NAME, drill.TITLE, drill.play)
-    for drill in (partial_day, duplicate_cities, starvation, promotion_race)
+    for drill in (partial_day, duplicate_cities, starvation, promotion_race, image_drift)
 }

@@ -13,6 +13,7 @@ from platform_assets.domain.image_spec import IMAGE_TAG
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory import grid
+from platform_assets.factory.environments import environment_check_spec, environment_checks
 from platform_assets.factory.events import (
     HELD_CHECK,
     NO_AUTOMATIC_EVENT,
@@ -92,6 +93,7 @@ def _partitioned(
     work: Work,
     follower: str | None = None,
     ask: Ask | None = None,
+    environment: bool = False,
 ) -> dg.AssetsDefinition:
     stage = asset.key.path[-1]
     version = asset.code_version or ""
@@ -108,7 +110,8 @@ def _partitioned(
                 asset=asset.key,
                 description="The partitions of the last run were clear; held ones are named. The "
                 "features' stays failed as long as a live day is held: the sensor sees to it.",
-            )
+            ),
+            *([environment_check_spec(asset.key)] if environment else ()),
         ],
     )
     def compute(
@@ -125,7 +128,8 @@ def _partitioned(
             return noted(services, stage, key, run_id, do)
 
         first = None if ask is None else partial(ask, context, services)
-        yield from run_partitions(context, spec, stage, version, note, follower, first)
+        also = partial(environment_checks, spec) if environment else None
+        yield from run_partitions(context, spec, stage, version, note, follower, first, also)
 
     return compute
 
@@ -258,6 +262,7 @@ def _model(spec: PipelineSpec, origin: str) -> dg.AssetsDefinition:
         spec.limits.models_per_run,
         work,
         ask=lambda _, services, key: require_snapshot(services, key.date),
+        environment=True,
     )
 
 

@@ -1,8 +1,12 @@
 """Outcomes as Dagster events, the same for a run of one partition and of many."""
 
 import base64
+import os
+import re
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -28,6 +32,11 @@ HELD_CHECK = "clear"
 RESTATE_TAG = "signalbox/restate"
 """A run with this tag set to "true" makes its partitions again, though nothing has changed."""
 
+Checks = Callable[[Sequence[Outcome]], Iterable[dg.AssetCheckResult]]
+
+_PLACE = re.compile(r"(?P<pod>[^/\s]+)/(?P<container>\S+) on (?P<node>\S+) runs ")
+"""How the executor of the cluster words what it has seen start."""
+
 RETRIES, RETRY_SECONDS = 2, 5.0
 """How often a step is tried again after transient errors alone, and how long it waits."""
 
@@ -38,7 +47,31 @@ def opened(context: dg.AssetExecutionContext, spec: PipelineSpec) -> Services:
     # A retry belongs to the same restatement: what the first try has made again stands.
     asked_by = tags.get("dagster/backfill") or context.run.root_run_id or context.run.run_id
     restate = asked_by if tags.get(RESTATE_TAG) == "true" else ""
-    return Services.open(spec, restate=restate, tell=context.log.info)
+    return Services.open(
+        spec, restate=restate, tell=context.log.info, ran=partial(what_ran, context)
+    )
+
+
+def what_ran(context: dg.AssetExecutionContext) -> dict[str, str]:
+    """What the executor has noted on this run of the container that the step is in.
+
+    It asks the cluster every few seconds: in the first ones, and outside of a cluster, nothing.
+    """
+    if not os.environ.get("SIGNALBOX_IMAGE"):
+        return {}
+    step = context.get_step_execution_context().step.key
+    records = context.instance.get_records_for_run(
+        context.run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT
+    ).records
+    for record in reversed(records):
+        event = record.event_log_entry.dagster_event
+        if event is None or event.step_key != step:
+            continue
+        metadata = event.engine_event_data.metadata
+        place = _PLACE.match(event.message or "")
+        if "imageID" in metadata and place:
+            return {"image_id": str(metadata["imageID"].value), **place.groupdict()}
+    return {}
 
 
 def as_metadata(values: Mapping[str, Any], figures: Mapping[str, bytes]) -> dict[str, Any]:
@@ -120,6 +153,11 @@ def source_event(
     )
 
 
+def _image() -> dict[str, str]:
+    named = os.environ.get("SIGNALBOX_IMAGE", "").strip()
+    return {"image": named} if named else {}
+
+
 def refusal_event(
     spec: PipelineSpec, stage: str, name: str, verdict: str, reason: str, run_id: str
 ) -> dg.AssetObservation:
@@ -145,6 +183,7 @@ def run_partitions(
     work: Callable[[PartitionKey, HeldError | None], Outcome],
     follower: str | None = None,
     ask: Callable[[PartitionKey], object] | None = None,
+    also: Checks | None = None,
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[Any]]:
     """Do the work of a run's partitions, in a slot of its lane; see `work_in_turn`.
 
@@ -160,12 +199,12 @@ def run_partitions(
     refusals = _held_alike(map(PartitionKey.parse, context.partition_keys), ask)
     if refusals:
         yield from work_in_turn(
-            context, spec, stage, code_version, lambda key: work(key, refusals[key]), follower
+            context, spec, stage, code_version, lambda key: work(key, refusals[key]), follower, also
         )
         return
     with in_lane(context):
         yield from work_in_turn(
-            context, spec, stage, code_version, lambda key: work(key, None), follower
+            context, spec, stage, code_version, lambda key: work(key, None), follower, also
         )
 
 
@@ -195,6 +234,7 @@ def work_in_turn(
     code_version: str,
     work: Callable[[PartitionKey], Outcome],
     follower: str | None = None,
+    also: Checks | None = None,
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[Any]]:
     """Do the work of a run's partitions one by one; each counts as soon as it is done.
 
@@ -207,6 +247,7 @@ def work_in_turn(
         follower: a stage that holds whatever this one holds. Where the same run goes on to it,
             the run fails there: a failure here would keep it from the neighbours too. What is
             refused for another reason it might take as it was before: then the run fails here.
+        also: further checks, of what was done.
     """
     name = spec.asset(stage)
     followed = follower is not None and (
@@ -216,7 +257,7 @@ def work_in_turn(
     refused: dict[str, str] = {}
     failed: dict[str, Exception] = {}
     short: dict[str, Any] = {}
-    done = 0
+    outcomes: list[Outcome] = []
 
     def refuse(key: str, verdict: str, reason: str) -> None:
         context.log_event(refusal_event(spec, stage, key, verdict, reason, context.run.run_id))
@@ -240,13 +281,16 @@ def work_in_turn(
             refuse(text, "failed", f"{type(error).__name__}: {error}")
             context.log.error(f"{text} failed: {''.join(traceback.format_exception(error))}")
             continue
-        done += 1
+        outcomes.append(outcome)
+        where = {**_image(), **what_ran(context)}
+        outcome = replace(outcome, metadata={**outcome.metadata, **where})
         if outcome.metadata.get("short"):
             short[text] = outcome.metadata["short"]
             context.log.warning(f"{name} {text} is short of something: {short[text]}")
         context.log_event(
             materialization(spec, outcome, code_version, context.run.tags.get("dagster/backfill"))
         )
+    done = len(outcomes)
     yield dg.AssetCheckResult(
         asset_key=asset_key(name),
         check_name=HELD_CHECK,
@@ -260,6 +304,8 @@ def work_in_turn(
             "partitions": len(keys),
         },
     )
+    if also is not None:
+        yield from also(outcomes)
     lasting = [error for error in failed.values() if not isinstance(error, TransientError)]
     named = _failure(name, {**held, **refused}, failed)
     if lasting:

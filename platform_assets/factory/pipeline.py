@@ -11,6 +11,7 @@ from platform_assets.domain.errors import SpecError, UsageError
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory.assets import build_assets
 from platform_assets.factory.due import due_selection
+from platform_assets.factory.environments import build_canary_job
 from platform_assets.factory.grid import asset_key
 from platform_assets.factory.lanes import PIPELINE_TAG
 from platform_assets.factory.promoting import build_rollback_job
@@ -85,6 +86,7 @@ def build_pipeline(
             *jobs,
             build_waive_job(spec),
             build_rollback_job(spec),
+            build_canary_job(spec),
             *build_serving_jobs(spec),
             build_maintenance_job(spec),
         ],

@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from platform_assets.domain.errors import SignalboxError
-from platform_assets.instance.migrations import remember_migrations
+from platform_assets.instance.migrations import remember_migrations_of_mlflow
 from resources.catalog import load_catalog
 from resources.environment import installed
 from resources.ledger.tables import tables
+from resources.surroundings import environment_fingerprint
 from resources.tracking.client import quiet_environment
 from resources.training import load_trainer
 
@@ -72,9 +73,11 @@ def preload() -> list[str]:
     """
     quiet_environment()
     missing = _import([*OF_DAGSTER, *OF_OUR_INSTANCE, *OF_THE_LINE])
-    remember_migrations()
+    remember_migrations_of_mlflow()
     _remember_distributions()
     _remember_fonts_and_mappers()
+    with suppress(SignalboxError):  # the run says so better
+        environment_fingerprint()
     tables()  # of the ledger: declared once, in SQLAlchemy's way
     try:
         specs = load_catalog().values()

@@ -17,6 +17,7 @@ from platform_assets.line.due import read_due
 from platform_assets.line.launching import asset_of, describe, open_failures
 from platform_assets.line.projection import alert_record, serving_alerts
 from platform_assets.line.services import Services
+from platform_assets.line.unscored import unscored_alerts
 from resources.ledger.alerts import LOGGED_ONLY
 from resources.ledger.records import AlertRecord
 from resources.webhook import URL_VARIABLE, Webhook, alert_id, payload
@@ -98,7 +99,7 @@ def gather(services: Services) -> Findings:
             if record.step != "wait"
         ),
         misplaced=tuple(services.zone.misplaced.known()),
-        worded=serving_alerts(services),
+        worded=(*serving_alerts(services), *unscored_alerts(services)),
     )
 
 

@@ -13,6 +13,7 @@ from platform_assets.domain.manifest import PartitionVersion, Snapshot
 from platform_assets.domain.model_ref import CHAMPION
 from platform_assets.line.clearance import described, lapsed
 from platform_assets.line.days import load_snapshot
+from platform_assets.line.environments import VALUE, record_of
 from platform_assets.line.fingerprints import ENVIRONMENT, FINGERPRINT
 from platform_assets.line.recipes import RECIPE
 from platform_assets.line.registered import judgements, model_date, promotions
@@ -67,6 +68,7 @@ def audit(services: Services, record: VersionRecord) -> dict[str, Any]:
             "recipe": record.detail.get(RECIPE),
             "environment": record.detail.get(ENVIRONMENT),
         },
+        "environment": record_of(services, record),
         "snapshot": {
             "digest": record.detail["snapshot"],
             "window_start": snapshot.window_start.isoformat() if snapshot else None,
@@ -177,6 +179,8 @@ def _partition(
         "built_at": found.committed_at.isoformat(timespec="seconds") if found else None,
         "run_id": found.run_id if found else None,
         "changed_since": current != p.data_version,
+        "environment": detail.get(VALUE),
+        "image": detail.get("image"),
     }
 
 

@@ -31,6 +31,9 @@ WORDS: Mapping[str, str] = {
     "everything it was trained on. The one in use is the champion.",
     "verdict": "The comparison of one candidate with the champion of that moment, on the same "
     "rows. It counts for this pair alone.",
+    "environment, canary": "All that a training computes with: its image, packages, processor and "
+    "threads. A canary trains the champion's own rows again in another one, to see whether that "
+    "makes a difference.",
     "log_loss, rmse": "How far the predictions lie from what happened: of a probability, the mean "
     "of the logarithm of what was given to what happened; of a value, the root of the mean square. "
     "The smaller the better.",

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
-from platform_assets.domain.errors import HeldError, PromotionConflictError
+from platform_assets.domain.errors import HeldError, PromotionConflictError, RefusedError
 from platform_assets.domain.lease import Lease
 from platform_assets.domain.manifest import PartitionVersion
 from platform_assets.domain.promotion import PRIMARY_METRIC
 from platform_assets.line.clearance import described, lapsed, rests_on
+from platform_assets.line.environments import passage_of
 from platform_assets.line.gating import date_of, registered, verdict_on, version_of
 from platform_assets.line.judging import JudgedRows
 from platform_assets.line.projection import projected
@@ -311,10 +312,17 @@ def promote(
 
     Raises:
         PromotionConflictError: somebody else changed the champion since the verdict.
-        RefusedError: the verdict is another pair's or did not pass, or the version is held; or its
-            files are not those that were recorded.
+        RefusedError: the verdict is another pair's or did not pass, or the version is held; its
+            files are not those that were recorded; or the environment has changed and the canary
+            that it was decided by does not count any more.
     """
     spec = services.spec
+    crossing = passage_of(services, candidate, expected.version if expected else None)
+    if not crossing.verdict.free:
+        raise RefusedError(
+            f"{spec.model.name}: version {version_of(candidate)} is held: "
+            f"{crossing.verdict.reason}; nothing was changed"
+        )
     # A verdict may be older than what somebody has done to the files; the ledger does not see them.
     with services.tracking.verified(
         spec.model.name, version_of(candidate), digest=candidate.data_version
@@ -332,6 +340,7 @@ def promote(
         run_id=run_id,
         at=services.clock.as_of(),
         digest=candidate.data_version,
+        canary=crossing.needed,
         lease=lease,
     )
 

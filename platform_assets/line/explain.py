@@ -17,6 +17,8 @@ from platform_assets.line.days import (
     unaccepted_now,
     without_verdict,
 )
+from platform_assets.line.environments import described as environment_described
+from platform_assets.line.environments import passage_of
 from platform_assets.line.judging import judged_rows
 from platform_assets.line.late import described as described_restatement
 from platform_assets.line.late import open_restatements
@@ -54,6 +56,7 @@ def explain(services: Services, asset: str, partition: str) -> dict[str, Any]:
         "as_of": services.clock.as_of().isoformat(),
         **_state(services, stage, key),
         **(_terms(services, history[-1]) if history and stage in RESTS_ON_ROWS else {}),
+        **(_environment(services, history[-1]) if history and stage == "model" else {}),
         "versions": [
             {
                 "data_version": v.data_version,
@@ -166,6 +169,13 @@ def _terms(services: Services, version: VersionRecord) -> dict[str, Any]:
         "short": detail.get("short", {}),
         "waivers": described(services, detail.get("waivers", ())),
     }
+
+
+def _environment(services: Services, version: VersionRecord) -> dict[str, Any]:
+    """What a model was trained in, beside the champion in force."""
+    state = services.ledger.alias_state(services.spec.model.name)
+    found = passage_of(services, version, state.version if state else None)
+    return environment_described(found)
 
 
 def _source_lines(report: CompletenessReport) -> list[dict[str, Any]]:

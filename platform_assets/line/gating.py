@@ -12,6 +12,7 @@ from platform_assets.domain.manifest import PartitionVersion
 from platform_assets.domain.promotion import PRIMARY_METRIC
 from platform_assets.line.clearance import lapsed
 from platform_assets.line.days import without_verdict
+from platform_assets.line.environments import Passage, passage_of
 from platform_assets.line.judging import JudgedRows, judged_rows, predictions_on
 from platform_assets.line.services import Services
 from resources import evidence
@@ -103,7 +104,8 @@ def known_verdict(
     if found is None:
         return None
     rows = rows_between(services, candidate, champion)
-    asked = _asked(services, candidate, champion, _problems(services, candidate, rows))
+    problems = _problems(services, candidate, rows, passage_of(services, candidate, against))
+    asked = _asked(services, candidate, champion, problems)
     same = found.rows_digest == rows.digest and found.report.get("asked") == asked
     return found if same else None
 
@@ -137,9 +139,11 @@ def verdict_on(
     if known is not None:
         return known
     rows = rows_between(services, candidate, champion)
-    problems = _problems(services, candidate, rows)
+    crossing = passage_of(services, candidate, against)
+    problems = _problems(services, candidate, rows, crossing)
+    changed = crossing.verdict.changes
     report = judge(
-        _evidence(services, candidate, against, champion, rows, absent, problems),
+        _evidence(services, candidate, against, champion, rows, absent, problems, changed),
         spec.evaluation.gate,
     )
     asked = _asked(services, candidate, champion, problems)
@@ -183,9 +187,9 @@ def _asked(
 
 
 def _problems(
-    services: Services, candidate: VersionRecord, rows: JudgedRows
+    services: Services, candidate: VersionRecord, rows: JudgedRows, crossing: Passage
 ) -> dict[str, list[str]]:
-    """What speaks against a version whatever its scores are: of the data, and the holds."""
+    """What speaks against a version whatever its scores are: data, holds, its environment."""
     model, version = services.spec.model.name, version_of(candidate)
     # What was champion while its waiver counted has not been proven wrong since.
     was = {change.version for change in services.ledger.promotions(model)}
@@ -193,6 +197,8 @@ def _problems(
     return {
         "data": unexplained(services, candidate, rows, expired=version not in was),
         "hold": [f"it is {hold.describe()}" for hold in holds if hold.version == version],
+        # Left out where there is none: the verdicts of before this was asked still count.
+        **({} if crossing.verdict.free else {"environment": [crossing.verdict.reason]}),
     }
 
 
@@ -204,6 +210,7 @@ def _evidence(
     rows: JudgedRows,
     absent: str,
     problems: Mapping[str, Iterable[str]],
+    changed: tuple[str, ...],
 ) -> Evidence:
     spec, terms = services.spec, services.spec.evaluation.gate
     table, target, mine = predictions_on(services, candidate, rows)
@@ -236,6 +243,8 @@ def _evidence(
         slice_rows={name: int(of.sum()) for name, of in slices.items()},
         unexplained=tuple(problems["data"]),
         held=tuple(problems["hold"]),
+        environment=changed,
+        unproven=tuple(problems.get("environment", ())),
     )
 
 

@@ -14,6 +14,8 @@ MOST_CHARACTERS = 600
 """Of a cause: what a run says may be pages."""
 
 STAGE_OF_JOB = {"features": "features", "day": "day", "train": "model", "judge": "evaluation"}
+UNSCORED = "live_metric"
+"""A job whose failures are kept beside those: it makes no asset (line/unscored.py)."""
 
 
 class Runs(Protocol):
@@ -73,7 +75,7 @@ def launchable(
         covered: whether what failed would be in the plan if it was still wanted.
     """
     pipeline = services.spec.pipeline
-    known = {record.run_key: record for record in services.failures.all(pipeline)}
+    known = {r.run_key: r for r in services.failures.all(pipeline) if r.job != UNSCORED}
     wanted = {request.run_key for request in plan.requests}
     over = {key: r for key, r in known.items() if key not in wanted and covered(r)}
     failing: list[FailureRecord] = []
@@ -111,9 +113,7 @@ def _failure(
     run = found.failed
     assert run is not None
     same = before is not None and before.run_id == run.run_id
-    cause = before.cause if same and before else " ".join(runs.cause(run.run_id).split())
-    if len(cause) > MOST_CHARACTERS:
-        cause = f"{cause[: MOST_CHARACTERS - 2]} …"
+    cause = before.cause if same and before else shortened(runs.cause(run.run_id))
     return FailureRecord(
         pipeline=pipeline,
         job=request.job,
@@ -127,6 +127,12 @@ def _failure(
         reason=found.reason,
         ended_at=(run.ended_at or (before.ended_at if same and before else now)).astimezone(UTC),
     )
+
+
+def shortened(cause: str) -> str:
+    """A cause on one line, of bounded length."""
+    text = " ".join(cause.split())
+    return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 2]} …"
 
 
 def describe(record: FailureRecord) -> str:
@@ -144,6 +150,8 @@ def open_failures(services: Services) -> list[FailureRecord]:
     """What ended badly and was not made since, by whomever."""
     found = []
     for record in services.failures.all(services.spec.pipeline):
+        if record.job == UNSCORED:
+            continue
         made = services.ledger.current_version(asset_of(services, record), record.partition)
         if made is None or made.committed_at < record.ended_at:
             found.append(record)

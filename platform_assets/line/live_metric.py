@@ -9,6 +9,7 @@ from platform_assets.domain.live_metric import LiveScore, LiveVerdict, decide
 from platform_assets.domain.manifest import PartitionVersion
 from platform_assets.domain.partition import date_range, local_date
 from platform_assets.domain.serving import RollbackTerms
+from platform_assets.line import unscored
 from platform_assets.line.clearance import lapsed
 from platform_assets.line.days import without_verdict
 from platform_assets.line.judging import JudgedRows, score_on
@@ -52,7 +53,9 @@ def watch_champion(
         LeaseLostError: this one was taken for dead meanwhile.
     """
     with services.claim(services.spec.asset(CHAMPION), None, run_id) as lease:
-        return _watch(services, run_id, lease)
+        found = _watch(services, run_id, lease)
+    unscored.forget(services)
+    return found
 
 
 def _watch(

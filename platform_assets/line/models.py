@@ -9,6 +9,7 @@ from platform_assets.domain.errors import HeldError
 from platform_assets.domain.lease import Lease
 from platform_assets.domain.manifest import Snapshot
 from platform_assets.domain.partition import PartitionKey
+from platform_assets.line import environments
 from platform_assets.line.clearance import described, lapsed
 from platform_assets.line.days import load_snapshot, unaccepted_now, without_verdict
 from platform_assets.line.fingerprints import (
@@ -29,8 +30,11 @@ from resources.training import load_trainer, training_frame
 EXAMPLE_ROWS = 5
 """Rows of the input example that is stored with each model."""
 
-IDENTITY = ("model_version", "mlflow_run_id", "mlflow_experiment_id", "snapshot")
-"""Keys of a model version's detail that say which model it is."""
+IDENTITY = (
+    *("model_version", "mlflow_run_id", "mlflow_experiment_id", "snapshot"),
+    *(environments.VALUE, environments.MACHINE, environments.PROBE, "image", "ran"),
+)
+"""Keys of a model version's detail that say which model it is, and where it was made."""
 
 
 def require_version(services: Services, stage: str, day: date) -> VersionRecord:
@@ -136,7 +140,9 @@ def _train(
         if lease.after_crash:  # it was recorded, and killed before it could tell MLflow
             services.tracking.finish(done.detail["mlflow_run_id"])
         services.attend([day], "its model was trained")
-        return already_done(services, done, _described(services, snapshot, done.detail), upstream)
+        found = environments.passage_here(services, environments.value_of(done))
+        told = {**_described(services, snapshot, done.detail), **environments.described(found)}
+        return already_done(services, done, told, upstream)
     terms = _terms(services, snapshot)
     known = known_model(services, asset, name, fingerprint)
     if known is not None:
@@ -157,12 +163,18 @@ def _train(
             f"{asset} {name}: version {known.detail['model_version']} of {spec.model.name} has "
             f"this fingerprint ({fingerprint.value[:12]}); nothing is to be trained"
         )
+        found = environments.passage_here(services, environments.value_of(known))
         told = {**_described(services, snapshot, detail), "known_model_of_run": known.run_id}
+        told |= environments.described(found)
         told |= {"rows": known.rows, "lease_token": lease.token}
         return Outcome(asset, name, known.data_version, True, told, {}, upstream)
     table = services.table.read(snapshot.partitions, snapshot.read_version)
     frame, target = training_frame(table, spec)
     parameters = dict(spec.model.parameters)
+    here = environments.environment_here(services)
+    change = environments.passage_here(services, here.value)
+    if change.verdict.changes:
+        log(change.verdict.reason)
     tags = {
         "signalbox.dagster_run_id": run_id,
         "signalbox.pipeline": spec.pipeline,
@@ -171,6 +183,7 @@ def _train(
         "signalbox.snapshot": snapshot_record.data_version,
         **_link(run_id, f"{asset} {name}"),
         **tags_of(fingerprint, environment),
+        **environments.tags_of(here.value, change),
         **terms,
     }
     with services.tracking.run(spec.pipeline, f"{spec.model.name} {name}", tags) as run:
@@ -184,7 +197,16 @@ def _train(
                 "days": len(snapshot.days),
             }
         )
-        run.log_document("environment.json", detail_of(fingerprint, environment))
+        where = environments.machine_here()
+        run.log_document(
+            "environment.json",
+            {
+                **detail_of(fingerprint, environment),
+                environments.VALUE: here.value,
+                environments.MACHINE: where,
+                "whole": here.document(),
+            },
+        )
         run.log_snapshot(
             f"{asset} {name}",
             snapshot_record.data_version,
@@ -225,6 +247,9 @@ def _train(
             "mlflow_run_id": run.run_id,
             "mlflow_experiment_id": run.begun.experiment_id,
             "snapshot": snapshot_record.data_version,
+            environments.VALUE: here.value,
+            environments.MACHINE: where,
+            environments.PROBE: environments.probe_of(trainer, model, frame),
             **made,
         }
         # Within the run: where this is refused, the training has failed in MLflow too.
@@ -238,10 +263,12 @@ def _train(
             always=True,
             detail=detail,
         )
+    environments.tag_what_ran(services, run.run_id)
     services.attend([day], "its model was trained")
     metadata = {
         "rows": table.num_rows,
         **_described(services, snapshot, detail),
+        **environments.described(change),
         **(rounds[-1] if rounds else {}),
         "lease_token": lease.token,
     }

@@ -76,7 +76,7 @@ def reproduce(
     then, now = recorded_recipe(record), recipe_of(services.spec)
     used = now if declared or then is None else then
     spec = told_again(services.spec, used)
-    rebuilt = _train(spec, table)
+    rebuilt = train_again(spec, table)
     comparisons = [
         Comparison(
             aspect=Aspect.DATA,
@@ -93,7 +93,7 @@ def reproduce(
         except SignalboxError as error:
             unpredictable = str(error)
         if not any(c.differences for c in comparisons):
-            repeats = _train(spec, table).digest == rebuilt.digest
+            repeats = train_again(spec, table).digest == rebuilt.digest
     return conclude(
         comparisons=comparisons,
         digest_then=record.data_version,
@@ -146,7 +146,8 @@ def _named(services: Services, record: VersionRecord) -> str:
     )
 
 
-def _train(spec: PipelineSpec, table: "pa.Table") -> Rebuilt:
+def train_again(spec: PipelineSpec, table: "pa.Table") -> Rebuilt:
+    """Train on rows as a spec says, and store the model nowhere but for its digest."""
     frame, target = training_frame(table, spec)
     trainer = load_trainer(spec.model.trainer)
     model = trainer.fit(

@@ -12,6 +12,7 @@ from typing import Any
 from platform_assets.domain.attention import with_weekdays
 from platform_assets.domain.clock import Clock, FixedClock, WallClock
 from platform_assets.domain.completeness import Verdict
+from platform_assets.domain.errors import HomeError
 from platform_assets.domain.lease import Lease
 from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.domain.spec import PipelineSpec
@@ -24,6 +25,7 @@ from resources.landing.setaside import SetAside
 from resources.leasing import acquire, keeper
 from resources.ledger import Ledger, open_ledger
 from resources.ledger.alerts import Alerts
+from resources.ledger.environments import Environments
 from resources.ledger.failures import Failures
 from resources.ledger.leases import Leases
 from resources.ledger.quarantine import Quarantine
@@ -75,6 +77,8 @@ class Services:
         restate: who asked that what is there be made again: a backfill or a run. Whatever carries
             this name already was made again, and is not a second time. Empty: nobody.
         tell: is told what a person at the log should know.
+        ran: what the cluster says of the container that this process is in, as far as it is known
+            by now: `image_id`, `pod`, `node`. Nothing outside of one.
     """
 
     home: Home
@@ -82,6 +86,7 @@ class Services:
     fixed_clock: Clock | None = None
     restate: str = ""
     tell: Callable[[str], None] = _log.info
+    ran: Callable[[], Mapping[str, str]] = dict
 
     @classmethod
     def open(
@@ -91,6 +96,7 @@ class Services:
         *,
         restate: str = "",
         tell: Callable[[str], None] = _log.info,
+        ran: Callable[[], Mapping[str, str]] = dict,
     ) -> "Services":
         """Open the services of a pipeline.
 
@@ -99,7 +105,7 @@ class Services:
         """
         located = home or Home.locate()
         located.require()
-        services = cls(located, spec, restate=restate, tell=tell)
+        services = cls(located, spec, restate=restate, tell=tell, ran=ran)
         _ = services.stopwatch  # it starts with its first use
         return services
 
@@ -114,6 +120,10 @@ class Services:
     @cached_property
     def waivers(self) -> Waivers:
         return Waivers(self.home.ledger_url)
+
+    @cached_property
+    def environments(self) -> Environments:
+        return Environments(self.home.ledger_url)
 
     @cached_property
     def quarantine(self) -> Quarantine:
@@ -232,13 +242,33 @@ class Services:
                 data_version=data_version,
                 table_version=table_version,
                 rows=rows,
-                detail={**(detail or {}), "cost": self.stopwatch.lap()},
+                detail={**self.whereabouts(), **(detail or {}), "cost": self.stopwatch.lap()},
                 run_id=run_id,
                 committed_at=datetime.now(UTC),
             ),
             lease,
         )
         return True
+
+    def whereabouts(self) -> dict[str, Any]:
+        """Where a version is made, for its detail: the value of the environment, and the container.
+
+        Nothing where SIGNALBOX_IMAGE names no digest: a training refuses that before it begins,
+        and here the work is done already.
+        """
+        from resources.surroundings import environment_fingerprint
+
+        try:
+            here = environment_fingerprint()
+        except HomeError:
+            return {}
+        self.environments.note(here.value, here.document())
+        ran = dict(self.ran())
+        return {
+            "environment_fingerprint": here.value,
+            **({"image": here.image} if here.image else {}),
+            **({"ran": ran} if ran else {}),
+        }
 
     def record_verdict(
         self, asset: str, partition: str, verdict: str, report: Mapping[str, Any], as_of: datetime

@@ -19,6 +19,7 @@ from platform_assets.domain.errors import PromotionConflictError, RefusedError, 
 from platform_assets.domain.lease import Lease
 from resources.ledger.base import fields_of, insert_into
 from resources.ledger.engine import alone, explained, writing
+from resources.ledger.environments import CanaryNeeded, require_canary
 from resources.ledger.evaluations import Evaluations, evaluation_of, holds_in, put_hold
 from resources.ledger.leases import require_held
 from resources.ledger.promotion_records import (
@@ -126,6 +127,7 @@ class Promotions(Evaluations):
         run_id: str,
         at: datetime,
         digest: str | None = None,
+        canary: CanaryNeeded | None = None,
         alias: str = CHAMPION,
         lease: Lease | None = None,
     ) -> PromotionRecord:
@@ -137,12 +139,14 @@ class Promotions(Evaluations):
             evaluation_id: a verdict of this version against the expected one, passed.
             at: the pipeline's clock, which holds are reckoned by.
             digest: of the version's files, as the verdict has to name it too.
+            canary: that the promotion goes by where the environment has changed.
             lease: under which the decision was made; checked by the transaction that writes.
 
         Raises:
             PromotionConflictError: somebody else changed the alias meanwhile.
             RefusedError: the verdict is another pair's or on other files, or did not pass; the
-                version is held, or the alias points at it already.
+                version is held, or the alias points at it already; or the canary that it goes by
+                is not the newest one.
             UsageError: there is no such verdict.
             LeaseLostError: the lease was taken over meanwhile.
             Of each, nothing was changed.
@@ -166,6 +170,8 @@ class Promotions(Evaluations):
             done = _swap(connection, change, expected)
             _require_verdict(connection, change, expected, digest)
             _require_free(connection, change, at)
+            if canary is not None:
+                require_canary(connection, model, canary)
         return done
 
     def roll_back(

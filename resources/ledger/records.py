@@ -255,7 +255,7 @@ class FailureRecord:
     """A run that the daily lane asks for and whose last attempt ended badly.
 
     Attributes:
-        job: features, day, train or judge.
+        job: features, day, train or judge; or live_metric, which makes no asset.
         run_key: of the first attempt: the same inputs have the same.
         run_id: of the newest attempt.
         state: Dagster's, FAILURE or CANCELED.

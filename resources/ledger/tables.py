@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqlalchemy import MetaData, Table
 
-SCHEMA = "0005"
+SCHEMA = "0007"
 """The newest migration: what this version reads and writes."""
 
 
@@ -36,6 +36,8 @@ class Tables:
     promotions: "Table"
     evaluations: "Table"
     holds: "Table"
+    environments: "Table"
+    canaries: "Table"
 
 
 @cache
@@ -114,6 +116,11 @@ def tables() -> Tables:
         sa.Column("report", document, nullable=False),
         instant("as_of"),
         instant("recorded_at"),
+        # What is not clear, out of ten years of which nearly all is: without a look at the reports.
+        sa.Index(
+            "verdicts_by_verdict",
+            *("pipeline", "asset", "verdict", "partition", "recorded_at", "as_of"),
+        ),
     )
     partition_versions = sa.Table(
         "partition_versions",
@@ -357,6 +364,30 @@ def tables() -> Tables:
         instant("ended_at", nullable=True),
         sa.Index("holds_by_model", "model", "version"),
     )
+    environments = sa.Table(
+        "environments",
+        metadata,
+        text("value", primary_key=True),
+        sa.Column("document", document, nullable=False),
+        instant("first_seen_at"),
+    )
+    canaries = sa.Table(
+        "canaries",
+        metadata,
+        identity(),
+        text("pipeline"),
+        text("model"),
+        number("champion"),
+        text("digest"),
+        text("then"),
+        text("now"),
+        sa.Column("passed", sa.Boolean, nullable=False),
+        sa.Column("report", document, nullable=False),
+        text("by"),
+        text("run_id"),
+        instant("recorded_at"),
+        sa.Index("canaries_of_a_pair", "model", "champion", "then", "now", "id"),
+    )
     return Tables(
         metadata,
         arrivals,
@@ -378,4 +409,6 @@ def tables() -> Tables:
         promotions,
         evaluations,
         holds,
+        environments,
+        canaries,
     )

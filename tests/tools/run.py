@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests import oci, postgres
+from tests import oci, podman, postgres
 from tests.tools import tally
 from tests.tools.browser import VARIABLE, fetch_browser, find_browser
 
@@ -113,6 +113,8 @@ def main(arguments: list[str]) -> int:
         print(f"NOT RUN: the tests on Postgres; {postgres.ADVICE}, then run `make test` again")
     if not oci.is_there():
         print(oci.ADVICE)
+    if heavy and not podman.is_there():
+        print(f"{podman.ADVICE} (there is no {', '.join(podman.missing())})")
     return int(failed)
 
 

@@ -19,6 +19,7 @@ from platform_assets.domain.admission import Layer, admit, images_of, witnessed
 from platform_assets.domain.cluster_budgets import restarting
 from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.images import ImageLock
+from platform_assets.domain.placing import Place, placed
 from platform_assets.instance.kubernetes.calling import TIMEOUT, Patience, persist, same
 from resources.environment import IMAGE
 
@@ -35,19 +36,20 @@ _BODY = 3
 
 @dataclass(frozen=True)
 class Making:
-    """What is being made, and of what; for the words of a refusal."""
+    """What is being made, and of what, for the words of a refusal; and where it belongs."""
 
     what: str
     layers: Sequence[Layer]
+    place: Place | None = None
 
 
 _making: ContextVar[Making | None] = ContextVar("signalbox_making", default=None)
 
 
 @contextmanager
-def making(what: str, layers: Sequence[Layer]) -> Iterator[None]:
-    """Say what the requests of this block are for."""
-    token = _making.set(Making(what, layers))
+def making(what: str, layers: Sequence[Layer], place: Place | None = None) -> Iterator[None]:
+    """Say what the requests of this block are for; Jobs of it are put in their place."""
+    token = _making.set(Making(what, layers, place))
     try:
         yield
     finally:
@@ -85,6 +87,9 @@ class AdmittingApiClient(kubernetes.client.ApiClient):  # type: ignore[misc]
             document = self.sanitize_for_serialization(body)
             if document is not None and self.judge(document, f"{method} {resource_path}"):
                 document = witnessed(document, IMAGE)
+                now = _making.get()
+                if now is not None and now.place is not None and document.get("kind") == "Job":
+                    document = placed(document, now.place, now.what)
             if len(rest) > _BODY:
                 rest = (*rest[:_BODY], document, *rest[_BODY + 1 :])
             else:

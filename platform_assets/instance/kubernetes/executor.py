@@ -36,13 +36,20 @@ from platform_assets.domain.admission import Layer, other_image
 from platform_assets.domain.cluster_budgets import ClusterError, Verdict
 from platform_assets.domain.cluster_causes import Finding, Said, disruption, find, unrecorded
 from platform_assets.domain.image_spec import DEFAULT_IMAGE, IMAGE_TAG
+from platform_assets.domain.lanes import lane_of
+from platform_assets.domain.placing import Place
+from platform_assets.instance.coordinator import parent_lane
 from platform_assets.instance.kubernetes.admitting import (
     AdmittingApiClient,
     credentials,
     making,
 )
 from platform_assets.instance.kubernetes.delegating import RecoveringExecutor
-from platform_assets.instance.kubernetes.launcher import CONFIG_TAG, read_tag
+from platform_assets.instance.kubernetes.launcher import (
+    CONFIG_TAG,
+    PinnedK8sRunLauncher,
+    read_tag,
+)
 from platform_assets.instance.kubernetes.looking import Looking, Seen
 from platform_assets.instance.kubernetes.recovering import Attempt, Recovery, end_recorded
 from platform_assets.instance.kubernetes.step_pod import NAME
@@ -118,11 +125,17 @@ class PinnedStepHandler(StepHandler):
         self._contexts[key] = step_handler_context
         handler = self._handler(step_handler_context)
         attempt = self.recovery.attempt(step_handler_context, key)
-        with making(f"step {key}", self.layers(step_handler_context, key)):
+        layers, place = self.layers(step_handler_context, key), self._place(step_handler_context)
+        with making(f"step {key}", layers, place):
             try:
                 yield from handler.launch_step(attempt)
             except ClusterError as error:
                 yield from self.recovery.unlaunched(step_handler_context, key, error)
+
+    def _place(self, context: StepHandlerContext) -> Place:
+        run = context.dagster_run
+        lane = lane_of(run.tags, parent_lane(context.instance, run))
+        return Place("step", lane, bool(self._config.get("kueue")))
 
     def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
         """Whether the step's Job is well, and its containers run what was asked for.
@@ -281,6 +294,18 @@ def _schema() -> dict[str, Any]:
     }
 
 
+def of_steps(launcher: Any) -> dict[str, Any]:
+    """What the launcher's config says of steps, as the executor's own config would say it."""
+    said = launcher.steps if isinstance(launcher, PinnedK8sRunLauncher) else {}
+    names = {
+        "step_resources": "resources",
+        "step_service_account_name": "service_account_name",
+        "steps_at_once": "max_concurrent",
+        "kueue": "kueue",
+    }
+    return {names[name]: value for name, value in said.items()}
+
+
 @dg.executor(
     name=NAME,
     config_schema=_schema(),
@@ -291,6 +316,7 @@ def pinned_k8s_job_executor(init_context: InitExecutorContext) -> Executor:
     config: dict[str, Any] = dict(init_context.executor_config)
     launcher = init_context.instance.run_launcher
     mine = launcher if isinstance(launcher, K8sRunLauncher) else None
+    config = {**of_steps(launcher), **config}
     inside = config.get("load_incluster_config", mine.load_incluster_config if mine else True)
     file = config.get("kubeconfig_file", mine.kubeconfig_file if mine else None)
     load_kubernetes_config(load_incluster_config=inside, kubeconfig_file=file)

@@ -15,6 +15,7 @@ In dagster.yaml:
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
@@ -32,6 +33,9 @@ from dagster_k8s.utils import load_kubernetes_config
 from platform_assets.domain.admission import Layer
 from platform_assets.domain.cluster_budgets import ClusterError, decide
 from platform_assets.domain.cluster_causes import Finding, find
+from platform_assets.domain.lanes import lane_of
+from platform_assets.domain.placing import Place
+from platform_assets.instance.coordinator import parent_lane
 from platform_assets.instance.kubernetes.admitting import (
     AdmittingApiClient,
     credentials,
@@ -46,9 +50,36 @@ _log = logging.getLogger(__name__)
 
 CONFIG_TAG = "dagster-k8s/config"
 
+OF_STEPS = {
+    "step_resources": dg.Field(
+        dg.Permissive(),
+        is_required=False,
+        description="Requests and limits of a step's container that says nothing of its own.",
+    ),
+    "step_service_account_name": dg.Field(
+        dg.StringSource,
+        is_required=False,
+        description="ServiceAccount of steps, which create no Jobs as run workers do.",
+    ),
+    "steps_at_once": dg.Field(
+        dg.IntSource, is_required=False, description="Steps of one run at once."
+    ),
+    "kueue": dg.Field(
+        bool, is_required=False, description="Whether Kueue queues the steps, by lane."
+    ),
+}
+"""Fields of the launcher's config that are the steps'."""
+
 
 class PinnedK8sRunLauncher(K8sRunLauncher):
-    """A K8sRunLauncher that creates no Job with an image that is not in the lock."""
+    """A K8sRunLauncher that creates no Job with an image that is not in the lock.
+
+    Attributes:
+        steps: what it says of the steps of its runs, by the names of OF_STEPS; the executor reads
+            it, for nothing else that is the cluster's reaches a run worker.
+    """
+
+    steps: Mapping[str, Any] = {}
 
     @classmethod
     def config_type(cls) -> dict[str, Any]:
@@ -59,7 +90,7 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
             description="Name in images.lock.yaml of the image that runs run in, where the code "
             "location does not come from an image.",
         )
-        return {**super().config_type(), "image": own}
+        return {**super().config_type(), "image": own, **OF_STEPS}
 
     @classmethod
     def from_config_value(
@@ -71,6 +102,7 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
             UsageError: the lock has no image of that name, or is none.
         """
         config = dict(config_value)
+        steps = {field: config.pop(field) for field in OF_STEPS if field in config}
         name = config.pop("image", None)
         if name is not None:
             config["job_image"] = str(load_lock().named(name).ref)
@@ -81,12 +113,14 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
             k8s_api_ssl_ca_cert_file=config.get("k8s_api_ssl_ca_cert_file"),
         )
         client = AdmittingApiClient(load_lock, credentials(inside, file))
-        return cls(
+        launcher = cls(
             inst_data=inst_data,
             k8s_client_batch_api=kubernetes.client.BatchV1Api(client),
             k8s_client_core_api=kubernetes.client.CoreV1Api(client),
             **config,
         )
+        launcher.steps = steps
+        return launcher
 
     def launch_run(self, context: LaunchRunContext) -> None:
         """Create the run's Job.
@@ -94,7 +128,7 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
         Raises:
             RefusedError: a container of it is not pinned; names it, and where its image is from.
         """
-        with making(f"run {context.dagster_run.run_id}", self.layers(context.dagster_run)):
+        with self._making(context.dagster_run):
             super().launch_run(context)
 
     def resume_run(self, context: ResumeRunContext) -> None:
@@ -109,7 +143,7 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
             run.run_id, resume_attempt_number=(context.resume_attempt_number or 1) - 1 or None
         )
         self._allow(run, self._seen(run, name))
-        with making(f"run {run.run_id}", self.layers(run)):
+        with self._making(run):
             super().resume_run(context)
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
@@ -177,6 +211,10 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
                 job_name=seen.name,
                 namespace=self.get_container_context_for_run(run).namespace,
             )
+
+    def _making(self, run: dg.DagsterRun) -> AbstractContextManager[None]:
+        place = Place("run", lane_of(run.tags, parent_lane(self._instance, run)))
+        return making(f"run {run.run_id}", self.layers(run), place)
 
     def layers(self, run: dg.DagsterRun) -> list[Layer]:
         """What the run's Job is made of, the strongest first."""

@@ -82,7 +82,7 @@ class Kubelet:
         def follow() -> None:
             code = process.wait()
             with self._cluster.lock:
-                self._ended(pod, code if code >= 0 else 128 - code)
+                self.ended(pod, code if code >= 0 else 128 - code)
 
         threading.Thread(target=follow, daemon=True).start()
 
@@ -97,7 +97,8 @@ class Kubelet:
                 stderr=log,
             )
 
-    def _ended(self, pod: Object, code: int) -> None:
+    def ended(self, pod: Object, code: int) -> None:
+        """The container's process has ended, here or wherever a test has run it."""
         name, status = pod["metadata"]["name"], pod["status"]
         end = self._ends.pop(name, {})
         reason = end.get("container_reason") or ("Error" if code else "Completed")
@@ -131,7 +132,7 @@ class Kubelet:
             self._ends[pod["metadata"]["name"]] = end
             process = self.processes.get(pod["metadata"]["name"])
             if process is None:
-                self._ended(pod, 137)
+                self.ended(pod, 137)
         if process is not None:
             process.kill()
 

@@ -78,7 +78,8 @@ def _handler(cluster: Cluster, closing: threading.Event) -> type[BaseHTTPRequest
             if self.command != "GET":
                 cluster.requests.append((self.command, self.path))
             place = urlsplit(self.path)
-            parts = place.path.partition(f"/namespaces/{NAMESPACE}/")[2].split("/")
+            # One namespace, whatever it is called.
+            parts = place.path.partition("/namespaces/")[2].split("/")[1:] or [""]
             kind, name = parts[0], parts[1] if len(parts) > 1 else ""
             code, document = self._do(kind, name, parts[2:], body, parse_qs(place.query))
             if fault is not None:
