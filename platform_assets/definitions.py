@@ -17,6 +17,7 @@ from platform_assets.component import pipeline_definitions
 from platform_assets.domain.image_spec import deployment
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory import check_spec
+from platform_assets.instance.kubernetes.step_pod import STEP_KEY, step_pod_executor
 from resources.catalog import components_folder, load_entries
 from sensors.tracking_truth import tracking_truth_sensors
 
@@ -52,18 +53,25 @@ def _executor(specs: Mapping[str, PipelineSpec]) -> dg.ExecutorDefinition:
     """What runs the steps of a run: this process, or a Job of the cluster for each.
 
     Raises:
-        UsageError: on a cluster, an image that a pipeline names is not in the lock.
+        UsageError: on a cluster, an image that a pipeline names is not in the lock, or
+            failures.yaml is wrong.
     """
     if deployment(os.environ) == "local":
         # Process start and imports cost more than the work of a partition.
         return dg.in_process_executor
-    from platform_assets.instance.kubernetes.executor import pinned_k8s_job_executor
     from resources.images import load_lock
 
     lock = load_lock()
     for spec in specs.values():
         for name in sorted(spec.images.names()):
             lock.named(name)
+    if os.environ.get(STEP_KEY):
+        # A pod of a step starts no other step; what would is a third of its start.
+        return step_pod_executor()
+    from platform_assets.instance.kubernetes.executor import pinned_k8s_job_executor
+    from resources.failures import load_budgets
+
+    load_budgets()  # a wrong one is refused here, not by each run
     return pinned_k8s_job_executor
 
 

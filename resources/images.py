@@ -19,6 +19,8 @@ HEAD = """\
 """
 VARIABLE = "SIGNALBOX_IMAGES"
 
+_known: dict[Path, tuple[tuple[int, int, int, int], ImageLock]] = {}
+
 
 def lock_file() -> Path:
     """SIGNALBOX_IMAGES, else the one that comes with the project."""
@@ -29,13 +31,20 @@ def lock_file() -> Path:
 def load_lock(path: Path | None = None) -> ImageLock:
     """The lock; an empty one, which lets nothing run, where there is no file.
 
+    Read again only once the file is another one: every Job that is created asks for it.
+
     Raises:
         UsageError: it is no YAML, or no lock; names each wrong field.
     """
     place = path or lock_file()
-    if not place.exists():
+    try:
+        state = place.stat()
+    except FileNotFoundError:
         return ImageLock()
-    return parse_lock(read_document(place), str(place))
+    version = (state.st_ino, state.st_mtime_ns, state.st_ctime_ns, state.st_size)
+    if _known.get(place, (None, None))[0] != version:
+        _known[place] = version, parse_lock(read_document(place), str(place))
+    return _known[place][1]
 
 
 def change_lock(change: Callable[[ImageLock], ImageLock], path: Path | None = None) -> ImageLock:

@@ -207,11 +207,8 @@ class Node(threading.Thread):
                 ran = self._engine.image_id(name)
                 self._cluster.image_ids[container["image"]] = f"sha256:{ran}"
         with self._cluster.lock:
-            ended = {"failed": 1} if code else {"succeeded": 1}
-            job_now = self._cluster.jobs.get(name)
-            if job_now is not None:
-                job_now["status"].pop("active", None)
-                job_now["status"].update(ended)
+            for started in self._cluster.of_job(name):
+                self._cluster.kubelet.ended(started, code)
 
     def end(self) -> None:
         self._over.set()

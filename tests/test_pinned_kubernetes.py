@@ -451,7 +451,7 @@ def test_what_really_runs_is_recorded(kubelet: fake.Cluster) -> None:
     kubelet.image_ids = {TRAIN: LOCK.images["train"].config}  # as containerd reports some
     success, told = execute(kubelet, "pinned_lasting")
     assert success, told
-    assert f"-pod/dagster on node-1 runs {TRAIN}, as it was asked for" in told
+    assert f"/dagster on node-1 runs {TRAIN}, as it was asked for" in told
     # A container is told what it was started from, for the fingerprint of what it trains.
     for job in kubelet.jobs.values():
         (container,) = job["spec"]["template"]["spec"]["containers"]

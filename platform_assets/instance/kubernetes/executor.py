@@ -5,7 +5,8 @@ that steps run in. An op, or an asset by its `op_tags`, chooses another by its t
 `signalbox/image`. What any layer puts in the place of it is sent only if it is pinned as well.
 """
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -18,7 +19,6 @@ from dagster._core.executor.base import Executor
 from dagster._core.executor.init import InitExecutorContext
 from dagster._core.executor.step_delegating import (
     CheckStepHealthResult,
-    StepDelegatingExecutor,
     StepHandler,
     StepHandlerContext,
 )
@@ -30,19 +30,30 @@ from dagster_k8s.job import (
     UserDefinedDagsterK8sConfig,
 )
 from dagster_k8s.launcher import K8sRunLauncher
-from dagster_k8s.utils import load_kubernetes_config, sanitize_k8s_label
+from dagster_k8s.utils import load_kubernetes_config
 
 from platform_assets.domain.admission import Layer, other_image
+from platform_assets.domain.cluster_budgets import ClusterError, Verdict
+from platform_assets.domain.cluster_causes import Finding, Said, disruption, find, unrecorded
 from platform_assets.domain.image_spec import DEFAULT_IMAGE, IMAGE_TAG
 from platform_assets.domain.lanes import lane_of
 from platform_assets.domain.placing import Place
 from platform_assets.instance.coordinator import parent_lane
-from platform_assets.instance.kubernetes.admitting import AdmittingApiClient, making
+from platform_assets.instance.kubernetes.admitting import (
+    AdmittingApiClient,
+    credentials,
+    making,
+)
+from platform_assets.instance.kubernetes.delegating import RecoveringExecutor
 from platform_assets.instance.kubernetes.launcher import (
     CONFIG_TAG,
     PinnedK8sRunLauncher,
     read_tag,
 )
+from platform_assets.instance.kubernetes.looking import Looking, Seen
+from platform_assets.instance.kubernetes.recovering import Attempt, Recovery, end_recorded
+from platform_assets.instance.kubernetes.step_pod import NAME
+from resources.failures import load_budgets
 from resources.images import load_lock
 
 CONTEXT = (
@@ -53,18 +64,47 @@ CONTEXT = (
 """Fields of the config that are those of a container context, by the same name."""
 
 
+_log = logging.getLogger(__name__)
+
 HEALTH_SECONDS = 5
 """Between looks at what runs: a step that is shorter may have ended unseen."""
+
+
+class _Named(K8sStepHandler):
+    """dagster-k8s's handler, whose Jobs are named by all attempts, whoever caused them."""
+
+    def job_name(self, context: StepHandlerContext) -> str:
+        """The Job of the step's present attempt."""
+        return str(self._get_k8s_step_job_name(context))
+
+    def namespace(self, context: StepHandlerContext) -> str:
+        """Where the step's Jobs are."""
+        return str(self._get_container_context(context).namespace)
+
+    def _get_k8s_step_job_name(self, step_handler_context: StepHandlerContext) -> str:
+        context = step_handler_context
+        original = context.original if isinstance(context, Attempt) else context
+        return str(super()._get_k8s_step_job_name(original))
 
 
 class PinnedStepHandler(StepHandler):
     """Hands each step to dagster-k8s's own handler, with the image of its name in the lock."""
 
-    def __init__(self, image: str, settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        image: str,
+        settings: Mapping[str, Any],
+        config: Mapping[str, Any],
+        recovery: Recovery,
+    ) -> None:
         super().__init__()
         self._image, self._settings, self._config = image, settings, config
-        self._handlers: dict[str, K8sStepHandler] = {}
+        self.recovery = recovery
+        self._looking = Looking(settings["k8s_client_batch_api"], settings["k8s_client_core_api"])
+        self._handlers: dict[str, _Named] = {}
         self._recorded: set[str] = set()
+        self._contexts: dict[str, StepHandlerContext] = {}
+        self._found: dict[str, tuple[Finding, Verdict]] = {}
 
     @property
     def name(self) -> str:
@@ -74,15 +114,23 @@ class PinnedStepHandler(StepHandler):
     def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[dg.DagsterEvent]:
         """Create the step's Job.
 
+        Where the cluster does not take it, the step is asked for again, or over; what else runs in
+        the run goes on.
+
         Raises:
             RefusedError: a container of it is not pinned; names it, and where its image is from.
             UsageError: the lock has no image of the name.
         """
         (key,) = step_handler_context.execute_step_args.step_keys_to_execute or [""]
+        self._contexts[key] = step_handler_context
         handler = self._handler(step_handler_context)
+        attempt = self.recovery.attempt(step_handler_context, key)
         layers, place = self.layers(step_handler_context, key), self._place(step_handler_context)
         with making(f"step {key}", layers, place):
-            yield from handler.launch_step(step_handler_context)
+            try:
+                yield from handler.launch_step(attempt)
+            except ClusterError as error:
+                yield from self.recovery.unlaunched(step_handler_context, key, error)
 
     def _place(self, context: StepHandlerContext) -> Place:
         run = context.dagster_run
@@ -92,48 +140,76 @@ class PinnedStepHandler(StepHandler):
     def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
         """Whether the step's Job is well, and its containers run what was asked for.
 
-        Where they do not, the Job is deleted: what somebody else put there trains nothing.
+        Where they do not, the Job is deleted: what somebody else put there trains nothing. An API
+        server that cannot be asked says nothing about a step that runs: it is left alone.
         """
-        handler = self._handler(step_handler_context)
-        found = handler.check_step_health(step_handler_context)
-        if not found.is_healthy:
-            return found
-        (key,) = step_handler_context.execute_step_args.step_keys_to_execute or [""]
-        started = self._started(step_handler_context, key)
+        context = step_handler_context
+        (key,) = context.execute_step_args.step_keys_to_execute or [""]
+        self._contexts[key] = context
+        handler = self._handler(context)
+        try:
+            seen = self._look(context, key)
+        except ClusterError as error:
+            self.recovery.away(context, key, error)
+            return CheckStepHealthResult.healthy()
+        found = find(seen.job, seen.pods, seen.events, self.recovery.clock())
+        found = found or unrecorded(seen.job, seen.pods)
+        if found is None:
+            self.recovery.well(context, key)
+            return self._images(context, key, handler, seen.pods)
+        if found.state == "over" and end_recorded(context, key):
+            return CheckStepHealthResult.healthy()  # its own word for it is on its way
+        verdict = self.recovery.judge(context, key, found)
+        if verdict.step == "wait":
+            return CheckStepHealthResult.healthy()
+        if not seen.finished:
+            self._end(handler, context)
+        self._found[key] = found, verdict
+        return CheckStepHealthResult.unhealthy(verdict.words)
+
+    def context_of(self, key: str) -> StepHandlerContext | None:
+        """The newest context of a step; None where this process has not handled it."""
+        return self._contexts.get(key)
+
+    def taken(self, key: str) -> tuple[Finding, Verdict] | None:
+        """What the last look at a step came to, once."""
+        return self._found.pop(key, None)
+
+    def interruption(self, key: str) -> Finding | None:
+        """Who interrupted a step, by the cluster; None where it knows nothing, or is away."""
+        try:
+            seen = self._look(self._contexts[key], key, told=True)
+        except ClusterError:
+            return None
+        return disruption(seen.job, seen.pods, seen.events)
+
+    def _look(self, context: StepHandlerContext, key: str, *, told: bool = False) -> Seen:
+        handler, known = self._handler(context), self.recovery.pods(key)
+        seen = self._looking.look(
+            handler.namespace(context), handler.job_name(context), known, told=told
+        )
+        known.update(pod["metadata"]["name"] for pod in seen.pods)
+        return seen
+
+    def _end(self, handler: _Named, context: StepHandlerContext) -> None:
+        """Delete the step's Job, so that it does not start when nobody expects it any more."""
+        try:
+            list(handler.terminate_step(context))
+        except ClusterError:
+            # Its name is never used again, and dagster starts no step that has ended.
+            _log.warning("the Job of step %s was not deleted", context, exc_info=True)
+
+    def _images(
+        self, context: StepHandlerContext, key: str, handler: _Named, pods: Sequence[Said]
+    ) -> CheckStepHealthResult:
+        started = _started(pods)
         reasons = list(filter(None, (other_image(*one, load_lock()) for one in started.values())))
         if reasons:
-            list(handler.terminate_step(step_handler_context))
+            self._end(handler, context)
             reason = f"step {key} was ended: {'; '.join(reasons)}"
             return CheckStepHealthResult.unhealthy(reason)
-        self._record(step_handler_context, key, started)
-        return found
-
-    def _started(self, context: StepHandlerContext, key: str) -> dict[str, tuple[str, str]]:
-        """Image ID as the cluster reports it and image as it was sent, by pod and container."""
-        run_id = context.execute_step_args.run_id
-        pods = self._settings["k8s_client_core_api"].list_namespaced_pod(
-            namespace=self._namespace(context),
-            label_selector=f"dagster/run-id={run_id},dagster/op={sanitize_k8s_label(key)}",
-        )
-        found = {}
-        for pod in pods.items:
-            asked = {
-                c.name: c.image for c in (*pod.spec.containers, *(pod.spec.init_containers or ()))
-            }
-            said = (
-                *(pod.status.container_statuses or ()),
-                *(pod.status.init_container_statuses or ()),
-            )
-            for status in said:
-                if status.image_id:
-                    place = f"{pod.metadata.name}/{status.name} on {pod.spec.node_name}"
-                    found[place] = (status.image_id, asked[status.name])
-        return found
-
-    def _namespace(self, context: StepHandlerContext) -> str:
-        launcher = context.instance.run_launcher
-        own = launcher.job_namespace if isinstance(launcher, K8sRunLauncher) else "default"
-        return str(self._config.get("job_namespace") or own)
+        self._record(context, key, started)
+        return CheckStepHealthResult.healthy()
 
     def _record(
         self, context: StepHandlerContext, key: str, started: Mapping[str, tuple[str, str]]
@@ -166,13 +242,28 @@ class PinnedStepHandler(StepHandler):
             Layer("the run launcher's run_k8s_config", own),
         ]
 
-    def _handler(self, context: StepHandlerContext) -> K8sStepHandler:
+    def _handler(self, context: StepHandlerContext) -> _Named:
         (key,) = context.execute_step_args.step_keys_to_execute or [""]
         name = context.step_tags[key].get(IMAGE_TAG, self._image)
         if name not in self._handlers:
             image = str(load_lock().named(name).ref)
-            self._handlers[name] = K8sStepHandler(image=image, **self._settings)
+            self._handlers[name] = _Named(image=image, **self._settings)
         return self._handlers[name]
+
+
+def _started(pods: Sequence[Said]) -> dict[str, tuple[str, str]]:
+    """Image ID as the cluster reports it and image as it was sent, by pod and container."""
+    found = {}
+    for pod in pods:
+        spec, status = pod["spec"], pod.get("status") or {}
+        wanted = (*spec["containers"], *(spec.get("initContainers") or ()))
+        asked = {container["name"]: container["image"] for container in wanted}
+        for name in ("containerStatuses", "initContainerStatuses"):
+            for one in status.get(name) or ():
+                if one.get("imageID"):
+                    place = f"{pod['metadata']['name']}/{one['name']} on {spec.get('nodeName')}"
+                    found[place] = (one["imageID"], asked[one["name"]])
+    return found
 
 
 def _schema() -> dict[str, Any]:
@@ -216,7 +307,7 @@ def of_steps(launcher: Any) -> dict[str, Any]:
 
 
 @dg.executor(
-    name="pinned_k8s",
+    name=NAME,
     config_schema=_schema(),
     requirements=multiple_process_executor_requirements(),
 )
@@ -229,7 +320,7 @@ def pinned_k8s_job_executor(init_context: InitExecutorContext) -> Executor:
     inside = config.get("load_incluster_config", mine.load_incluster_config if mine else True)
     file = config.get("kubeconfig_file", mine.kubeconfig_file if mine else None)
     load_kubernetes_config(load_incluster_config=inside, kubeconfig_file=file)
-    client = AdmittingApiClient(load_lock)
+    client = AdmittingApiClient(load_lock, credentials(inside, file))
     settings = {
         "container_context": K8sContainerContext(
             namespace=config.get("job_namespace"),
@@ -243,9 +334,13 @@ def pinned_k8s_job_executor(init_context: InitExecutorContext) -> Executor:
         "per_step_k8s_config": config.get("per_step_k8s_config", {}),
         "enable_owner_references": config.get("enable_owner_references", False),
     }
-    return StepDelegatingExecutor(
-        PinnedStepHandler(config["image"], settings, config),
-        retries=RetryMode.from_config(config["retries"]) or RetryMode.ENABLED,
+    retries = RetryMode.from_config(config["retries"]) or RetryMode.ENABLED
+    recovery = Recovery(load_budgets(), retries=not retries.disabled)
+    handler = PinnedStepHandler(config["image"], settings, config, recovery)
+    return RecoveringExecutor(
+        handler,
+        handler,
+        retries,
         max_concurrent=config.get("max_concurrent"),
         tag_concurrency_limits=config.get("tag_concurrency_limits"),
         should_verify_step=True,

@@ -13,23 +13,40 @@ In dagster.yaml:
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 import dagster as dg
 import kubernetes.client
-from dagster._core.launcher import LaunchRunContext, ResumeRunContext
+from dagster._core.events import EngineEventData
+from dagster._core.launcher import LaunchRunContext, ResumeRunContext, WorkerStatus
+from dagster._core.launcher.base import CheckRunHealthResult
+from dagster._core.storage.dagster_run import DagsterRunStatus
 from dagster._serdes import ConfigurableClassData
+from dagster_k8s.job import get_job_name_from_run_id
 from dagster_k8s.launcher import K8sRunLauncher
 from dagster_k8s.utils import load_kubernetes_config
 
 from platform_assets.domain.admission import Layer
+from platform_assets.domain.cluster_budgets import ClusterError, decide
+from platform_assets.domain.cluster_causes import Finding, find
 from platform_assets.domain.lanes import lane_of
 from platform_assets.domain.placing import Place
 from platform_assets.instance.coordinator import parent_lane
-from platform_assets.instance.kubernetes.admitting import AdmittingApiClient, making
+from platform_assets.instance.kubernetes.admitting import (
+    AdmittingApiClient,
+    credentials,
+    making,
+)
+from platform_assets.instance.kubernetes.looking import Looking, Seen
+from platform_assets.instance.kubernetes.recovering import CAUSE, RETRIED, marked
+from resources.failures import load_budgets
 from resources.images import load_lock
+
+_log = logging.getLogger(__name__)
 
 CONFIG_TAG = "dagster-k8s/config"
 
@@ -89,12 +106,13 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
         name = config.pop("image", None)
         if name is not None:
             config["job_image"] = str(load_lock().named(name).ref)
+        inside, file = config.get("load_incluster_config", True), config.get("kubeconfig_file")
         load_kubernetes_config(
-            load_incluster_config=config.get("load_incluster_config", True),
-            kubeconfig_file=config.get("kubeconfig_file"),
+            load_incluster_config=inside,
+            kubeconfig_file=file,
             k8s_api_ssl_ca_cert_file=config.get("k8s_api_ssl_ca_cert_file"),
         )
-        client = AdmittingApiClient(load_lock)
+        client = AdmittingApiClient(load_lock, credentials(inside, file))
         launcher = cls(
             inst_data=inst_data,
             k8s_client_batch_api=kubernetes.client.BatchV1Api(client),
@@ -114,9 +132,85 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
             super().launch_run(context)
 
     def resume_run(self, context: ResumeRunContext) -> None:
-        """Create a Job that goes on with the run; raises as `launch_run` does."""
-        with self._making(context.dagster_run):
+        """Create a Job that goes on with the run, if what ended the one before has a budget.
+
+        Raises:
+            ClusterError: it has none, or it is spent; Dagster fails the run with these words.
+            RefusedError: as `launch_run` does.
+        """
+        run = context.dagster_run
+        name = get_job_name_from_run_id(
+            run.run_id, resume_attempt_number=(context.resume_attempt_number or 1) - 1 or None
+        )
+        self._allow(run, self._seen(run, name))
+        with self._making(run):
             super().resume_run(context)
+
+    def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
+        """Whether the run's worker is there; if not, why, in the cluster's words.
+
+        dagster-k8s takes a run whose cluster cannot be asked for lost: Dagster fails it, or starts
+        a second worker beside the first. Nothing is known of it then, so it counts as running.
+        """
+        try:
+            seen = self._seen(run, self._present(run))
+        except ClusterError as error:
+            _log.warning("run %s is left alone, it is not known how it is: %s", run.run_id, error)
+            return CheckRunHealthResult(WorkerStatus.RUNNING, str(error), transient=True)
+        finding = self._finding(seen)
+        if finding is not None and finding.state == "over":
+            budgets = load_budgets()
+            words = decide(finding, budgets, 0, timedelta(0)).words.partition(". It is asked")[0]
+            return CheckRunHealthResult(WorkerStatus.FAILED, words)
+        if seen.finished and run.status in (DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING):
+            words = f"Job {seen.name} is Complete, but the run did not say that it ended"
+            return CheckRunHealthResult(WorkerStatus.FAILED, words)
+        return CheckRunHealthResult(
+            WorkerStatus.SUCCESS if seen.finished else WorkerStatus.RUNNING,
+            finding.words if finding else None,
+        )
+
+    def get_run_worker_debug_info(
+        self, run: dg.DagsterRun, include_container_logs: bool | None = True
+    ) -> str | None:
+        """What dagster-k8s says of the run's worker, and above it what keeps it, in one line."""
+        try:
+            finding = self._finding(self._seen(run, self._present(run)))
+            told = super().get_run_worker_debug_info(run, include_container_logs)
+        except ClusterError as error:
+            return str(error)
+        return f"{finding.words}\n\n{told}" if finding else told
+
+    def _present(self, run: dg.DagsterRun) -> str:
+        number = self._get_resume_attempt_number(run)
+        return str(get_job_name_from_run_id(run.run_id, resume_attempt_number=number))
+
+    def _seen(self, run: dg.DagsterRun, name: str) -> Seen:
+        looking = Looking(self._api_client.batch_api, self._api_client.core_api)
+        return looking.look(str(self.get_container_context_for_run(run).namespace), name)
+
+    def _finding(self, seen: Seen) -> Finding | None:
+        return find(seen.job, seen.pods, seen.events, datetime.now(UTC))
+
+    def _allow(self, run: dg.DagsterRun, seen: Seen) -> None:
+        """Count a further worker of the run against the budget of what ended the one before."""
+        finding = self._finding(seen)
+        if finding is None:
+            return
+        before = marked(self._instance, run.run_id, None).count(finding.cause)
+        verdict = decide(finding, load_budgets(), before, timedelta(0))
+        if verdict.step == "fail":
+            raise ClusterError(finding.cause, finding.words)
+        if verdict.step == "retry":
+            # Dagster waits a look of its monitor before each; its own limit counts all causes.
+            metadata = {CAUSE: finding.cause.value, RETRIED: True}
+            words = f"the run's worker was lost: {finding.words}"
+            self._instance.report_engine_event(words, run, EngineEventData(metadata))
+        if not seen.finished:
+            self._api_client.delete_job(
+                job_name=seen.name,
+                namespace=self.get_container_context_for_run(run).namespace,
+            )
 
     def _making(self, run: dg.DagsterRun) -> AbstractContextManager[None]:
         place = Place("run", lane_of(run.tags, parent_lane(self._instance, run)))

@@ -1,0 +1,115 @@
+"""Dagster's executor of delegated steps, which asks the cluster before it takes a failure for one.
+
+It leans on three insides of `StepDelegatingExecutor`, which tests/test_cluster_seams.py guards: an
+unhealthy step goes through `log_failure_or_retry_event_after_error`, all events of the run through
+`_pop_events`, and an event that is written is read back from the log before it counts.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from dagster import DagsterInstance
+from dagster._core.events import DagsterEvent
+from dagster._core.execution.context.system import IStepContext
+from dagster._core.execution.plan.state import KnownExecutionState
+from dagster._core.execution.retries import RetryMode
+from dagster._core.executor.step_delegating import (
+    StepDelegatingExecutor,
+    StepHandler,
+    StepHandlerContext,
+)
+from dagster_shared.error import SerializableErrorInfo
+
+from platform_assets.domain.cluster_budgets import Verdict
+from platform_assets.domain.cluster_causes import Fault, Finding
+from platform_assets.instance.kubernetes.recovering import (
+    Recovery,
+    error_of,
+    interrupted,
+    superseded,
+)
+
+
+class Told(Protocol):
+    """A step handler that knows what the cluster says."""
+
+    recovery: Recovery
+
+    def context_of(self, key: str) -> StepHandlerContext | None:
+        """The newest context of a step; None where this process has not handled it."""
+
+    def taken(self, key: str) -> tuple[Finding, Verdict] | None:
+        """What the last look at a step came to, once; None where it was another's failure."""
+
+    def interruption(self, key: str) -> Finding | None:
+        """Who interrupted a step, by the cluster; None where it knows nothing of it."""
+
+
+class RecoveringExecutor(StepDelegatingExecutor):
+    """Retries what the cluster broke by its own budgets; the op's RetryPolicy is for the code."""
+
+    def __init__(
+        self, handler: StepHandler, told: Told, retries: RetryMode, **settings: Any
+    ) -> None:
+        super().__init__(handler, retries=retries, **settings)
+        self._told = told
+
+    def log_failure_or_retry_event_after_error(
+        self,
+        step_context: IStepContext,
+        err_info: SerializableErrorInfo,
+        known_state: KnownExecutionState,
+    ) -> DagsterEvent:
+        """See Executor; a step that failed its health check comes here."""
+        key = step_context.step.key
+        found, context = self._told.taken(key), self._told.context_of(key)
+        if found is None or context is None:
+            return super().log_failure_or_retry_event_after_error(
+                step_context, err_info, known_state
+            )
+        finding, verdict = found
+        recovery = self._told.recovery
+        if verdict.step == "retry":
+            return recovery.retry(context, key, finding, verdict)
+        if verdict.step == "fail":
+            return recovery.fail(context, key, verdict)
+        counts = dict(known_state.previous_retry_attempts)
+        counts[key] = max(0, counts.get(key, 0) - sum(recovery.retried(context, key).values()))
+        return super().log_failure_or_retry_event_after_error(
+            step_context, error_of(verdict), known_state._replace(previous_retry_attempts=counts)
+        )
+
+    def _pop_events(
+        self, instance: DagsterInstance, run_id: str, seen_storage_ids: set[int]
+    ) -> Sequence[DagsterEvent]:
+        """What the steps wrote, without the failures that are the cluster's.
+
+        A pod that is evicted or preempted has the time to record that its step failed.
+        """
+        events = super()._pop_events(instance, run_id, seen_storage_ids)
+        return [event for n, event in enumerate(events) if not self._replaced(events, n)]
+
+    def _replaced(self, events: Sequence[DagsterEvent], number: int) -> bool:
+        event = events[number]
+        if event.step_key is None or not interrupted(event):
+            return False
+        if event.is_step_failure and superseded(events, number):
+            return True  # a run worker before this one has seen to it
+        key = event.step_key
+        context = self._told.context_of(key)
+        finding = self._told.interruption(key) if context is not None else None
+        if context is None or finding is None:
+            return False
+        recovery = self._told.recovery
+        verdict = recovery.judge(context, key, finding)
+        if event.is_step_up_for_retry:
+            # The op's own policy has put it back already; it is not to be held against it.
+            if verdict.step == "retry" and finding.cause.fault is Fault.CLUSTER:
+                words = f"{verdict.words.rpartition('. It is asked for again')[0]}. It is asked "
+                recovery.mark(context, key, finding, f"{words}for again as its op says")
+            return False
+        if verdict.step != "retry":
+            recovery.tell(context, key, verdict.words, finding)
+            return False
+        recovery.retry(context, key, finding, verdict)
+        return True

@@ -1,0 +1,117 @@
+"""A look at one Job of the cluster: Job, pods and, where they say too little, the events."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import kubernetes.client
+from kubernetes.client.exceptions import ApiException
+
+from platform_assets.domain.cluster_budgets import ClusterError
+from platform_assets.domain.cluster_causes import Said, started_pods
+
+MOST_PODS = 5
+"""Pods of one Job whose events are asked for: it should have had one."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the API server says of a Job.
+
+    Attributes:
+        job: None where there is none of that name.
+        pods: those that are there, the oldest first.
+        events: of the Job and its pods; looked for only where Job and pods do not say enough.
+    """
+
+    name: str
+    job: Said | None
+    pods: list[Said]
+    events: list[Said]
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing of it can start any more."""
+        conditions = ((self.job or {}).get("status") or {}).get("conditions") or ()
+        kinds = ("Complete", "Failed")
+        return self.job is None or any(
+            c.get("type") in kinds and c.get("status") == "True" for c in conditions
+        )
+
+
+class Looking:
+    """Reads Jobs as JSON, which is what is judged; models of the client would cost more.
+
+    Args:
+        batch, core: clients whose requests have an end.
+    """
+
+    def __init__(
+        self, batch: kubernetes.client.BatchV1Api, core: kubernetes.client.CoreV1Api
+    ) -> None:
+        self._batch, self._core = batch, core
+
+    def look(
+        self, namespace: str, name: str, known: Iterable[str] = (), *, told: bool = False
+    ) -> Seen:
+        """Ask for a Job.
+
+        Args:
+            known: names of its pods that were seen before and may be gone.
+            told: also look for the events where the Job seems to be well.
+
+        Raises:
+            ClusterError: the API server does not answer, or does not allow it.
+        """
+        try:
+            job = _read(self._batch.read_namespaced_job(name, namespace, _preload_content=False))
+        except ApiException:  # 404: all others were tried again, and are a ClusterError
+            job = None
+        listed = self._core.list_namespaced_pod(
+            namespace, label_selector=f"job-name={name}", _preload_content=False
+        )
+        pods = sorted(_read(listed).get("items") or (), key=_created)
+        seen = Seen(name, job, pods, [])
+        silent = job is None or not pods or bool((job.get("status") or {}).get("failed"))
+        if told or (silent and not (seen.finished and _well(job))):
+            seen.events.extend(self._events(namespace, name, (*known, *map(_name, pods))))
+        return seen
+
+    def _events(self, namespace: str, name: str, known: Iterable[str]) -> list[Said]:
+        try:
+            found = self._of(namespace, name)
+            pods = [*dict.fromkeys((*known, *started_pods(found)))]
+            for pod in pods[-MOST_PODS:]:
+                found += self._of(namespace, pod)
+        except ClusterError:
+            return []  # a Role without events: what Job and pods say has to do
+        return found
+
+    def _of(self, namespace: str, name: str) -> list[Said]:
+        selector = f"involvedObject.name={name}"
+        listed = self._core.list_namespaced_event(
+            namespace, field_selector=selector, _preload_content=False
+        )
+        return sorted(_read(listed).get("items") or (), key=_told_at)
+
+
+def _read(response: Any) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(response.data)
+    return document
+
+
+def _well(job: Said | None) -> bool:
+    return bool(job and (job.get("status") or {}).get("succeeded"))
+
+
+def _name(thing: Said) -> str:
+    return str(thing["metadata"]["name"])
+
+
+def _created(thing: Said) -> str:
+    return str(thing["metadata"].get("creationTimestamp") or "")
+
+
+def _told_at(event: Said) -> str:
+    return str(event.get("lastTimestamp") or event.get("eventTime") or _created(event))
