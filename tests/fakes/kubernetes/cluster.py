@@ -305,7 +305,10 @@ class Cluster:
         else:
             labels = {"job-name": name, "batch.kubernetes.io/job-name": name}
             metadata = self.metadata({"name": pod_name})
-            metadata["labels"] = {**((template.get("metadata") or {}).get("labels") or {}), **labels}
+            metadata["labels"] = {
+                **((template.get("metadata") or {}).get("labels") or {}),
+                **labels,
+            }
             pod = {"kind": "Pod", "apiVersion": "v1", "metadata": metadata}
             pod |= {"spec": {**template["spec"]}, "status": {"phase": "Pending"}}
             self.pods[pod_name] = pod
