@@ -305,10 +305,8 @@ class Cluster:
         else:
             labels = {"job-name": name, "batch.kubernetes.io/job-name": name}
             metadata = self.metadata({"name": pod_name})
-            metadata["labels"] = {
-                **((template.get("metadata") or {}).get("labels") or {}),
-                **labels,
-            }
+            own = (template.get("metadata") or {}).get("labels") or {}
+            metadata["labels"] = {**own, **labels}
             pod = {"kind": "Pod", "apiVersion": "v1", "metadata": metadata}
             pod |= {"spec": {**template["spec"]}, "status": {"phase": "Pending"}}
             self.pods[pod_name] = pod
