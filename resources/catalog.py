@@ -32,10 +32,19 @@ def catalog_folder() -> Path:
     return Path(chosen).expanduser() if chosen else Path(str(files("platform_assets"))) / "catalog"
 
 
+DECLARATIONS = (
+    "SIGNALBOX_CATALOG",
+    "SIGNALBOX_LANES",
+    "SIGNALBOX_IMAGES",
+    "SIGNALBOX_CLUSTER",
+    "SIGNALBOX_FAILURES",
+)
+"""Variables that name files in the place of those that come with the project."""
+
+
 def catalog_environment() -> dict[str, str]:
     """The variables by which a child process, wherever it works, finds the same declarations."""
-    names = ("SIGNALBOX_CATALOG", "SIGNALBOX_LANES")
-    chosen = {name: os.environ[name] for name in names if os.environ.get(name)}
+    chosen = {name: os.environ[name] for name in DECLARATIONS if os.environ.get(name)}
     return {name: str(Path(place).expanduser().resolve()) for name, place in chosen.items()}
 
 

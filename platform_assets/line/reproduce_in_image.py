@@ -39,14 +39,15 @@ def reproduce_in(
     """
     spec, engine = services.spec, container_engine()
     variables = {**services.home.environment(), **catalog_environment(), IMAGE: image}
-    places = catalog_environment().values()
+    places = [Path(place) for place in catalog_environment().values()]
+    mounts = [Mount(place) for place in places if place.exists()]
     model = f"{spec.model.name}@{record.detail['model_version']}"
     command = ["signalbox", "reproduce", model, "--tolerance", repr(tolerance), "--json"]
     ended = run_in(
         engine,
         image,
         [*command, *(["--declared"] if declared else [])],
-        [Mount(services.home.root, writable=True), *(Mount(Path(folder)) for folder in places)],
+        [Mount(services.home.root, writable=True), *mounts],
         variables,
     )
     try:
