@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
@@ -18,6 +19,11 @@ from resources.home import DAGSTER_URL, Home
 from tests import postgres as postgres_server
 from tests import s3
 from tests.homes import DATABASES, copy_home, drop_home, note_databases
+
+# A shell that starts the tests in the background has SIGINT ignored; Dagster makes SIGTERM what
+# SIGINT is, and whatever a test starts would then outlive it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ON_POSTGRES = os.environ.get("SIGNALBOX_TEST_STORE") == "postgres"
 """Whether the ledger and Dagster's storage of every home lie in Postgres."""

@@ -1,6 +1,7 @@
 """The drill image-drift shows what it says; without what it shows it fails."""
 
 import shutil
+import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.images import ImageRef, TaggedImage
 from platform_assets.drills import drill_images, image_drift, loopback_registry
 from platform_assets.drills import prep_package as prep
@@ -161,3 +163,16 @@ def test_an_image_is_pinned_and_its_drift_is_told(
         words = drill_images.bump(lock, tagged)
         assert words == [f"{prep.NAME} {prep.BEFORE} -> {prep.PATCHED} (Python)"]
         assert drill_images.verified(lock).as_locked
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside", "link"])
+def test_nothing_of_a_layer_leads_out_of_its_folder(tmp_path: Path, name: str) -> None:
+    entry, packed = tarfile.TarInfo(name), tmp_path / "layer.tar"
+    if name == "link":
+        entry.type, entry.linkname = tarfile.SYMTYPE, "/"
+    with tarfile.open(packed, "w") as archive:
+        archive.addfile(entry)
+    inside = tmp_path / "inside"
+    with tarfile.open(packed) as archive, pytest.raises(RefusedError, match="holds"):
+        drill_images.unpacked(archive, inside)
+    assert not (tmp_path / "outside").exists()

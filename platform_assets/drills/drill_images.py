@@ -8,6 +8,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
+from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.image_changes import ImageReport, judge_image, package_changes
 from platform_assets.domain.images import ImageLock, ImageRef, LockedImage, TaggedImage
 from platform_assets.drills import prep_package as prep
@@ -69,5 +70,21 @@ def pulled(image: ImageRef, folder: Path) -> Path:
         with tempfile.TemporaryFile() as content:
             registry.copy_blob(repository, str(layer["digest"]), content)
             with tarfile.open(fileobj=content, mode="r:gz") as archive:
-                archive.extractall(folder, filter="data")
+                unpacked(archive, folder)
     return site
+
+
+def unpacked(archive: tarfile.TarFile, folder: Path) -> None:
+    """Unpack files and folders, as the filter `data` does, which Debian's Python 3.11 has not.
+
+    Raises:
+        RefusedError: an entry is of another kind, or leads out of the folder.
+    """
+    for entry in archive:
+        inside = (folder / entry.name).resolve().is_relative_to(folder.resolve())
+        if not inside or not (entry.isfile() or entry.isdir()):
+            raise RefusedError(
+                f"a layer of the image holds {entry.name!r}, which is no file or folder inside of "
+                "it; it was not unpacked: build the image again"
+            )
+        archive.extract(entry, folder)
