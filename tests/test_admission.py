@@ -103,6 +103,20 @@ def everywhere(image: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "list", {"kind": "List", "items": [job(pod()), job(pod(containers=[bad]))]}
 
 
+def alone(image: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Manifests of kinds that make their containers themselves, from an image they are told."""
+    bad = {"name": "bad", "image": image}
+    if not isinstance(image, str):
+        return  # such a kind may leave it out
+    for part in ("driver", "executor"):
+        spark = {"image": GOOD, "driver": {"cores": 1}, part: bad}
+        yield f"SparkApplication's {part}", {"kind": "SparkApplication", "spec": spark}
+    yield "SparkApplication", {"kind": "SparkApplication", "spec": bad}
+    for part in ("container", "script"):
+        steps = [{"name": "good", "container": {"image": GOOD}}, {"name": "x", part: bad}]
+        yield f"Workflow's {part}", {"kind": "Workflow", "spec": {"templates": steps}}
+
+
 def test_at_least_200_forms_are_tried() -> None:
     assert len(BAD) >= 200
     assert GOOD not in BAD
@@ -110,7 +124,7 @@ def test_at_least_200_forms_are_tried() -> None:
 
 @pytest.mark.parametrize("image", BAD, ids=lambda image: ascii(image)[:60])
 def test_no_bad_reference_gets_through_anywhere(image: str | None) -> None:
-    for place, manifest in everywhere(image):
+    for place, manifest in (*everywhere(image), *alone(image)):
         admission = admit(manifest, LOCK)
         assert not admission.allowed, place
         (violation,) = admission.violations
@@ -120,7 +134,7 @@ def test_no_bad_reference_gets_through_anywhere(image: str | None) -> None:
 
 
 def test_the_good_one_gets_through_everywhere() -> None:
-    for place, manifest in everywhere(GOOD):
+    for place, manifest in (*everywhere(GOOD), *alone(GOOD)):
         admission = admit(manifest, LOCK)
         assert admission.violations == (), place
         assert set(admission.admitted.values()) == {"train"}
@@ -144,6 +158,19 @@ def test_the_good_one_gets_through_everywhere() -> None:
 )
 def test_a_manifest_without_images_is_not_a_good_one(manifest: dict[str, Any]) -> None:
     assert not admit(manifest, LOCK).allowed
+
+
+def test_a_text_image_that_starts_nothing_is_none() -> None:
+    volumes = [{"name": "disk", "rbd": {"image": "disk-1", "pool": "p"}}]
+    assert admit(job(pod(volumes=volumes)), LOCK).allowed
+    notes = {
+        "kind": "ConfigMap",
+        "metadata": {"annotations": {"image": "x"}},
+        "data": {"image": "x"},
+    }
+    assert not list(images_of(notes))
+    # And in a kind with containers it stands for none.
+    assert not admit({"kind": "Job", "spec": {"image": GOOD}}, LOCK).allowed
 
 
 def test_an_empty_lock_admits_nothing() -> None:
@@ -175,7 +202,7 @@ def test_the_strongest_layer_that_has_it_is_named() -> None:
 
 
 def test_each_image_is_found_once() -> None:
-    for _, manifest in everywhere("x"):
+    for _, manifest in (*everywhere("x"), *alone("x")):
         places = [found.place for found in images_of(manifest)]
         assert len(places) == len(set(places))
 

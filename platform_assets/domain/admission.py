@@ -14,8 +14,18 @@ from typing import Any
 from platform_assets.domain.errors import RefusedError, UsageError
 from platform_assets.domain.images import DIGEST, LOCK_FILE, ImageLock, ImageRef, shown
 
+WORKLOADS = (
+    *("Pod", "PodTemplate", "ReplicationController", "ReplicaSet", "Deployment", "StatefulSet"),
+    *("DaemonSet", "Job", "CronJob"),
+)
+"""Kinds that have containers: one without is no good one."""
+
 CONTAINERS = ("containers", "initContainers", "ephemeralContainers")
 _SNAKE = {"init_containers": "initContainers", "ephemeral_containers": "ephemeralContainers"}
+_WITHOUT = ("metadata", "data", "stringData", "binaryData", "status", "volumes")
+"""What lies below these starts nothing by a text `image`: an image volume is looked at by itself,
+and the `image` of a block device is none of a container."""
+
 _DEEPEST = 64
 _ID = re.compile(rf"{DIGEST}\Z", re.ASCII)
 
@@ -110,7 +120,10 @@ def admit(manifest: Mapping[str, Any], lock: ImageLock, layers: Sequence[Layer] 
     admitted: dict[str, str] = {}
     violations = []
     seen = list(images_of(manifest))
-    if not any(found.place.rpartition(".")[2].startswith("containers[") for found in seen):
+    # Other kinds (SparkApplication, Workflow) name images of containers that they make themselves.
+    alone = "" if manifest.get("kind") in WORKLOADS else "image"
+    ends = [found.place.rpartition(".")[2] for found in seen]
+    if not any(end.startswith("containers[") or end == alone for end in ends):
         nothing = Found("(manifest)", str(manifest.get("kind") or ""), None)
         violations.append(Violation(nothing, "no container is found in it", ""))
     for found in seen:
@@ -173,24 +186,29 @@ def other_image(image_id: str, image: str, lock: ImageLock) -> str:
 
 def images_of(manifest: Any) -> Iterator[Found]:
     """Every image that a manifest names, at whatever depth, whatever its kind."""
-    yield from _walk(manifest, "", 0)
+    yield from _walk(manifest, "", 0, True)
 
 
-def _walk(node: Any, place: str, depth: int) -> Iterator[Found]:
+def _walk(node: Any, place: str, depth: int, alone: bool) -> Iterator[Found]:
     if depth > _DEEPEST:
         yield Found(place, "", None)
     elif isinstance(node, Mapping):
+        if alone and _is_text(node.get("image")):
+            found = f"{place}.image" if place else "image"
+            yield Found(found, str(node.get("name") or ""), node["image"])
         for key, value in node.items():
             kind = _SNAKE.get(str(key), str(key))
             here = f"{place}.{kind}" if place else kind
-            if kind in CONTAINERS and value is not None:
+            listed = kind in CONTAINERS and value is not None
+            if listed:
                 yield from _containers(value, here)
             elif kind == "volumes" and isinstance(value, Sequence) and not isinstance(value, str):
                 yield from _volumes(value, here)
-            yield from _walk(value, here, depth + 1)
+            below = alone and not listed and kind not in _WITHOUT
+            yield from _walk(value, here, depth + 1, below)
     elif isinstance(node, Sequence) and not isinstance(node, str | bytes):
         for number, value in enumerate(node):
-            yield from _walk(value, f"{place}[{number}]", depth + 1)
+            yield from _walk(value, f"{place}[{number}]", depth + 1, alone)
 
 
 def _containers(value: Any, place: str) -> Iterator[Found]:

@@ -15,7 +15,7 @@ from typing import Any
 import kubernetes.client
 import kubernetes.config
 
-from platform_assets.domain.admission import Layer, admit, images_of, witnessed
+from platform_assets.domain.admission import WORKLOADS, Layer, admit, images_of, witnessed
 from platform_assets.domain.cluster_budgets import restarting
 from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.images import ImageLock
@@ -24,12 +24,6 @@ from platform_assets.instance.kubernetes.calling import TIMEOUT, Patience, persi
 from resources.environment import IMAGE
 
 WRITES = ("POST", "PUT", "PATCH")
-WORKLOADS = (
-    *("Pod", "PodTemplate", "ReplicationController", "ReplicaSet", "Deployment", "StatefulSet"),
-    *("DaemonSet", "Job", "CronJob"),
-)
-"""Kinds that have containers: one without is no good one."""
-
 _BODY = 3
 """Place of the body among what `call_api` may be given without names after path and method."""
 
