@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.tools.browser import VARIABLE, find_browser
-from tests.tools.run import Part, parts, run_part
+from tests.tools.run import Part, parts, run_part, run_parts
 
 SAMPLE = """
 import pytest
@@ -37,6 +37,31 @@ def test_a_part_counts_what_passed_failed_and_was_skipped(tmp_path: Path) -> Non
     code, counts = run_part(Part("not none", ("-n", "2")), arguments)
     assert code == 1
     assert counts == Counter(passed=1, failed=2, skipped=1)
+
+
+@pytest.mark.heavy
+def test_a_part_beside_another_is_counted_and_printed_too(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each waits until the other has begun: one after the other they would not end."""
+    file = tmp_path / "test_sample.py"
+    file.write_text(
+        "import os, time, pathlib\n"
+        "def test_both():\n"
+        "    here = pathlib.Path(__file__).parent\n"
+        "    (here / os.environ['OWN']).touch()\n"
+        "    until = time.monotonic() + 60\n"
+        "    while not (here / 'a').exists() or not (here / 'b').exists():\n"
+        "        assert time.monotonic() < until\n"
+        "        time.sleep(0.05)\n"
+    )
+    (tmp_path / "none.ini").write_text("[pytest]\n")
+    arguments = [str(file), f"--rootdir={tmp_path}", "-c", str(tmp_path / "none.ini")]
+    first = Part("not none", (), (("OWN", "a"),))
+    beside = Part("not none", (), (("OWN", "b"),), beside=True)
+    found = run_parts([first, beside], arguments)
+    assert found == [(0, Counter(passed=1))] * 2
+    assert capfd.readouterr().out.count("1 passed") == 2
 
 
 def test_every_test_is_in_one_part() -> None:

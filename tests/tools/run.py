@@ -2,8 +2,9 @@
 
 First everything that may run side by side, then, one test at a time, what drives a real daemon or
 a browser; and in CI (or with --heavy) both again for what takes longer. In CI (or with
---postgres) the first part runs once more with the ledger and Dagster's storage on a real Postgres.
-Other arguments go to pytest.
+--postgres) the first part runs once more with the ledger and Dagster's storage on a real Postgres:
+beside the last one, which waits for daemons most of its time, and printed when it has ended. Other
+arguments go to pytest.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,11 +34,19 @@ ADVICE = (
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the suite: which tests, and whether they may run side by side."""
+    """A part of the suite.
+
+    Attributes:
+        marker: which tests.
+        options: of pytest; whether they may run side by side.
+        environment: variables that they run with.
+        beside: whether it runs beside the part before, its output kept until it has ended.
+    """
 
     marker: str
     options: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
+    beside: bool = False
 
 
 SIDE_BY_SIDE = "not e2e and not browser and not heavy"
@@ -53,13 +63,29 @@ def parts(*, browser: bool, heavy: bool, postgres: bool = False) -> list[Part]:
         found.append(Part("heavy and not e2e and not browser", ("-n", "2")))
         found.append(Part(f"heavy and ({serial})"))
     if postgres:
-        found.append(Part(f"({SIDE_BY_SIDE}) and store", ("-n", "2"), (STORE,)))
+        # One worker: the part beside it needs the other core.
+        found.append(Part(f"({SIDE_BY_SIDE}) and store", ("-n", "1"), (STORE,), beside=True))
+    return found
+
+
+def run_parts(wanted: Sequence[Part], arguments: Sequence[str]) -> list[tuple[int, Counter[str]]]:
+    """Run parts in their order; exit code and counts of each."""
+    found = []
+    waiting = list(wanted)
+    with ThreadPoolExecutor() as pool:
+        while waiting:
+            first, beside = waiting.pop(0), []
+            while waiting and waiting[0].beside:
+                beside.append(pool.submit(run_part, waiting.pop(0), arguments))
+            found.append(run_part(first, arguments))
+            found += [part.result() for part in beside]
     return found
 
 
 def run_part(part: Part, arguments: Sequence[str]) -> tuple[int, Counter[str]]:
     """Run a part; its exit code and counts."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        said = stack.enter_context(Path(folder, "said").open("w+")) if part.beside else None
         counts = Path(folder) / "counts.json"
         environment = {
             **os.environ,
@@ -74,8 +100,13 @@ def run_part(part: Part, arguments: Sequence[str]) -> tuple[int, Counter[str]]:
             [*command, *part.options, "-m", part.marker, *arguments],
             cwd=ROOT,
             env=environment,
+            stdout=said,
+            stderr=said and subprocess.STDOUT,
             check=False,
         )
+        if said is not None:
+            said.seek(0)
+            print(said.read(), flush=True)
         found = json.loads(counts.read_text()) if counts.exists() else {}
     return done.returncode, Counter(found)
 
@@ -98,8 +129,7 @@ def main(arguments: list[str]) -> int:
         if url is not None:
             os.environ[postgres.VARIABLE] = url
         wanted = parts(browser=browser is not None, heavy=heavy, postgres=on_postgres and there)
-        for part in wanted:
-            code, counts = run_part(part, rest)
+        for code, counts in run_parts(wanted, rest):
             codes.append(code)
             total += counts
     failed = any(code not in (0, NOTHING_COLLECTED) for code in codes) or not total["passed"]
