@@ -38,6 +38,9 @@ RUN --mount=type=bind,source=.,target=/src \
     mkdir -p /var/lib/signalbox; \
     chown 10001:10001 /var/lib/signalbox
 
+# The commit that is inside, for what is recorded of a training; empty where it is none.
+ARG GIT_COMMIT=""
+ENV SIGNALBOX_GIT_COMMIT="${GIT_COMMIT}"
 ENV PATH=/opt/signalbox/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \

@@ -57,10 +57,19 @@ lock:
 	uv pip compile --quiet --generate-hashes --no-strip-extras --no-emit-index-url \
 		--python-version 3.11 --custom-compile-command "make lock" requirements.in -o requirements.lock
 
+# What the image is made of (.dockerignore). With a change that is in no commit it names none.
+INSIDE := Dockerfile .dockerignore pyproject.toml README.md requirements.lock dagster.yaml \
+	workspace.yaml platform_assets resources sensors ':!platform_assets/images.lock.yaml'
+
 ## make image     the image, on BASE=registry/repository@sha256:..., as IMAGE=registry/repository:tag
 image:
-	@buildah bud --timestamp 0 --tag "$(IMAGE)" $(ARGS) \
+	@commit=$$(git rev-parse HEAD) || exit 1; \
+	if [ -n "$$(git status --porcelain -- $(INSIDE))" ]; then \
+		commit=; echo "the image names no commit, for it has changes that are in none" >&2; \
+	fi; \
+	buildah bud --timestamp 0 --tag "$(IMAGE)" $(ARGS) \
 		--build-arg BASE="$(BASE)" --build-arg BASE_DIGEST="$(lastword $(subst @, ,$(BASE)))" \
+		--build-arg GIT_COMMIT="$$commit" \
 		--build-arg LOCK_DIGEST="sha256:$$(sha256sum requirements.lock | cut -d' ' -f1)" .
 
 ## make clean     forget the home and the virtual environment

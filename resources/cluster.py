@@ -1,4 +1,4 @@
-"""deploy/ on the disk: rendered from lanes, image lock and settings, and compared with them."""
+"""deploy/ on the disk: rendered from what it follows from, and compared with that."""
 
 import os
 from importlib.resources import files
@@ -12,6 +12,7 @@ from platform_assets.domain.cluster_apps import instance
 from platform_assets.domain.cluster_settings import ClusterSettings, parse_settings
 from platform_assets.domain.errors import HomeError
 from resources.catalog import read_document
+from resources.failures import failures_file, load_budgets
 from resources.home import QUIET
 from resources.images import load_lock, lock_file
 from resources.lanes import lanes_file, load_lanes, with_lanes
@@ -52,10 +53,11 @@ def render(project: str) -> dict[str, str]:
     """
     lanes, lock = load_lanes(), load_lock()
     document = yaml.safe_load(with_lanes(project, lanes))
-    sources = Sources(lanes, lock, load_settings(), document, QUIET)
+    sources = Sources(lanes, lock, load_settings(), document, QUIET, load_budgets())
     locked = lock_file()
     texts = {name: _dump(made) for name, made in files_inside(sources).items()}
     texts["lanes.yaml"] = lanes_file().read_text()
+    texts["failures.yaml"] = failures_file().read_text()
     texts["cluster.yaml"] = settings_file().read_text()
     texts["images.lock.yaml"] = locked.read_text() if locked.exists() else NO_LOCK
     return {
@@ -68,7 +70,7 @@ def instance_document(project: str) -> dict[str, Any]:
     """The cluster's dagster.yaml, as a document; raises as `render` does."""
     lanes = load_lanes()
     document = yaml.safe_load(with_lanes(project, lanes))
-    return instance(document, load_settings())
+    return instance(document, load_settings(), load_budgets())
 
 
 def differences(folder: Path, wanted: dict[str, str]) -> list[str]:

@@ -21,10 +21,8 @@ from platform_assets.domain.environments import (
     EnvironmentFingerprint,
     Machine,
 )
+from platform_assets.domain.placing import NODE
 from resources.environment import image_digest, platform_name
-
-NODE = "SIGNALBOX_NODE"
-"""Variable: the cluster's node that this process runs on."""
 
 THREAD_VARIABLES = (
     *(THREADS, "OMP_THREAD_LIMIT", "OMP_DYNAMIC", "OMP_SCHEDULE"),

@@ -37,6 +37,11 @@ ADVICE = (
     "`apt-get install --no-install-recommends buildah podman runc conmon catatonit mmdebstrap "
     "docker-registry netavark`, then run `make test ARGS=--heavy`"
 )
+NEEDS_ROOT = (
+    "NOT RUN: the tests that build the image and run its pods need root, which this user is not: "
+    "buildah and podman mount layers, and pods run as the image's user; run "
+    "`make test ARGS=--heavy` as root"
+)
 PACKAGES = "python3,python3-venv,ca-certificates,libgomp1"
 SUITE = "bookworm"
 EPOCH = "1761955200"
@@ -51,6 +56,13 @@ def missing() -> list[str]:
 
 def is_there() -> bool:
     return not missing()
+
+
+def advice(lacking: Sequence[str]) -> str:
+    """What to do about what is missing."""
+    if list(lacking) == ["root"]:
+        return NEEDS_ROOT
+    return f"{ADVICE} (there is no {', '.join(lacking)})"
 
 
 @dataclass
@@ -199,7 +211,7 @@ class Node(threading.Thread):
 
     def _run(self, name: str, job: dict[str, Any]) -> None:
         template = job["spec"]["template"]
-        pod = {"apiVersion": "v1", "kind": "Pod", **template}
+        pod = {"apiVersion": "v1", "kind": "Pod", **on_node(template)}
         pod["metadata"] = {**template["metadata"], "name": name}
         code = self._engine.play(name, [*self.there, pod])
         with self._cluster.lock, contextlib.suppress(RuntimeError):
@@ -213,6 +225,30 @@ class Node(threading.Thread):
     def end(self) -> None:
         self._over.set()
         self.join()
+
+
+def on_node(template: Mapping[str, Any], node: str = "podman") -> dict[str, Any]:
+    """A pod's template with the name of its node, which podman does not know.
+
+    It takes `fieldRef: spec.nodeName` for an error; all else stays as it is.
+    """
+    field = {"fieldRef": {"fieldPath": "spec.nodeName"}}
+    spec = dict(template["spec"])
+    for kind in ("initContainers", "containers"):
+        if spec.get(kind):
+            spec[kind] = [
+                {
+                    **container,
+                    "env": [
+                        {"name": one["name"], "value": node}
+                        if one.get("valueFrom") == field
+                        else one
+                        for one in container.get("env") or ()
+                    ],
+                }
+                for container in spec[kind]
+            ]
+    return {**template, "spec": spec}
 
 
 def base_archive() -> Path:
@@ -275,7 +311,7 @@ def engine(host: str) -> Iterator[Engine]:
     """podman and buildah; the test is skipped where they are not there, and in CI fails."""
     lacking = missing()
     if lacking:
-        pytest.skip(f"{ADVICE} (there is no {', '.join(lacking)})")
+        pytest.skip(advice(lacking))
     with tempfile.TemporaryDirectory(prefix="sb-", ignore_cleanup_errors=True) as folder:
         found = Engine(Path(folder), host)
         try:

@@ -83,7 +83,7 @@ def one(kind: str, name: str = "") -> dict[str, Any]:
 
 
 def test_the_committed_files_are_as_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (IMAGES, "SIGNALBOX_LANES", "SIGNALBOX_CLUSTER"):
+    for name in (IMAGES, "SIGNALBOX_LANES", "SIGNALBOX_FAILURES", "SIGNALBOX_CLUSTER"):
         monkeypatch.delenv(name, raising=False)
     assert differences(ROOT / "deploy", render(dagster_yaml().read_text())) == []
 
@@ -110,14 +110,14 @@ def test_what_is_changed_by_hand_or_in_a_source_is_told(
     (folder / "base" / "network.yaml").write_text("")
     head = (folder / "base" / "home.yaml").read_text()
     (folder / "base" / "old.yaml").write_text(head)
-    (folder / "helm" / "chart.yaml").write_text("kind: Deployment\n")
+    (folder / "helm" / "chart" / "chart.yaml").write_text("kind: Deployment\n")
     assert told("--check")[1]["changed"] == [
         "base/network.yaml differs",
         "base/old.yaml is rendered no more",
     ]
     assert told()[0] == 0
     assert not (folder / "base" / "old.yaml").exists()
-    assert (folder / "helm" / "chart.yaml").exists()
+    assert (folder / "helm" / "chart" / "chart.yaml").exists()
 
     # The lanes.
     lanes = tmp_path / "lanes.yaml"
@@ -168,7 +168,7 @@ def test_without_a_pinned_image_nothing_that_was_rendered_can_start() -> None:
 
 
 def test_the_queue_of_the_cluster_has_the_limits_of_the_lanes() -> None:
-    instance = yaml.safe_load(one("ConfigMap", "dagster-instance")["data"]["dagster.yaml"])
+    instance = yaml.safe_load(one("ConfigMap", "signalbox-instance")["data"]["dagster.yaml"])
     assert instance["concurrency"] == yaml.safe_load(dagster_yaml().read_text())["concurrency"]
     assert instance["run_launcher"]["class"] == "PinnedK8sRunLauncher"
     assert instance["storage"] == {"postgres": {"postgres_url": {"env": "SIGNALBOX_DAGSTER_URL"}}}
@@ -222,11 +222,13 @@ def test_every_file_is_in_a_kustomization() -> None:
             for resource in document["resources"]:
                 if resource.startswith("../"):
                     assert f"{resource.removeprefix('../')}/kustomization.yaml" in files
+                elif f"{folder}/{resource}/kustomization.yaml" in files:
+                    continue
                 else:
                     listed.add(f"{folder}/{resource}")
     others = {path for path in files if not path.endswith("kustomization.yaml")}
     # The chart's manifests are whoever's who renders them.
-    assert listed - others == {"helm/chart.yaml"}
+    assert listed - others == {"helm/chart/chart.yaml"}
     assert others - listed == {"helm/values.yaml"}
 
 

@@ -36,6 +36,7 @@ from platform_assets.line.features import build_features
 from platform_assets.line.landing import land_flights
 from platform_assets.line.services import Services
 from resources.catalog import load_catalog
+from resources.failures import load_budgets
 from resources.home import QUIET, Home
 from resources.images import VARIABLE, load_lock
 from resources.lanes import load_lanes, with_lanes
@@ -197,7 +198,7 @@ class Where:
         )
         lanes = load_lanes()
         project = yaml.safe_load(with_lanes(dagster_yaml().read_text(), lanes))
-        return Sources(lanes, load_lock(), settings, project, QUIET)
+        return Sources(lanes, load_lock(), settings, project, QUIET, load_budgets())
 
     def maps(self) -> list[dict[str, Any]]:
         """The cluster's ConfigMaps, but for what this machine has in the place of servers."""
@@ -209,6 +210,7 @@ class Where:
         files = {
             "dagster.yaml": yaml.safe_dump(self.config()),
             "lanes.yaml": (podman.ROOT / "platform_assets" / "lanes.yaml").read_text(),
+            "failures.yaml": (podman.ROOT / "platform_assets" / "failures.yaml").read_text(),
             "images.lock.yaml": Path(os.environ[VARIABLE]).read_text(),
         }
         return config_maps(files, sources.settings, variables)

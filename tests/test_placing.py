@@ -10,10 +10,12 @@ import kubernetes_validate
 import pytest
 
 from platform_assets.domain.cluster_lanes import classes
+from platform_assets.domain.environments import THREADS
 from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.lanes import LANE_TAG, Lane
 from platform_assets.domain.manifest_rules import Known, problems
 from platform_assets.domain.placing import (
+    NODE,
     RUN_ACCOUNT,
     STEP_ACCOUNT,
     Place,
@@ -25,6 +27,7 @@ from platform_assets.instance.kubernetes.executor import pinned_k8s_job_executor
 from resources.cluster import load_settings
 from resources.images import VARIABLE, change_lock
 from tests import cluster as fake
+from tests import podman
 from tests.test_pinned_kubernetes import CONFIG, LOCK, RUN, job_with, launch, prepares, trains
 from tests.test_pinned_kubernetes import client as client_of
 
@@ -140,6 +143,20 @@ LESS: list[tuple[dict[str, Any], str]] = [
     ({"hostNetwork": True}, "hostNetwork is true"),
     ({"hostPID": True}, "hostPID is true"),
     ({"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}, "volume v is a hostPath"),
+    ({"volumes": [{"name": "v", "nfs": {"server": "s", "path": "/"}}]}, "volume v is a nfs"),
+    (
+        {"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}},
+        "sysctl kernel.msgmax",
+    ),
+    ({"securityContext": {"windowsOptions": {"hostProcess": True}}}, "hostProcess true"),
+    (
+        {"securityContext": {"appArmorProfile": {"type": "Unconfined"}}},
+        "appArmorProfile Unconfined",
+    ),
+    ({"securityContext": {"seLinuxOptions": {"user": "system_u"}}}, "seLinuxOptions.user system_u"),
+    ({"securityContext": {"seLinuxOptions": {"type": "spc_t"}}}, "seLinuxOptions.type spc_t"),
+    ({"serviceAccountName": RUN_ACCOUNT}, "ServiceAccount 'signalbox', which creates Jobs"),
+    ({"serviceAccount": RUN_ACCOUNT}, "ServiceAccount 'signalbox', which creates Jobs"),
     ({"securityContext": {"runAsNonRoot": False}}, "runAsNonRoot false"),
     ({"securityContext": {"runAsUser": 0}}, "runAsUser 0"),
     ({"securityContext": {"seccompProfile": {"type": "Unconfined"}}}, "seccompProfile Unconfined"),
@@ -151,7 +168,23 @@ LESS_OF_CONTAINER: list[tuple[dict[str, Any], str]] = [
     ({"capabilities": {"add": ["SYS_ADMIN"], "drop": ["ALL"]}}, "adds capabilities SYS_ADMIN"),
     ({"capabilities": {"drop": ["KILL"]}}, "does not drop ALL"),
     ({"procMount": "Unmasked"}, "procMount Unmasked"),
+    ({"windowsOptions": {"hostProcess": True}}, "hostProcess true"),
+    ({"appArmorProfile": {"type": "Unconfined"}}, "appArmorProfile Unconfined"),
+    ({"seLinuxOptions": {"role": "system_r"}}, "seLinuxOptions.role system_r"),
     ({"runAsUser": 0}, "runAsUser 0"),
+]
+
+
+OF_CONTAINER: list[tuple[dict[str, Any], str]] = [
+    ({"ports": [{"containerPort": 1, "hostPort": 1}]}, "has hostPort 1"),
+    (
+        {"livenessProbe": {"httpGet": {"host": "10.0.0.1", "port": 1}}},
+        "livenessProbe of container dagster asks host 10.0.0.1",
+    ),
+    (
+        {"lifecycle": {"preStop": {"tcpSocket": {"host": "10.0.0.1", "port": 1}}}},
+        "preStop of container dagster asks host 10.0.0.1",
+    ),
 ]
 
 
@@ -167,6 +200,10 @@ LESS_OF_CONTAINER: list[tuple[dict[str, Any], str]] = [
             for context, words in LESS_OF_CONTAINER
             for kind in ("containers", "initContainers")
         ),
+        *(
+            ({"containers": [{"name": "dagster", "image": RUN, **more}]}, words)
+            for more, words in OF_CONTAINER
+        ),
         ({"priorityClassName": "signalbox-step-daily"}, "that of a step in lane backfill is"),
         ({"priorityClassName": "system-node-critical"}, "that of a step in lane backfill is"),
     ],
@@ -178,6 +215,96 @@ def test_who_asks_for_more_is_refused(spec: dict[str, Any], words: str) -> None:
         placed(asked, Place("step", Lane.BACKFILL), "step x")
     assert words in str(refused.value)
     assert insecure(job()["spec"]["template"]["spec"]) == []
+
+
+def test_what_the_standard_allows_is_not_refused() -> None:
+    volumes: list[dict[str, Any]] = [
+        {"name": "a", "configMap": {"name": "a"}},
+        {"name": "b", "csi": {"driver": "d"}},
+        {"name": "c", "downwardAPI": {}},
+        {"name": "d", "emptyDir": {}},
+        {"name": "e", "ephemeral": {}},
+        {"name": "f", "persistentVolumeClaim": {"claimName": "f"}},
+        {"name": "g", "projected": {"sources": []}},
+        {"name": "h", "secret": {"secretName": "h"}},
+    ]
+    context = {
+        "sysctls": [{"name": "net.ipv4.tcp_syncookies", "value": "1"}],
+        "appArmorProfile": {"type": "RuntimeDefault"},
+        "seLinuxOptions": {"type": "container_t", "level": "s0:c1,c2", "user": ""},
+        "windowsOptions": {"hostProcess": False},
+    }
+    container = {
+        "name": "x",
+        "ports": [{"containerPort": 80, "hostPort": 0}],
+        "readinessProbe": {"httpGet": {"port": 80}},
+        "lifecycle": {"preStop": {"exec": {"command": ["true"]}}},
+    }
+    spec = {"volumes": volumes, "securityContext": context, "containers": [container]}
+    assert insecure(spec) == []
+    assert placed(job(serviceAccountName=RUN_ACCOUNT), Place("run", Lane.DAILY), "x")
+
+
+def test_an_annotation_takes_no_profile_away() -> None:
+    asked = job()
+    name = "container.apparmor.security.beta.kubernetes.io/dagster"
+    for value, refused in (
+        ("unconfined", True),
+        ("runtime/default", False),
+        ("localhost/x", False),
+    ):
+        asked["spec"]["template"]["metadata"] = {"annotations": {name: value}}
+        if refused:
+            with pytest.raises(RefusedError, match=r"annotation .*/dagster is unconfined"):
+                placed(asked, Place("step", Lane.DAILY), "step x")
+        else:
+            placed(asked, Place("step", Lane.DAILY), "step x")
+
+
+def variables(**container: Any) -> dict[str, Any]:
+    asked = job(containers=[{"name": "dagster", "image": RUN, **container}])
+    found = placed(asked, Place("step", Lane.DAILY), "step x")
+    kubernetes_validate.validate(found, VERSION, strict=True)
+    (one,) = found["spec"]["template"]["spec"]["containers"]
+    told = [e["name"] for e in one["env"]]
+    assert len(told) == len(set(told))
+    return {e["name"]: e.get("value", e.get("valueFrom")) for e in one["env"]}
+
+
+NODE_NAME = {"fieldRef": {"fieldPath": "spec.nodeName"}}
+
+
+@pytest.mark.parametrize(
+    ("resources", "threads"),
+    [
+        ({"limits": {"cpu": "2"}}, "2"),
+        ({"limits": {"cpu": "2500m"}, "requests": {"cpu": "1"}}, "2"),
+        ({"requests": {"cpu": "500m"}}, "1"),
+        ({"limits": {"cpu": 4}}, "4"),
+        ({"limits": {"memory": "1Gi"}}, None),
+        (None, None),
+    ],
+)
+def test_a_pod_knows_its_node_and_computes_with_its_own_cpu(
+    resources: dict[str, Any] | None, threads: str | None
+) -> None:
+    told = variables(**({"resources": resources} if resources else {}))
+    assert told[NODE] == NODE_NAME
+    assert told.get(THREADS) == threads
+
+
+def test_who_sets_the_threads_keeps_them_but_nobody_names_another_node() -> None:
+    own = [{"name": THREADS, "value": "7"}, {"name": NODE, "value": "elsewhere"}]
+    told = variables(env=own, resources={"limits": {"cpu": "2"}})
+    assert told == {THREADS: "7", NODE: NODE_NAME}
+
+
+def test_podman_is_told_the_name_of_the_node_and_nothing_else_is_changed() -> None:
+    template = placed(job(), Place("step", Lane.DAILY), "x")["spec"]["template"]
+    changed = podman.on_node(template, "n1")
+    assert changed["spec"]["containers"][0]["env"] == [{"name": NODE, "value": "n1"}]
+    changed["spec"]["containers"][0]["env"] = template["spec"]["containers"][0]["env"]
+    assert changed == template
 
 
 # --- what the launcher and the executor send ------------------------------------------------------

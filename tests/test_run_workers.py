@@ -321,6 +321,26 @@ def test_a_worker_is_started_again_by_the_budget_of_what_ended_it(
     assert len(cluster.jobs) == 2
 
 
+def test_a_worker_that_ends_without_a_word_has_a_budget_too(
+    cluster: fake.Cluster, launched: Callable[..., Run], tmp_path: Path
+) -> None:
+    (tmp_path / "failures.yaml").write_text("failures: {restarted: {retries: 1}}")
+    run = launched(PinnedK8sRunLauncher, resumes=34)
+
+    def ends() -> None:
+        cluster.kubelet.ended(cluster.of_job(list(cluster.jobs)[-1])[0], 0)
+        cluster.work()
+
+    ends()
+    assert "the run's worker was lost: Job dagster-run-" in run.monitor()
+    assert run.run.status is DagsterRunStatus.STARTED
+    ends()
+    with pytest.raises(ClusterError, match="did not say that it ended"):
+        run.monitor()
+    assert run.run.status is DagsterRunStatus.FAILURE
+    assert len(cluster.jobs) == 2
+
+
 @pytest.mark.parametrize("happens", ["out_of_memory", "delete_by_hand"])
 @BOTH
 def test_what_would_only_happen_again_is_not_resumed(

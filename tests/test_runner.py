@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import podman
+from tests.tools import run
 from tests.tools.browser import VARIABLE, find_browser
 from tests.tools.run import Part, parts, run_part, run_parts
 
@@ -100,3 +102,31 @@ def test_the_browser_is_the_one_named_else_the_one_on_the_path(
     assert find_browser() == own
     monkeypatch.setenv(VARIABLE, str(tmp_path / "not-there"))
     assert find_browser() is None
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+def test_in_ci_another_user_than_root_is_told_what_needs_root_and_fails(
+    user: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    monkeypatch.setattr("shutil.which", lambda program, **_: f"/usr/bin/{program}")
+    monkeypatch.setattr(run, "find_browser", lambda: Path("/usr/bin/chromium"))
+    monkeypatch.setenv(VARIABLE, "")
+    monkeypatch.setattr("tests.postgres.is_there", lambda: False)
+    # What needs root is skipped, as tests.podman.engine does it.
+    skipped = 1 if podman.missing() else 0
+    done = (0, Counter(passed=3, skipped=skipped))
+    monkeypatch.setattr(run, "run_part", lambda *_: done)
+    code = run.main([])
+    said = capsys.readouterr().out
+    assert code == (0 if user == 0 else 1)
+    assert (podman.NEEDS_ROOT in said) is (user != 0)
+    assert ("in CI every test must run" in said) is (user != 0)
+    if user:
+        with pytest.raises(pytest.skip.Exception), podman.engine("localhost:1"):
+            pass
+
+
+def test_what_else_is_missing_is_named() -> None:
+    assert "(there is no buildah, root)" in podman.advice(["buildah", "root"])

@@ -12,7 +12,7 @@ from resources.images import load_lock, lock_file
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
-SOURCES = ("SIGNALBOX_LANES", "SIGNALBOX_IMAGES", "SIGNALBOX_CLUSTER")
+SOURCES = ("SIGNALBOX_LANES", "SIGNALBOX_FAILURES", "SIGNALBOX_IMAGES", "SIGNALBOX_CLUSTER")
 """Variables that name other files than the project's deploy/ is rendered from."""
 
 commands = typer.Typer(
@@ -35,7 +35,7 @@ def render_files(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the manifests that follow from lanes.yaml, images.lock.yaml and cluster.yaml."""
+    """Write the manifests that follow from lanes, failures, images.lock and cluster.yaml."""
     from platform_assets.factory.instance import dagster_yaml
 
     folder = Path(out)

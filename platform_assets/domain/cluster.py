@@ -31,6 +31,7 @@ from platform_assets.domain.cluster_apps import (
     volumes,
     workspace,
 )
+from platform_assets.domain.cluster_budgets import Budgets
 from platform_assets.domain.cluster_lanes import kueue, limit_range, priority_classes, quotas
 from platform_assets.domain.cluster_policy import policy
 from platform_assets.domain.cluster_settings import ClusterSettings
@@ -66,6 +67,7 @@ class Sources:
         settings: of the cluster.
         project: the project's dagster.yaml, with the lanes as its limits.
         quiet: variables that every process of Signalbox has.
+        budgets: of what the cluster breaks.
     """
 
     lanes: Lanes
@@ -73,12 +75,13 @@ class Sources:
     settings: ClusterSettings
     project: Mapping[str, Any]
     quiet: Mapping[str, str]
+    budgets: Budgets
 
 
 def files_inside(sources: Sources) -> dict[str, dict[str, Any]]:
     """What containers read as files and what is made here, by name; as documents."""
     return {
-        "dagster.yaml": instance(sources.project, sources.settings),
+        "dagster.yaml": instance(sources.project, sources.settings, sources.budgets),
         "workspace.yaml": workspace(),
     }
 
@@ -89,7 +92,7 @@ def manifests(sources: Sources, files: Mapping[str, str]) -> dict[str, Documents
     Args:
         sources: what it follows from.
         files: texts of what containers read: those of `files_inside`, and lanes.yaml,
-            cluster.yaml and images.lock.yaml as they are.
+            failures.yaml, cluster.yaml and images.lock.yaml as they are.
     """
     settings, lock = sources.settings, sources.lock
     maps = config_maps(files, settings, environment(settings, sources.quiet))
@@ -107,8 +110,11 @@ def manifests(sources: Sources, files: Mapping[str, str]) -> dict[str, Documents
     }
     plain = {name: rendered[name] for name in PLAIN}
     kueued = {"components": ["../components/kueue"]} if settings.kueue else {}
-    place = "/spec/template/spec/priorityClassName"
-    change = json.dumps([{"op": "add", "path": place, "value": PLATFORM_CLASS}])
+    # Also the token that it launches with: the ServiceAccount has none mounted unasked.
+    pod = {"priorityClassName": PLATFORM_CLASS, "automountServiceAccountToken": True}
+    place = "/spec/template/spec"
+    adds = [{"op": "add", "path": f"{place}/{name}", "value": value} for name, value in pod.items()]
+    change = json.dumps(adds)
     patch = {"target": {"labelSelector": CHARTED, "kind": "Deployment"}, "patch": change}
     return {
         **_folder("base", base, {}),
@@ -118,7 +124,10 @@ def manifests(sources: Sources, files: Mapping[str, str]) -> dict[str, Documents
             {"queues.yaml": kueue(sources.lanes, settings)},
             {"apiVersion": f"{KUSTOMIZE}/v1alpha1", "kind": "Component"},
         ),
-        **_folder("helm", {}, {"resources": ["../base", CHART], "patches": [patch], **kueued}),
+        **_folder("helm", {}, {"resources": ["../base", "chart"], "patches": [patch], **kueued}),
+        # Templates of the chart name no namespace. Only theirs is set: what is the whole cluster's
+        # in base/ has none.
+        **_folder("helm/chart", {}, {"namespace": settings.namespace, "resources": [CHART]}),
         "helm/values.yaml": [helm_values(sources)],
     }
 
@@ -139,7 +148,7 @@ def _folder(
 def helm_values(sources: Sources) -> dict[str, Any]:
     """Values of the official chart, for the same instance; the code location is not the chart's."""
     settings = sources.settings
-    config = instance(sources.project, settings)
+    config = instance(sources.project, settings, sources.budgets)
     repository, _, digest = image_of(sources.lock, settings).partition("@")
     secrets = [{"name": name} for name in (settings.postgres.secret, settings.s3.secret)]
     pod = secured({"securityContext": SECURITY, "containers": [{"name": "x"}]})
@@ -160,6 +169,9 @@ def helm_values(sources: Sources) -> dict[str, Any]:
         ],
     }
     monitoring, sensors = config["run_monitoring"], config["sensors"]
+    launcher = config["run_launcher"]
+    # The instance of the chart has the password apart, and runs and steps open that instance.
+    apart = {**launcher["config"], "postgres_password_secret": settings.postgres.secret}
     code = {"host": "code", "port": CODE_PORT, "name": "signalbox"}
     return {
         "global": {
@@ -197,6 +209,7 @@ def helm_values(sources: Sources) -> dict[str, Any]:
                 "enabled": True,
                 "pollIntervalSeconds": monitoring["poll_interval_seconds"],
                 "startTimeoutSeconds": monitoring["start_timeout_seconds"],
+                "maxResumeRunAttempts": monitoring["max_resume_run_attempts"],
             },
             "runRetries": {"enabled": True},
             "sensors": {"useThreads": True, "numWorkers": sensors["num_workers"]},
@@ -204,7 +217,7 @@ def helm_values(sources: Sources) -> dict[str, Any]:
         "dagster-user-deployments": {"enabled": True, "enableSubchart": False},
         "runLauncher": {
             "type": "CustomRunLauncher",
-            "config": {"customRunLauncher": config["run_launcher"]},
+            "config": {"customRunLauncher": {**launcher, "config": apart}},
         },
         "additionalInstanceConfig": {n: v for n, v in config.items() if n not in OF_THE_CHART},
     }

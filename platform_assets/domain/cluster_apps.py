@@ -5,15 +5,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from platform_assets.domain.cluster_access import CODE_PORT, COMPONENT, UI_PORT
+from platform_assets.domain.cluster_budgets import Budgets
 from platform_assets.domain.cluster_settings import ClusterSettings
 from platform_assets.domain.images import ImageLock
-from platform_assets.domain.placing import PLATFORM_CLASS, RUN_ACCOUNT, STEP_ACCOUNT, USER, secured
+from platform_assets.domain.placing import (
+    PLATFORM_CLASS,
+    RUN_ACCOUNT,
+    STEP_ACCOUNT,
+    USER,
+    secured,
+    surrounded,
+)
 
 Manifest = dict[str, Any]
 
 NAME = "app.kubernetes.io/name"
 CONFIG_FOLDER = "/etc/signalbox"
-INSTANCE_MAP, FILES_MAP, ENV_MAP = "dagster-instance", "signalbox-files", "signalbox-env"
+INSTANCE_MAP, FILES_MAP, ENV_MAP = "signalbox-instance", "signalbox-files", "signalbox-env"
 HOME_CLAIM = "signalbox-home"
 SECURITY = {"runAsUser": USER, "runAsGroup": USER}
 UNPINNED = f"unpinned.invalid/{{name}}@sha256:{'0' * 64}"
@@ -40,6 +48,7 @@ def environment(settings: ClusterSettings, quiet: Mapping[str, str]) -> dict[str
         "DAGSTER_HOME": f"{settings.home}/dagster",
         "SIGNALBOX_IMAGES": f"{CONFIG_FOLDER}/images.lock.yaml",
         "SIGNALBOX_LANES": f"{CONFIG_FOLDER}/lanes.yaml",
+        "SIGNALBOX_FAILURES": f"{CONFIG_FOLDER}/failures.yaml",
         "SIGNALBOX_CLUSTER": f"{CONFIG_FOLDER}/cluster.yaml",
         "SIGNALBOX_MLFLOW_URI": settings.mlflow.url,
         "SIGNALBOX_LAKE_URL": settings.s3.lake,
@@ -114,17 +123,26 @@ def launcher(settings: ClusterSettings) -> Manifest:
     }
 
 
-def instance(project: Mapping[str, Any], settings: ClusterSettings) -> Manifest:
+def instance(project: Mapping[str, Any], settings: ClusterSettings, budgets: Budgets) -> Manifest:
     """The dagster.yaml of the cluster: the project's, with its own launcher and storage.
 
     Args:
         project: the embedded home's, with the lanes as its section `concurrency`.
         settings: of the cluster.
+        budgets: of failures.yaml. A run worker has those of its causes, which the launcher counts;
+            Dagster's own limit counts all of them. It also may wait for its place, and be pulled
+            and started after that.
     """
+    own = project.get("run_monitoring", {})
+    monitoring = {
+        "start_timeout_seconds": budgets.to_start + own.get("start_timeout_seconds", 0),
+        "max_resume_run_attempts": budgets.in_all,
+    }
     url = {"env": "SIGNALBOX_DAGSTER_URL"}
     return {
         **project,
         "run_launcher": launcher(settings),
+        "run_monitoring": {**own, **monitoring},
         "storage": {"postgres": {"postgres_url": url}},
     }
 
@@ -265,6 +283,7 @@ def _deployment(
         "env": [{"name": "SIGNALBOX_IMAGE", "value": image}],
         "resources": settings.containers.platform.section(),
     }
+    own = surrounded(own)
     # Any number of processes may make the home at once; it is there before anybody needs it. What
     # it writes as dagster.yaml lies under the one that is mounted.
     home = [mount for mount in mounts(settings) if mount["name"] != "instance"]

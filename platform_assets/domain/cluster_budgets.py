@@ -110,6 +110,16 @@ class Budgets(BaseModel):
         """The budget of a cause."""
         return self.failures.get(cause, DEFAULTS[cause])
 
+    @property
+    def in_all(self) -> int:
+        """Retries of all causes: a limit that counts them together must not end any of them."""
+        return sum(self.of(cause).retries for cause in Cause)
+
+    @property
+    def to_start(self) -> int:
+        """Seconds that a pod may wait for its place; nothing queues run workers (Kueue)."""
+        return max(self.of(cause).patience for cause in (Cause.QUOTA, Cause.UNSCHEDULABLE))
+
 
 def parse_budgets(document: Any, origin: str) -> Budgets:
     """Read a declaration.

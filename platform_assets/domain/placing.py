@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from platform_assets.domain.cluster_settings import quantity
+from platform_assets.domain.environments import THREADS
 from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.lanes import Lane
 
@@ -27,6 +29,29 @@ STEP_ACCOUNT = f"{PREFIX}-step"
 
 USER = 10001
 """Numeric user and group of the image: a name could not be told from root by the node."""
+
+NODE = "SIGNALBOX_NODE"
+"""Variable: the cluster's node that a process runs on."""
+
+VOLUMES = (
+    *("configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim"),
+    *("projected", "secret"),
+    "image",  # judged by the image lock
+)
+"""Kinds of volumes that a pod may have."""
+
+SYSCTLS = (
+    *("kernel.shm_rmid_forced", "net.ipv4.ip_local_port_range"),
+    *("net.ipv4.ip_unprivileged_port_start", "net.ipv4.tcp_syncookies"),
+    *("net.ipv4.ping_group_range", "net.ipv4.ip_local_reserved_ports"),
+    *("net.ipv4.tcp_keepalive_time", "net.ipv4.tcp_fin_timeout"),
+    *("net.ipv4.tcp_keepalive_intvl", "net.ipv4.tcp_keepalive_probes"),
+)
+"""Those that the standard calls safe."""
+
+SELINUX_TYPES = ("container_t", "container_init_t", "container_kvm_t", "container_engine_t")
+_PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
+_APPARMOR = "container.apparmor.security.beta.kubernetes.io/"
 
 ROLES: tuple[Role, ...] = ("run", "step")
 _RUN_ABOVE = 100_000
@@ -84,7 +109,13 @@ def placed(job: Mapping[str, Any], place: Place, what: str) -> dict[str, Any]:
         RefusedError: it asks for another place, or for more than its containers may have.
     """
     spec: dict[str, Any] = dict(job["spec"]["template"]["spec"])
-    wrong = [*_elsewhere(spec, place), *insecure(spec)]
+    metadata = job["spec"]["template"].get("metadata") or {}
+    wrong = [
+        *_elsewhere(spec, place),
+        *_as_launcher(spec, place),
+        *insecure(spec),
+        *_unconfined(metadata.get("annotations") or {}),
+    ]
     if wrong:
         raise RefusedError(
             f"{what} is refused, nothing was created: {'; '.join(wrong)}. Take it out of the "
@@ -93,6 +124,9 @@ def placed(job: Mapping[str, Any], place: Place, what: str) -> dict[str, Any]:
     spec["priorityClassName"] = class_of(place.role, place.lane)
     if spec.get("serviceAccountName") == STEP_ACCOUNT:
         spec["automountServiceAccountToken"] = False
+    for kind in ("initContainers", "containers"):
+        if spec.get(kind):
+            spec[kind] = [surrounded(container) for container in spec[kind]]
     template = {**job["spec"]["template"], "spec": secured(spec)}
     document = {**job, "spec": {**job["spec"], "template": template}}
     if place.queued and place.role == "step":
@@ -111,6 +145,33 @@ def _elsewhere(spec: Mapping[str, Any], place: Place) -> list[str]:
         f"it asks for PriorityClass {asked!r}, that of a {place.role} in lane {place.lane} is "
         f"{own} (a lesser lane is asked for by the tag signalbox/lane)"
     ]
+
+
+def _as_launcher(spec: Mapping[str, Any], place: Place) -> list[str]:
+    """A step that may create Jobs could start whatever it likes, in any lane."""
+    asked = spec.get("serviceAccountName") or spec.get("serviceAccount")
+    if place.role != "step" or asked != RUN_ACCOUNT:
+        return []
+    return [
+        f"it asks for ServiceAccount {asked!r}, which creates Jobs; that of steps is "
+        f"{STEP_ACCOUNT} (step_service_account_name of the run launcher)"
+    ]
+
+
+def surrounded(container: Mapping[str, Any]) -> dict[str, Any]:
+    """A container that knows its node, and computes with as many threads as it has CPU.
+
+    A library sees all cores of the node: it would start so many threads, wait for its quota, and
+    add up in another order on another node. Whoever sets the number of threads keeps it; without an
+    amount of CPU it is not known.
+    """
+    reads = {"name": NODE, "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
+    told = [one for one in container.get("env") or () if one.get("name") != NODE]
+    amounts = container.get("resources") or {}
+    cpu = (amounts.get("limits") or {}).get("cpu") or (amounts.get("requests") or {}).get("cpu")
+    if cpu is not None and not any(one.get("name") == THREADS for one in told):
+        told.append({"name": THREADS, "value": str(max(1, int(quantity(str(cpu)))))})
+    return {**container, "env": [*told, reads]}
 
 
 def secured(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,19 +210,55 @@ def _secured(container: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def insecure(spec: Mapping[str, Any]) -> list[str]:
-    """What a pod asks for that it may not have; what it does not say is no matter here."""
+    """What a pod asks for that "restricted" refuses; what it does not say is no matter here."""
     found = [f"{name} is true" for name in ("hostNetwork", "hostPID", "hostIPC") if spec.get(name)]
     found += [
-        f"volume {volume.get('name')} is a hostPath"
+        f"volume {volume.get('name')} is a {kind}"
         for volume in spec.get("volumes") or ()
-        if "hostPath" in volume
+        for kind in volume
+        if kind not in ("name", *VOLUMES)
     ]
-    found += _of_any(spec.get("securityContext") or {}, "the pod's securityContext")
+    context = spec.get("securityContext") or {}
+    found += _of_any(context, "the pod's securityContext")
+    found += [
+        f"the pod's securityContext has sysctl {sysctl.get('name')}"
+        for sysctl in context.get("sysctls") or ()
+        if sysctl.get("name") not in SYSCTLS
+    ]
     for kind in ("initContainers", "containers", "ephemeralContainers"):
         for container in spec.get(kind) or ():
             where = f"securityContext of container {container.get('name')}"
             found += _of_container(container.get("securityContext") or {}, where)
+            found += _reaching_out(container)
     return found
+
+
+def _reaching_out(container: Mapping[str, Any]) -> list[str]:
+    """Ports of the node, and probes that have the node speak to another host."""
+    name = container.get("name")
+    found = [
+        f"container {name} has hostPort {port['hostPort']}"
+        for port in container.get("ports") or ()
+        if port.get("hostPort")
+    ]
+    asked = [(probe, container.get(probe)) for probe in _PROBES]
+    asked += [(moment, said) for moment, said in (container.get("lifecycle") or {}).items()]
+    for what, said in asked:
+        for kind in ("httpGet", "tcpSocket"):
+            host = ((said or {}).get(kind) or {}).get("host")
+            if host:
+                found.append(f"{what} of container {name} asks host {host}")
+    return found
+
+
+def _unconfined(annotations: Mapping[str, str]) -> list[str]:
+    return [
+        f"annotation {name} is {value}"
+        for name, value in annotations.items()
+        if name.startswith(_APPARMOR)
+        and value != "runtime/default"
+        and not value.startswith("localhost/")
+    ]
 
 
 def _of_any(context: Mapping[str, Any], where: str) -> list[str]:
@@ -170,9 +267,18 @@ def _of_any(context: Mapping[str, Any], where: str) -> list[str]:
         found.append(f"{where} has runAsNonRoot false")
     if context.get("runAsUser") == 0:
         found.append(f"{where} has runAsUser 0")
-    profile = (context.get("seccompProfile") or {}).get("type")
-    if profile not in (None, "RuntimeDefault", "Localhost"):
-        found.append(f"{where} has seccompProfile {profile}")
+    for field in ("seccompProfile", "appArmorProfile"):
+        profile = (context.get(field) or {}).get("type")
+        if profile not in (None, "RuntimeDefault", "Localhost"):
+            found.append(f"{where} has {field} {profile}")
+    labels = context.get("seLinuxOptions") or {}
+    found += [
+        f"{where} has seLinuxOptions.{field} {value}"
+        for field, value in labels.items()
+        if value and (field in ("user", "role") or (field == "type" and value not in SELINUX_TYPES))
+    ]
+    if (context.get("windowsOptions") or {}).get("hostProcess"):
+        found.append(f"{where} has windowsOptions.hostProcess true")
     return found
 
 

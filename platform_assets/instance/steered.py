@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.instance.config import ConcurrencyConfig
 from dagster._core.instance.ref import InstanceRef
+from dagster._core.launcher import RunLauncher
 
 from platform_assets.domain.lane_limits import Steering, with_steering, without_backfills
 from resources.home import Home
@@ -50,6 +51,26 @@ class SignalboxInstance(dg.DagsterInstance):
                 class_name="FileComputeLogManager",
             ),
         }
+
+    def _initialize_run_monitoring(self) -> None:
+        """Dagster's, but whether runs can be resumed is asked of a launcher that is there.
+
+        Dagster makes it for that as the instance is opened: each step's pod would import the
+        client of the cluster, to launch no run.
+        """
+        if self._run_launcher is not None:
+            super()._initialize_run_monitoring()
+        else:
+            self._run_monitoring_enabled = self.run_monitoring_settings.get("enabled", False)
+
+    @property
+    def run_launcher(self) -> RunLauncher:
+        """The launcher; made, and asked whether it can do what is configured, once needed."""
+        there = self._run_launcher is not None
+        launcher = super().run_launcher
+        if not there:
+            self._initialize_run_monitoring()
+        return launcher
 
     def get_concurrency_config(self) -> ConcurrencyConfig:
         """The limits of dagster.yaml, and those of the backfills that are steered."""

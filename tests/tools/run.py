@@ -144,7 +144,7 @@ def main(arguments: list[str]) -> int:
     if not oci.is_there():
         print(oci.ADVICE)
     if heavy and not podman.is_there():
-        print(f"{podman.ADVICE} (there is no {', '.join(podman.missing())})")
+        print(podman.advice(podman.missing()))
     return int(failed)
 
 

@@ -14,7 +14,8 @@ In dagster.yaml:
 
 import json
 import logging
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
@@ -32,7 +33,7 @@ from dagster_k8s.utils import load_kubernetes_config
 
 from platform_assets.domain.admission import Layer
 from platform_assets.domain.cluster_budgets import ClusterError, decide
-from platform_assets.domain.cluster_causes import Finding, find
+from platform_assets.domain.cluster_causes import Cause, Finding, find
 from platform_assets.domain.lanes import lane_of
 from platform_assets.domain.placing import Place
 from platform_assets.instance.coordinator import parent_lane
@@ -77,9 +78,36 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
     Attributes:
         steps: what it says of the steps of its runs, by the names of OF_STEPS; the executor reads
             it, for nothing else that is the cluster's reaches a run worker.
+
+    Credentials of the cluster are read when something is asked of it. Opening an instance makes its
+    launcher as soon as `max_resume_run_attempts` is more than 0, and steps and the code location,
+    which open it too, have no token.
     """
 
     steps: Mapping[str, Any] = {}
+
+    def __init__(self, client: Callable[[], AdmittingApiClient], **settings: Any) -> None:
+        super(K8sRunLauncher, self).__init__()  # its own reads the credentials: later
+        self._client, self._settings, self._lock = client, settings, threading.Lock()
+        self._inst_data = settings.get("inst_data")
+
+    def __getattr__(self, name: str) -> Any:
+        """What K8sRunLauncher has, which is made whole when something of it is first looked at."""
+        own = vars(self)
+        if "_lock" not in own:
+            raise AttributeError(name)
+        with self._lock:
+            if "_api_client" not in own:
+                client = self._client()
+                made = K8sRunLauncher(
+                    k8s_client_batch_api=kubernetes.client.BatchV1Api(client),
+                    k8s_client_core_api=kubernetes.client.CoreV1Api(client),
+                    **self._settings,
+                )
+                own.update({n: value for n, value in vars(made).items() if n not in own})
+        if name not in own:
+            raise AttributeError(name)
+        return own[name]
 
     @classmethod
     def config_type(cls) -> dict[str, Any]:
@@ -107,18 +135,16 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
         if name is not None:
             config["job_image"] = str(load_lock().named(name).ref)
         inside, file = config.get("load_incluster_config", True), config.get("kubeconfig_file")
-        load_kubernetes_config(
-            load_incluster_config=inside,
-            kubeconfig_file=file,
-            k8s_api_ssl_ca_cert_file=config.get("k8s_api_ssl_ca_cert_file"),
-        )
-        client = AdmittingApiClient(load_lock, credentials(inside, file))
-        launcher = cls(
-            inst_data=inst_data,
-            k8s_client_batch_api=kubernetes.client.BatchV1Api(client),
-            k8s_client_core_api=kubernetes.client.CoreV1Api(client),
-            **config,
-        )
+
+        def client() -> AdmittingApiClient:
+            load_kubernetes_config(
+                load_incluster_config=inside,
+                kubeconfig_file=file,
+                k8s_api_ssl_ca_cert_file=config.get("k8s_api_ssl_ca_cert_file"),
+            )
+            return AdmittingApiClient(load_lock, credentials(inside, file))
+
+        launcher = cls(client, inst_data=inst_data, **config)
         launcher.steps = steps
         return launcher
 
@@ -163,8 +189,7 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
             words = decide(finding, budgets, 0, timedelta(0)).words.partition(". It is asked")[0]
             return CheckRunHealthResult(WorkerStatus.FAILED, words)
         if seen.finished and run.status in (DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING):
-            words = f"Job {seen.name} is Complete, but the run did not say that it ended"
-            return CheckRunHealthResult(WorkerStatus.FAILED, words)
+            return CheckRunHealthResult(WorkerStatus.FAILED, _unsaid(seen))
         return CheckRunHealthResult(
             WorkerStatus.SUCCESS if seen.finished else WorkerStatus.RUNNING,
             finding.words if finding else None,
@@ -195,6 +220,8 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
     def _allow(self, run: dg.DagsterRun, seen: Seen) -> None:
         """Count a further worker of the run against the budget of what ended the one before."""
         finding = self._finding(seen)
+        if finding is None and seen.finished:
+            finding = Finding(Cause.RESTARTED, "over", _unsaid(seen))
         if finding is None:
             return
         before = marked(self._instance, run.run_id, None).count(finding.cause)
@@ -233,6 +260,10 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
             ),
             Layer("the run launcher's job_image", self.job_image),
         ]
+
+
+def _unsaid(seen: Seen) -> str:
+    return f"Job {seen.name} is Complete, but the run did not say that it ended"
 
 
 def read_tag(tags: Mapping[str, str]) -> Any:
