@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -443,6 +443,39 @@ def test_a_step_that_runs_something_else_is_ended(kubelet: fake.Cluster) -> None
     success, told = execute(kubelet, "pinned_lasting")
     assert not success
     assert f"step lasts was ended: the cluster runs sha256:{'e' * 64} for {TRAIN}" in told
+    assert kubelet.images() == [RUN]  # its Job was deleted
+
+
+def _renamed(pod: dict[str, Any]) -> None:
+    """A webhook that writes a tag instead of the digest."""
+    pod["spec"]["containers"] = [{**one, "image": MOVED} for one in pod["spec"]["containers"]]
+
+
+def _joined(pod: dict[str, Any]) -> None:
+    """A webhook that puts a container of its own beside ours, by tag."""
+    beside = {"name": "mesh", "image": f"{HOST}/mesh:latest"}
+    pod["spec"]["containers"] = [*pod["spec"]["containers"], beside]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("webhook", "named"), [(_renamed, MOVED), (_joined, "mesh:latest")])
+def test_a_tag_in_the_pod_does_not_silence_the_check(
+    kubelet: fake.Cluster, webhook: Callable[[dict[str, Any]], None], named: str
+) -> None:
+    def mutates(pod: dict[str, Any]) -> None:
+        if pod["spec"]["containers"][0]["image"] == TRAIN:
+            webhook(pod)
+
+    kubelet.webhook = mutates
+    tagged = f"docker-pullable://{HOST}/mesh@sha256:{'d' * 64}"
+    kubelet.image_ids = {TRAIN: OTHER, MOVED: OTHER, f"{HOST}/mesh:latest": tagged}
+    success, told = execute(kubelet, "pinned_lasting")
+    assert not success
+    assert "Error while checking health" not in told
+    assert "step lasts was ended: " in told
+    assert named in told
+    if webhook is _joined:  # the reason for the container beside it hides no other
+        assert f"the cluster runs sha256:{'e' * 64} for {TRAIN}" in told
     assert kubelet.images() == [RUN]  # its Job was deleted
 
 

@@ -262,7 +262,7 @@ def _started(pods: Sequence[Said]) -> dict[str, tuple[str, str]]:
             for one in status.get(name) or ():
                 if one.get("imageID"):
                     place = f"{pod['metadata']['name']}/{one['name']} on {spec.get('nodeName')}"
-                    found[place] = (one["imageID"], asked[one["name"]])
+                    found[place] = (one["imageID"], asked.get(one["name"], ""))
     return found
 
 
