@@ -51,6 +51,9 @@ LOCK = ImageLock(
     registries=(HOST,), images={"run": entry("run", "1"), "train": entry("train", "2")}
 )
 RUN, TRAIN = (str(LOCK.images[name].ref) for name in ("run", "train"))
+BUMPED = ImageLock(
+    registries=(HOST,), images={"run": entry("run", "3"), "train": entry("train", "4")}
+)
 MOVED = f"{HOST}/train:latest"
 
 
@@ -295,6 +298,21 @@ def unknown(x: int) -> int:
     return x + 1
 
 
+@dg.op(tags={"signalbox/image": "run"}, retry_policy=dg.RetryPolicy(max_retries=1))
+def bumps(context: dg.OpExecutionContext) -> int:
+    """The lock changes under it; it lasts until somebody has looked, and is tried again."""
+    if context.retry_number == 0:
+        change_lock(lambda _: BUMPED)
+        time.sleep(8)
+        raise ValueError("the code's own")
+    return 1
+
+
+@dg.job(executor_def=pinned_k8s_job_executor)
+def pinned_bumps() -> None:
+    trains(bumps())
+
+
 @dg.job(executor_def=pinned_k8s_job_executor)
 def pinned_job() -> None:
     trains(prepares())
@@ -444,6 +462,19 @@ def test_a_step_that_runs_something_else_is_ended(kubelet: fake.Cluster) -> None
     assert not success
     assert f"step lasts was ended: the cluster runs sha256:{'e' * 64} for {TRAIN}" in told
     assert kubelet.images() == [RUN]  # its Job was deleted
+
+
+@pytest.mark.heavy
+def test_a_run_keeps_the_lock_that_it_started_with(kubelet: fake.Cluster) -> None:
+    """A bump ends no step, refuses no retry, and brings no second image into the run."""
+    success, told = execute(kubelet, "pinned_bumps")
+    assert success, told
+    assert load_lock() == BUMPED
+    assert kubelet.images() == [RUN, RUN, TRAIN]
+    kubelet.jobs.clear()
+    success, told = execute(kubelet, "pinned_job")
+    assert success, told
+    assert kubelet.images() == [str(BUMPED.images[name].ref) for name in ("run", "train")]
 
 
 def _renamed(pod: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ from platform_assets.domain.admission import Layer, other_image
 from platform_assets.domain.cluster_budgets import ClusterError, Verdict
 from platform_assets.domain.cluster_causes import Finding, Said, disruption, find, unrecorded
 from platform_assets.domain.image_spec import DEFAULT_IMAGE, IMAGE_TAG
+from platform_assets.domain.images import ImageLock
 from platform_assets.domain.lanes import lane_of
 from platform_assets.domain.placing import Place
 from platform_assets.instance.coordinator import parent_lane
@@ -96,9 +97,13 @@ class PinnedStepHandler(StepHandler):
         settings: Mapping[str, Any],
         config: Mapping[str, Any],
         recovery: Recovery,
+        lock: ImageLock,
     ) -> None:
         super().__init__()
         self._image, self._settings, self._config = image, settings, config
+        # As it was when the run worker started: one run, one lock. A bump while it goes on would
+        # otherwise end its steps, and start what comes after them in other images.
+        self._lock = lock
         self.recovery = recovery
         self._looking = Looking(settings["k8s_client_batch_api"], settings["k8s_client_core_api"])
         self._handlers: dict[str, _Named] = {}
@@ -203,7 +208,7 @@ class PinnedStepHandler(StepHandler):
         self, context: StepHandlerContext, key: str, handler: _Named, pods: Sequence[Said]
     ) -> CheckStepHealthResult:
         started = _started(pods)
-        reasons = list(filter(None, (other_image(*one, load_lock()) for one in started.values())))
+        reasons = list(filter(None, (other_image(*one, self._lock) for one in started.values())))
         if reasons:
             self._end(handler, context)
             reason = f"step {key} was ended: {'; '.join(reasons)}"
@@ -246,7 +251,7 @@ class PinnedStepHandler(StepHandler):
         (key,) = context.execute_step_args.step_keys_to_execute or [""]
         name = context.step_tags[key].get(IMAGE_TAG, self._image)
         if name not in self._handlers:
-            image = str(load_lock().named(name).ref)
+            image = str(self._lock.named(name).ref)
             self._handlers[name] = _Named(image=image, **self._settings)
         return self._handlers[name]
 
@@ -320,7 +325,8 @@ def pinned_k8s_job_executor(init_context: InitExecutorContext) -> Executor:
     inside = config.get("load_incluster_config", mine.load_incluster_config if mine else True)
     file = config.get("kubeconfig_file", mine.kubeconfig_file if mine else None)
     load_kubernetes_config(load_incluster_config=inside, kubeconfig_file=file)
-    client = AdmittingApiClient(load_lock, credentials(inside, file))
+    lock = load_lock()
+    client = AdmittingApiClient(lambda: lock, credentials(inside, file))
     settings = {
         "container_context": K8sContainerContext(
             namespace=config.get("job_namespace"),
@@ -336,7 +342,7 @@ def pinned_k8s_job_executor(init_context: InitExecutorContext) -> Executor:
     }
     retries = RetryMode.from_config(config["retries"]) or RetryMode.ENABLED
     recovery = Recovery(load_budgets(), retries=not retries.disabled)
-    handler = PinnedStepHandler(config["image"], settings, config, recovery)
+    handler = PinnedStepHandler(config["image"], settings, config, recovery, lock)
     return RecoveringExecutor(
         handler,
         handler,
