@@ -110,6 +110,7 @@ class PinnedStepHandler(StepHandler):
         self._recorded: set[str] = set()
         self._contexts: dict[str, StepHandlerContext] = {}
         self._found: dict[str, tuple[Finding, Verdict]] = {}
+        self._perhaps: dict[str, ClusterError] = {}
 
     @property
     def name(self) -> str:
@@ -120,7 +121,8 @@ class PinnedStepHandler(StepHandler):
         """Create the step's Job.
 
         Where the cluster does not take it, the step is asked for again, or over; what else runs in
-        the run goes on.
+        the run goes on. Where it may have taken it and does not say so, the step counts as running
+        until the cluster can be asked: under another name it would run twice.
 
         Raises:
             RefusedError: a container of it is not pinned; names it, and where its image is from.
@@ -135,6 +137,10 @@ class PinnedStepHandler(StepHandler):
             try:
                 yield from handler.launch_step(attempt)
             except ClusterError as error:
+                if error.perhaps:
+                    self._perhaps[key] = error
+                    self.recovery.away(step_handler_context, key, error)
+                    return
                 yield from self.recovery.unlaunched(step_handler_context, key, error)
 
     def _place(self, context: StepHandlerContext) -> Place:
@@ -157,8 +163,12 @@ class PinnedStepHandler(StepHandler):
         except ClusterError as error:
             self.recovery.away(context, key, error)
             return CheckStepHealthResult.healthy()
-        found = find(seen.job, seen.pods, seen.events, self.recovery.clock())
-        found = found or unrecorded(seen.job, seen.pods)
+        perhaps = self._perhaps.pop(key, None)
+        if perhaps is not None and seen.job is None and not seen.pods:
+            found: Finding | None = Finding(perhaps.cause, "over", perhaps.words)
+        else:
+            found = find(seen.job, seen.pods, seen.events, self.recovery.clock())
+            found = found or unrecorded(seen.job, seen.pods)
         if found is None:
             self.recovery.well(context, key)
             return self._images(context, key, handler, seen.pods)
