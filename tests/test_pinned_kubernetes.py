@@ -24,6 +24,7 @@ from dagster_k8s.launcher import K8sRunLauncher
 from platform_assets.cli.doctor import examine
 from platform_assets.domain.errors import RefusedError, UsageError
 from platform_assets.domain.images import ImageLock, LockedImage
+from platform_assets.instance.kubernetes import executor
 from platform_assets.instance.kubernetes.admitting import AdmittingApiClient, making
 from platform_assets.instance.kubernetes.executor import pinned_k8s_job_executor
 from platform_assets.instance.kubernetes.launcher import PinnedK8sRunLauncher
@@ -462,6 +463,29 @@ def test_a_step_that_runs_something_else_is_ended(kubelet: fake.Cluster) -> None
     assert not success
     assert f"step lasts was ended: the cluster runs sha256:{'e' * 64} for {TRAIN}" in told
     assert kubelet.images() == [RUN]  # its Job was deleted
+
+
+@pytest.mark.heavy
+def test_a_step_that_ends_before_a_look_is_compared_at_its_end(
+    kubelet: fake.Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "HEALTH_SECONDS", 3600)
+    kubelet.image_ids = {RUN: OTHER}
+    success, told = execute(kubelet, "pinned_job")
+    assert not success
+    assert "Execution of step 'prepares' failed: it ended before it was looked at" in told
+    assert f"the cluster runs sha256:{'e' * 64} for {RUN}" in told
+    assert kubelet.images() == [RUN]  # what comes after it never starts
+    kubelet.jobs.clear()
+    kubelet.image_ids = {}
+    success, told = execute(kubelet, "pinned_job")
+    assert success, told
+    assert f"/dagster on node-1 runs {TRAIN}, as it was asked for" in told
+    # Nobody to ask: said, and no reason to fail what was well.
+    kubelet.faults.append(fake.Fault("GET", "/pods", 503, times=100))
+    success, told = execute(kubelet, "pinned_job")
+    assert success, told
+    assert "step trains: what it ran was not compared at its end" in told
 
 
 @pytest.mark.heavy

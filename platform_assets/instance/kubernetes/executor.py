@@ -68,7 +68,7 @@ CONTEXT = (
 _log = logging.getLogger(__name__)
 
 HEALTH_SECONDS = 5
-"""Between looks at what runs: a step that is shorter may have ended unseen."""
+"""Between looks at what runs; a step that is shorter is looked at when it ends."""
 
 
 class _Named(K8sStepHandler):
@@ -111,6 +111,7 @@ class PinnedStepHandler(StepHandler):
         self._contexts: dict[str, StepHandlerContext] = {}
         self._found: dict[str, tuple[Finding, Verdict]] = {}
         self._perhaps: dict[str, ClusterError] = {}
+        self._named: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -217,14 +218,40 @@ class PinnedStepHandler(StepHandler):
     def _images(
         self, context: StepHandlerContext, key: str, handler: _Named, pods: Sequence[Said]
     ) -> CheckStepHealthResult:
+        reasons = self._compared(context, key, pods)
+        if reasons:
+            self._named.add(handler.job_name(context))
+            self._end(handler, context)
+            return CheckStepHealthResult.unhealthy(f"step {key} was ended: {reasons}")
+        return CheckStepHealthResult.healthy()
+
+    def _compared(self, context: StepHandlerContext, key: str, pods: Sequence[Said]) -> str:
+        """Why what the pods run is not what was asked for; where it is, it is recorded."""
         started = _started(pods)
         reasons = list(filter(None, (other_image(*one, self._lock) for one in started.values())))
+        if not reasons:
+            self._record(context, key, started)
+        return "; ".join(reasons)
+
+    def ended(self, key: str) -> str:
+        """What a step that says that it ended ran otherwise than asked for; empty if it is known.
+
+        Most steps were looked at before; a short one only here.
+        """
+        context = self._contexts[key]
+        name = self._handler(context).job_name(context)
+        if name in self._named:
+            return ""
+        try:
+            seen = self._look(context, key)
+        except ClusterError as error:
+            words = f"what it ran was not compared at its end: {error}"
+            self.recovery.tell(context, key, words, Finding(error.cause, "over", ""))
+            return ""
+        reasons = self._compared(context, key, seen.pods)
         if reasons:
-            self._end(handler, context)
-            reason = f"step {key} was ended: {'; '.join(reasons)}"
-            return CheckStepHealthResult.unhealthy(reason)
-        self._record(context, key, started)
-        return CheckStepHealthResult.healthy()
+            self._named.add(name)
+        return reasons
 
     def _record(
         self, context: StepHandlerContext, key: str, started: Mapping[str, tuple[str, str]]
