@@ -111,7 +111,8 @@ class PinnedStepHandler(StepHandler):
         self._contexts: dict[str, StepHandlerContext] = {}
         self._found: dict[str, tuple[Finding, Verdict]] = {}
         self._perhaps: dict[str, ClusterError] = {}
-        self._named: set[str] = set()
+        # Jobs that nothing more is to be said of: never made, or said already.
+        self._settled: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -142,6 +143,7 @@ class PinnedStepHandler(StepHandler):
                     self._perhaps[key] = error
                     self.recovery.away(step_handler_context, key, error)
                     return
+                self._settled.add(handler.job_name(step_handler_context))
                 yield from self.recovery.unlaunched(step_handler_context, key, error)
 
     def _place(self, context: StepHandlerContext) -> Place:
@@ -220,7 +222,7 @@ class PinnedStepHandler(StepHandler):
     ) -> CheckStepHealthResult:
         reasons = self._compared(context, key, pods)
         if reasons:
-            self._named.add(handler.job_name(context))
+            self._settled.add(handler.job_name(context))
             self._end(handler, context)
             return CheckStepHealthResult.unhealthy(f"step {key} was ended: {reasons}")
         return CheckStepHealthResult.healthy()
@@ -240,7 +242,7 @@ class PinnedStepHandler(StepHandler):
         """
         context = self._contexts[key]
         name = self._handler(context).job_name(context)
-        if name in self._named:
+        if name in self._settled:
             return ""
         try:
             seen = self._look(context, key)
@@ -250,7 +252,7 @@ class PinnedStepHandler(StepHandler):
             return ""
         reasons = self._compared(context, key, seen.pods)
         if reasons:
-            self._named.add(name)
+            self._settled.add(name)
         return reasons
 
     def _record(
