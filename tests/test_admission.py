@@ -228,3 +228,9 @@ def test_what_a_cluster_reports_is_one_of_three_digests(form: str) -> None:
     assert "names no digest" in other_image(form.format("latest"), GOOD, LOCK)
     assert "names no digest" in other_image(form.format(DIGEST) + "0", GOOD, LOCK)
     assert "not stand in the lock any more" in other_image(DIGEST, GOOD, ImageLock())
+
+
+@pytest.mark.parametrize("image", [text for text in bad_references() if text is not None])
+def test_what_a_pod_names_is_a_reason_and_no_error(image: str) -> None:
+    """Also where the digest is a known one: a tag in the pod is none that was sent."""
+    assert other_image(DIGEST, image, LOCK) != ""

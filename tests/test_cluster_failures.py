@@ -334,6 +334,31 @@ def test_a_server_that_is_away_for_longer(kubelet: fake.Cluster) -> None:
     assert "It was asked for again once" in ended.told
 
 
+@pytest.mark.parametrize("asked", [200, 503], ids=["then it answers", "then it is away"])
+def test_answers_that_are_late_more_often_than_asked_start_no_step_twice(
+    kubelet: fake.Cluster, asked: int
+) -> None:
+    kubelet.faults.append(fake.Fault("POST", "/jobs", "late", times=8))
+    if asked == 503:
+        kubelet.faults.append(fake.Fault("GET", "/", 503, times=3))
+    ended = execute(kubelet, "pinned_trivial")
+    assert ended.success, ended.told
+    assert len(kubelet.jobs) == 1
+    assert ended.attempts == 1
+    assert ("it is left alone" in ended.told) == (asked == 503)
+
+
+def test_what_was_perhaps_created_and_was_not_is_asked_for_again(kubelet: fake.Cluster) -> None:
+    kubelet.faults.append(fake.Fault("POST", "/jobs", "drop", times=6))
+    kubelet.faults.append(fake.Fault("GET", "/", 503, times=3))
+    ended = execute(kubelet, "pinned_trivial")
+    assert ended.success, ended.told
+    assert "it is left alone" in ended.told
+    assert "It is asked for again in 1 s (1 of 1)" in ended.told
+    assert len(kubelet.jobs) == 1
+    assert ended.attempts == 1
+
+
 def test_a_server_that_cannot_be_asked_ends_no_step(kubelet: fake.Cluster) -> None:
     def away() -> None:
         kubelet.faults.append(fake.Fault("GET", "/", 503, times=12))

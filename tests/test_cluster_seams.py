@@ -14,11 +14,12 @@ from dagster._core.test_utils import instance_for_test
 from dagster._daemon.monitoring import run_monitoring
 from dagster._grpc.types import ExecuteStepArgs
 from dagster_k8s.executor import K8sStepHandler
-from dagster_k8s.job import DEFAULT_JOB_SPEC_CONFIG
+from dagster_k8s.job import DEFAULT_JOB_SPEC_CONFIG, construct_dagster_k8s_job
 from kubernetes.client import ApiClient
 
 from benchmarks import step_start
 from platform_assets.domain.errors import UsageError
+from platform_assets.factory.events import MAIN_CONTAINER
 from platform_assets.instance.kubernetes.executor import pinned_k8s_job_executor
 from platform_assets.instance.kubernetes.step_pod import NAME, STEP_KEY, step_pod_executor
 
@@ -40,6 +41,11 @@ def test_a_job_is_named_and_placed_by_what_is_overridden() -> None:
     name = inspect.getsource(K8sStepHandler._get_k8s_step_job_name)
     assert "execute_step_args.known_state" in name
     assert DEFAULT_JOB_SPEC_CONFIG["backoff_limit"] == 0
+
+
+def test_a_steps_container_is_named() -> None:
+    source = inspect.getsource(construct_dagster_k8s_job)
+    assert f'container_config.pop("name", "{MAIN_CONTAINER}")' in source
 
 
 def test_a_pod_is_told_its_attempt_and_its_step() -> None:

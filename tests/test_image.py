@@ -164,7 +164,11 @@ def where(tmp_path: Path, built: Built, monkeypatch: pytest.MonkeyPatch) -> Iter
             if day != LAST:
                 with contextlib.suppress(HeldError):
                     build_day(services, PartitionKey(day), "by hand")
-        shutil.copy(cluster.kubeconfig, root / "kubeconfig")
+        # Pods see the home alone: what the kubeconfig names stands in it too.
+        token = Path(shutil.copy(cluster.token_file, root / "token"))
+        named = Path(cluster.kubeconfig).read_text()
+        assert named.count(str(cluster.token_file)) == 1
+        (root / "kubeconfig").write_text(named.replace(str(cluster.token_file), str(token)))
         # The volume is the cluster's: what is in it belongs to the user of the image.
         subprocess.run(["chown", "-R", f"{USER}:{USER}", str(root)], check=True)
         for folder in (tmp_path, *tmp_path.parents[:2]):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from dagster_k8s.launcher import K8sRunLauncher
 from platform_assets.cli.doctor import examine
 from platform_assets.domain.errors import RefusedError, UsageError
 from platform_assets.domain.images import ImageLock, LockedImage
+from platform_assets.instance.kubernetes import executor
 from platform_assets.instance.kubernetes.admitting import AdmittingApiClient, making
 from platform_assets.instance.kubernetes.executor import pinned_k8s_job_executor
 from platform_assets.instance.kubernetes.launcher import PinnedK8sRunLauncher
@@ -51,6 +52,9 @@ LOCK = ImageLock(
     registries=(HOST,), images={"run": entry("run", "1"), "train": entry("train", "2")}
 )
 RUN, TRAIN = (str(LOCK.images[name].ref) for name in ("run", "train"))
+BUMPED = ImageLock(
+    registries=(HOST,), images={"run": entry("run", "3"), "train": entry("train", "4")}
+)
 MOVED = f"{HOST}/train:latest"
 
 
@@ -295,6 +299,21 @@ def unknown(x: int) -> int:
     return x + 1
 
 
+@dg.op(tags={"signalbox/image": "run"}, retry_policy=dg.RetryPolicy(max_retries=1))
+def bumps(context: dg.OpExecutionContext) -> int:
+    """The lock changes under it; it lasts until somebody has looked, and is tried again."""
+    if context.retry_number == 0:
+        change_lock(lambda _: BUMPED)
+        time.sleep(8)
+        raise ValueError("the code's own")
+    return 1
+
+
+@dg.job(executor_def=pinned_k8s_job_executor)
+def pinned_bumps() -> None:
+    trains(bumps())
+
+
 @dg.job(executor_def=pinned_k8s_job_executor)
 def pinned_job() -> None:
     trains(prepares())
@@ -443,6 +462,75 @@ def test_a_step_that_runs_something_else_is_ended(kubelet: fake.Cluster) -> None
     success, told = execute(kubelet, "pinned_lasting")
     assert not success
     assert f"step lasts was ended: the cluster runs sha256:{'e' * 64} for {TRAIN}" in told
+    assert kubelet.images() == [RUN]  # its Job was deleted
+
+
+@pytest.mark.heavy
+def test_a_step_that_ends_before_a_look_is_compared_at_its_end(
+    kubelet: fake.Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "HEALTH_SECONDS", 3600)
+    kubelet.image_ids = {RUN: OTHER}
+    success, told = execute(kubelet, "pinned_job")
+    assert not success
+    assert "Execution of step 'prepares' failed: it ended before it was looked at" in told
+    assert f"the cluster runs sha256:{'e' * 64} for {RUN}" in told
+    assert kubelet.images() == [RUN]  # what comes after it never starts
+    kubelet.jobs.clear()
+    kubelet.image_ids = {}
+    success, told = execute(kubelet, "pinned_job")
+    assert success, told
+    assert f"/dagster on node-1 runs {TRAIN}, as it was asked for" in told
+    # Nobody to ask: said, and no reason to fail what was well.
+    kubelet.faults.append(fake.Fault("GET", "/pods", 503, times=100))
+    success, told = execute(kubelet, "pinned_job")
+    assert success, told
+    assert "step trains: what it ran was not compared at its end" in told
+
+
+@pytest.mark.heavy
+def test_a_run_keeps_the_lock_that_it_started_with(kubelet: fake.Cluster) -> None:
+    """A bump ends no step, refuses no retry, and brings no second image into the run."""
+    success, told = execute(kubelet, "pinned_bumps")
+    assert success, told
+    assert load_lock() == BUMPED
+    assert kubelet.images() == [RUN, RUN, TRAIN]
+    kubelet.jobs.clear()
+    success, told = execute(kubelet, "pinned_job")
+    assert success, told
+    assert kubelet.images() == [str(BUMPED.images[name].ref) for name in ("run", "train")]
+
+
+def _renamed(pod: dict[str, Any]) -> None:
+    """A webhook that writes a tag instead of the digest."""
+    pod["spec"]["containers"] = [{**one, "image": MOVED} for one in pod["spec"]["containers"]]
+
+
+def _joined(pod: dict[str, Any]) -> None:
+    """A webhook that puts a container of its own beside ours, by tag."""
+    beside = {"name": "mesh", "image": f"{HOST}/mesh:latest"}
+    pod["spec"]["containers"] = [*pod["spec"]["containers"], beside]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("webhook", "named"), [(_renamed, MOVED), (_joined, "mesh:latest")])
+def test_a_tag_in_the_pod_does_not_silence_the_check(
+    kubelet: fake.Cluster, webhook: Callable[[dict[str, Any]], None], named: str
+) -> None:
+    def mutates(pod: dict[str, Any]) -> None:
+        if pod["spec"]["containers"][0]["image"] == TRAIN:
+            webhook(pod)
+
+    kubelet.webhook = mutates
+    tagged = f"docker-pullable://{HOST}/mesh@sha256:{'d' * 64}"
+    kubelet.image_ids = {TRAIN: OTHER, MOVED: OTHER, f"{HOST}/mesh:latest": tagged}
+    success, told = execute(kubelet, "pinned_lasting")
+    assert not success
+    assert "Error while checking health" not in told
+    assert "step lasts was ended: " in told
+    assert named in told
+    if webhook is _joined:  # the reason for the container beside it hides no other
+        assert f"the cluster runs sha256:{'e' * 64} for {TRAIN}" in told
     assert kubelet.images() == [RUN]  # its Job was deleted
 
 

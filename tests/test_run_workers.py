@@ -23,7 +23,7 @@ from platform_assets.instance.kubernetes.launcher import PinnedK8sRunLauncher
 from resources.failures import VARIABLE as FAILURES
 from resources.images import VARIABLE, change_lock, load_lock
 from tests import cluster as fake
-from tests.cluster_runs import LOCK, RUN
+from tests.cluster_runs import LOCK, RUN, TRAIN
 
 QUICK = Patience(pause=lambda _: None)
 
@@ -119,6 +119,50 @@ def test_a_name_that_is_anothers_is_refused(cluster: fake.Cluster) -> None:
         client(cluster).create_namespaced_job(fake.NAMESPACE, a_job())
     cluster.create(a_job(name="k"))
     client(cluster).create_namespaced_job(fake.NAMESPACE, a_job(name="k"))  # our own, of before
+
+
+@pytest.mark.parametrize("kind", ["containers", "initContainers"])
+def test_a_job_with_other_images_is_anothers(cluster: fake.Cluster, kind: str) -> None:
+    """The labels are those of the run and the step: anybody can write them."""
+    other = a_job()
+    pod = other["spec"]["template"]["spec"]
+    pod[kind] = [*pod.get(kind, ()), {"name": "f", "image": TRAIN}]
+    cluster.create(other)
+    with pytest.raises(ClusterError, match="it is not what was to be created"):
+        client(cluster).create_namespaced_job(fake.NAMESPACE, a_job())
+
+
+def test_what_is_given_up_is_looked_for_once_more(cluster: fake.Cluster) -> None:
+    """Created at the first try, and never told: who asks under another name has two."""
+    cluster.faults[:] = [fake.Fault("POST", "/jobs", "late", times=100)]
+    made = client(cluster).create_namespaced_job(fake.NAMESPACE, a_job())
+    assert made.metadata.uid == cluster.jobs["j"]["metadata"]["uid"]
+    # The first one has filled the quota, which is asked before the name.
+    cluster.jobs.clear()
+    full = fake.Fault("POST", "/jobs", 403, message="exceeded quota: lane")
+    cluster.faults[:] = [fake.Fault("POST", "/jobs", "late"), full]
+    client(cluster).create_namespaced_job(fake.NAMESPACE, a_job())
+    assert list(cluster.jobs) == ["j"]
+
+
+@pytest.mark.parametrize("asked", [200, 503, "drop"])
+def test_it_is_told_whether_it_is_known_that_nothing_was_created(
+    cluster: fake.Cluster, asked: int | str
+) -> None:
+    cluster.faults[:] = [fake.Fault("POST", "/jobs", "drop", times=100)]
+    if asked != 200:
+        cluster.faults.append(fake.Fault("GET", "/jobs", asked, times=100))
+    with pytest.raises(ClusterError, match="6 times") as raised:
+        client(cluster).create_namespaced_job(fake.NAMESPACE, a_job())
+    assert raised.value.perhaps == (asked != 200)
+    assert raised.value.cause is Cause.API
+
+
+def test_a_name_that_is_taken_is_asked_about_until_it_is_known(cluster: fake.Cluster) -> None:
+    cluster.create(a_job())
+    cluster.faults[:] = [fake.Fault("GET", "/jobs", 503, times=2)]
+    client(cluster).create_namespaced_job(fake.NAMESPACE, a_job())
+    assert list(cluster.jobs) == ["j"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What the cluster says of a container stands on the partition, in the ledger and in MLflow."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,18 +26,25 @@ def line(shared_folder: Path, home_template: Path, tmp_path: Path) -> Iterator[L
         yield found
 
 
-def seen(line: Line, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def seen(
+    line: Line,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    places: Sequence[tuple[str, str]] = (("pod-1/dagster on node-7", REPORTED),),
+) -> None:
     """As the executor notes it on the run, as soon as the step has started."""
+    monkeypatch.setenv("HOSTNAME", "pod-1")
     start = type(line.services).open
 
     def opened(*args: object, **more: object) -> object:
         (run,) = line.instance.get_runs(limit=1)
-        line.instance.report_engine_event(
-            f"pod-1/dagster on node-7 runs {ASKED}, as it was asked for",
-            run,
-            EngineEventData({"image": ASKED, "imageID": REPORTED}),
-            step_key=step,
-        )
+        for place, reported in places:
+            line.instance.report_engine_event(
+                f"{place} runs {ASKED}, as it was asked for",
+                run,
+                EngineEventData({"image": ASKED, "imageID": reported}),
+                step_key=step,
+            )
         return start(*args, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(line.services), "open", opened)
@@ -83,6 +90,32 @@ def test_another_steps_container_is_not_ones_own(
     line.must("snapshot", partition=DAY)
     assert "image_id" not in line.materializations("snapshot")[-1].metadata
     assert "ran" not in line.versions("snapshot")[DAY].detail
+
+
+OTHER = "docker-pullable://registry:5000/team/fetch@sha256:" + "0f" * 32
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["pod-1/fetch on node-7", "pod-0/dagster on node-3"],
+    ids=["an init container", "an attempt before"],
+)
+@pytest.mark.parametrize("alone", [False, True])
+def test_only_ones_own_container_is_recorded(
+    line: Line, monkeypatch: pytest.MonkeyPatch, place: str, alone: bool
+) -> None:
+    """What was noted last is another's; or it is all that was noted of the step."""
+    monkeypatch.setenv(IMAGE, ASKED)
+    own = [] if alone else [("pod-1/dagster on node-7", REPORTED)]
+    seen(line, monkeypatch, "flights__snapshot", [*own, (place, OTHER)])
+    line.must("snapshot", partition=DAY)
+    metadata = line.materializations("snapshot")[-1].metadata
+    if alone:
+        assert "image_id" not in metadata
+        assert "ran" not in line.versions("snapshot")[DAY].detail
+        return
+    assert (metadata["image_id"].value, metadata["pod"].value) == (REPORTED, "pod-1")
+    assert line.versions("snapshot")[DAY].detail["ran"]["image_id"] == REPORTED
 
 
 @pytest.mark.heavy

@@ -166,13 +166,17 @@ def other_image(image_id: str, image: str, lock: ImageLock) -> str:
     Args:
         image_id: as the cluster reports it: `docker-pullable://repository@sha256:…`, or a digest
             alone, of the index, the manifest or the configuration.
-        image: as the container was sent.
+        image: as the pod has it, which is what was sent unless somebody changed it in between.
         lock: the images that may run.
     """
     found = _ID.search(image_id)
     if found is None:
         return f"the cluster reports {shown(image_id)} for {image}, which names no digest"
-    name = lock.of(ImageRef.parse(image))
+    try:
+        name = lock.of(ImageRef.parse(image))
+    except UsageError as error:
+        # What was sent was admitted: somebody in the cluster has put another name there.
+        return f"the cluster runs {found[0]}, and not what was sent: {error}"
     if name is None:
         return f"{image} does not stand in the lock any more"
     known = lock.images[name].ids

@@ -24,10 +24,12 @@ class ClusterError(SignalboxError):
 
     Attributes:
         cause: what kind of failure it is; says whether it is asked for again.
+        perhaps: whether it may have been done all the same: it was asked for, and what came of it
+            was not told.
     """
 
-    def __init__(self, cause: Cause, words: str) -> None:
-        self.cause, self.words = cause, words
+    def __init__(self, cause: Cause, words: str, *, perhaps: bool = False) -> None:
+        self.cause, self.words, self.perhaps = cause, words, perhaps
         super().__init__(f"{words}. {ADVICE[cause]}")
 
 

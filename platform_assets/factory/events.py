@@ -37,6 +37,12 @@ Checks = Callable[[Sequence[Outcome]], Iterable[dg.AssetCheckResult]]
 _PLACE = re.compile(r"(?P<pod>[^/\s]+)/(?P<container>\S+) on (?P<node>\S+) runs ")
 """How the executor of the cluster words what it has seen start."""
 
+MAIN_CONTAINER = "dagster"
+"""Name that dagster-k8s gives to the container that a step is in."""
+
+POD = "HOSTNAME"
+"""Variable in which a container finds the name of its pod, unless the pod asks for another one."""
+
 RETRIES, RETRY_SECONDS = 2, 5.0
 """How often a step is tried again after transient errors alone, and how long it waits."""
 
@@ -56,9 +62,11 @@ def what_ran(context: dg.AssetExecutionContext) -> dict[str, str]:
     """What the executor has noted on this run of the container that the step is in.
 
     It asks the cluster every few seconds: in the first ones, and outside of a cluster, nothing.
+    Of init containers and sidecars, and of the pods of other attempts, it notes the same.
     """
     if not os.environ.get("SIGNALBOX_IMAGE"):
         return {}
+    pod = os.environ.get(POD)
     step = context.get_step_execution_context().step.key
     records = context.instance.get_records_for_run(
         context.run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT
@@ -69,7 +77,9 @@ def what_ran(context: dg.AssetExecutionContext) -> dict[str, str]:
             continue
         metadata = event.engine_event_data.metadata
         place = _PLACE.match(event.message or "")
-        if "imageID" in metadata and place:
+        if "imageID" not in metadata or place is None or place["container"] != MAIN_CONTAINER:
+            continue
+        if place["pod"] == (pod or place["pod"]):
             return {"image_id": str(metadata["imageID"].value), **place.groupdict()}
     return {}
 

@@ -17,6 +17,7 @@ from typing import Any
 import urllib3.exceptions
 from kubernetes.client.exceptions import ApiException
 
+from platform_assets.domain.admission import images_of
 from platform_assets.domain.cluster_budgets import ClusterError
 from platform_assets.domain.cluster_causes import Cause, refusal
 
@@ -28,6 +29,9 @@ TIMEOUT = (5.0, 20.0)
 PASSING = (408, 409, 429, 500, 502, 503, 504)
 """Answers after which the same request may succeed. 409 is one of them for a quota's counter that
 was changed by somebody else; a name that is taken is told apart."""
+
+UNKNOWN = (408, 500, 502, 503, 504)
+"""Answers after which the request may have been done: by a proxy, or by a server on its way out."""
 
 OWN_LABELS = ("dagster/run-id", "dagster/op", "dagster/job")
 
@@ -74,12 +78,34 @@ def persist(
         renew: reads the credentials again.
         mine: what is there by the name that is to be created, if it is what was to be created.
 
+    A creation that is given up after an answer that was late or none is looked for once more, by
+    its name: what is there is what was asked for.
+
     Raises:
-        ClusterError: what was tried, and the last answer in the server's words.
+        ClusterError: what was tried, and the last answer in the server's words; `perhaps` where it
+            may have been created and it could not be asked whether it was.
         ApiException: 404, or a conflict that the caller must resolve.
     """
     most = patience.writes if writes else patience.reads
-    tried, spent, renewed = 0, 0.0, False
+    tried, spent, renewed, unsure = 0, 0.0, False, False
+    creates = what.startswith("POST") and repeatable
+
+    def given_up(error: ClusterError, cause: Exception) -> Any:
+        """What is there after all; else the error, with whether it is known that nothing is."""
+        error.__cause__ = cause
+        if not (creates and unsure):
+            raise error
+        try:
+            found = mine()
+        except ApiException as asked:
+            error.perhaps = asked.status != 404
+        except urllib3.exceptions.HTTPError:
+            error.perhaps = True
+        else:
+            if found is not None:
+                return found
+        raise error
+
     while True:
         try:
             return send()
@@ -90,25 +116,31 @@ def persist(
                 renew()
                 continue
             if status == 409 and _taken(error):
-                found = mine()
-                if found is not None:
-                    return found
-                raise ClusterError(
-                    Cause.FORBIDDEN, f"{what}: {words}; it is not what was to be created"
-                ) from error
+                try:
+                    found = mine()
+                except (ApiException, urllib3.exceptions.HTTPError):
+                    unsure = True  # asked again: it is there, or gone meanwhile
+                else:
+                    if found is not None:
+                        return found
+                    raise ClusterError(
+                        Cause.FORBIDDEN, f"{what}: {words}; it is not what was to be created"
+                    ) from error
             if status in (404, 410) or (status == 409 and not what.startswith("POST")):
                 raise
             if status not in PASSING:
-                raise ClusterError(_cause(status, words), f"{what}: {words}") from error
+                return given_up(ClusterError(_cause(status, words), f"{what}: {words}"), error)
+            unsure = unsure or status in UNKNOWN
             cause: Exception = error
         except urllib3.exceptions.HTTPError as error:
             words, asked, cause = f"{type(error).__name__}: {error}", None, error
+            unsure = True
         tried += 1
         pause = patience.seconds(tried - 1, asked)
         if not repeatable or tried >= most or spent + pause > patience.whole:
-            raise ClusterError(
-                Cause.API, f"{what}: {words} ({tried} times in {spent:.0f} s)"
-            ) from cause
+            return given_up(
+                ClusterError(Cause.API, f"{what}: {words} ({tried} times in {spent:.0f} s)"), cause
+            )
         _log.warning("%s: %s; tried again in %.1f s", what, words, pause)
         patience.pause(pause)
         spent += pause
@@ -133,7 +165,8 @@ def answer(error: ApiException) -> tuple[int, str, float | None]:
 def same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether what is there is what was to be created: of the same run and step, and not leaving.
 
-    Names of Jobs hold run, step and attempt; the labels tell those of another deployment apart.
+    Names of Jobs hold run, step and attempt; the labels tell those of another deployment apart, and
+    the images those that somebody else, or a run worker with another lock, has made.
     """
     metadata, labels = found.get("metadata") or {}, (wanted.get("metadata") or {}).get("labels")
     there = metadata.get("labels") or {}
@@ -142,6 +175,7 @@ def same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
         metadata.get("deletionTimestamp") is None
         and own[OWN_LABELS[0]] is not None
         and {name: there.get(name) for name in OWN_LABELS} == own
+        and list(images_of(found.get("spec"))) == list(images_of(wanted.get("spec")))
     )
 
 

@@ -44,6 +44,9 @@ class Told(Protocol):
     def interruption(self, key: str) -> Finding | None:
         """Who interrupted a step, by the cluster; None where it knows nothing of it."""
 
+    def ended(self, key: str) -> str:
+        """Why what a step ran is not what was asked for; empty if it is, or was said before."""
+
 
 class RecoveringExecutor(StepDelegatingExecutor):
     """Retries what the cluster broke by its own budgets; the op's RetryPolicy is for the code."""
@@ -87,7 +90,25 @@ class RecoveringExecutor(StepDelegatingExecutor):
         A pod that is evicted or preempted has the time to record that its step failed.
         """
         events = super()._pop_events(instance, run_id, seen_storage_ids)
-        return [event for n, event in enumerate(events) if not self._replaced(events, n)]
+        kept = [event for n, event in enumerate(events) if not self._replaced(events, n)]
+        return [event for event in kept if not self._ran_another(event)]
+
+    def _ran_another(self, event: DagsterEvent) -> bool:
+        """Whether the success of a step does not count: something else ran than was asked for."""
+        key = event.step_key
+        ends = event.is_step_success or event.is_step_failure or event.is_step_up_for_retry
+        context = self._told.context_of(key) if key is not None and ends else None
+        if key is None or context is None:
+            return False
+        reason = self._told.ended(key)
+        if reason and event.is_step_success:
+            words = f"it ended before it was looked at; {reason}"
+            self._told.recovery.fail(context, key, Verdict("fail", words))
+            return True
+        if reason:
+            words = f"step {key}: {reason}"
+            context.instance.report_engine_event(words, context.dagster_run, step_key=key)
+        return False
 
     def _replaced(self, events: Sequence[DagsterEvent], number: int) -> bool:
         event = events[number]

@@ -36,6 +36,7 @@ from platform_assets.domain.admission import Layer, other_image
 from platform_assets.domain.cluster_budgets import ClusterError, Verdict
 from platform_assets.domain.cluster_causes import Finding, Said, disruption, find, unrecorded
 from platform_assets.domain.image_spec import DEFAULT_IMAGE, IMAGE_TAG
+from platform_assets.domain.images import ImageLock
 from platform_assets.domain.lanes import lane_of
 from platform_assets.domain.placing import Place
 from platform_assets.instance.coordinator import parent_lane
@@ -67,7 +68,7 @@ CONTEXT = (
 _log = logging.getLogger(__name__)
 
 HEALTH_SECONDS = 5
-"""Between looks at what runs: a step that is shorter may have ended unseen."""
+"""Between looks at what runs; a step that is shorter is looked at when it ends."""
 
 
 class _Named(K8sStepHandler):
@@ -96,15 +97,22 @@ class PinnedStepHandler(StepHandler):
         settings: Mapping[str, Any],
         config: Mapping[str, Any],
         recovery: Recovery,
+        lock: ImageLock,
     ) -> None:
         super().__init__()
         self._image, self._settings, self._config = image, settings, config
+        # As it was when the run worker started: one run, one lock. A bump while it goes on would
+        # otherwise end its steps, and start what comes after them in other images.
+        self._lock = lock
         self.recovery = recovery
         self._looking = Looking(settings["k8s_client_batch_api"], settings["k8s_client_core_api"])
         self._handlers: dict[str, _Named] = {}
         self._recorded: set[str] = set()
         self._contexts: dict[str, StepHandlerContext] = {}
         self._found: dict[str, tuple[Finding, Verdict]] = {}
+        self._perhaps: dict[str, ClusterError] = {}
+        # Jobs that nothing more is to be said of: never made, or said already.
+        self._settled: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -115,7 +123,8 @@ class PinnedStepHandler(StepHandler):
         """Create the step's Job.
 
         Where the cluster does not take it, the step is asked for again, or over; what else runs in
-        the run goes on.
+        the run goes on. Where it may have taken it and does not say so, the step counts as running
+        until the cluster can be asked: under another name it would run twice.
 
         Raises:
             RefusedError: a container of it is not pinned; names it, and where its image is from.
@@ -130,6 +139,11 @@ class PinnedStepHandler(StepHandler):
             try:
                 yield from handler.launch_step(attempt)
             except ClusterError as error:
+                if error.perhaps:
+                    self._perhaps[key] = error
+                    self.recovery.away(step_handler_context, key, error)
+                    return
+                self._settled.add(handler.job_name(step_handler_context))
                 yield from self.recovery.unlaunched(step_handler_context, key, error)
 
     def _place(self, context: StepHandlerContext) -> Place:
@@ -152,8 +166,12 @@ class PinnedStepHandler(StepHandler):
         except ClusterError as error:
             self.recovery.away(context, key, error)
             return CheckStepHealthResult.healthy()
-        found = find(seen.job, seen.pods, seen.events, self.recovery.clock())
-        found = found or unrecorded(seen.job, seen.pods)
+        perhaps = self._perhaps.pop(key, None)
+        if perhaps is not None and seen.job is None and not seen.pods:
+            found: Finding | None = Finding(perhaps.cause, "over", perhaps.words)
+        else:
+            found = find(seen.job, seen.pods, seen.events, self.recovery.clock())
+            found = found or unrecorded(seen.job, seen.pods)
         if found is None:
             self.recovery.well(context, key)
             return self._images(context, key, handler, seen.pods)
@@ -202,14 +220,40 @@ class PinnedStepHandler(StepHandler):
     def _images(
         self, context: StepHandlerContext, key: str, handler: _Named, pods: Sequence[Said]
     ) -> CheckStepHealthResult:
-        started = _started(pods)
-        reasons = list(filter(None, (other_image(*one, load_lock()) for one in started.values())))
+        reasons = self._compared(context, key, pods)
         if reasons:
+            self._settled.add(handler.job_name(context))
             self._end(handler, context)
-            reason = f"step {key} was ended: {'; '.join(reasons)}"
-            return CheckStepHealthResult.unhealthy(reason)
-        self._record(context, key, started)
+            return CheckStepHealthResult.unhealthy(f"step {key} was ended: {reasons}")
         return CheckStepHealthResult.healthy()
+
+    def _compared(self, context: StepHandlerContext, key: str, pods: Sequence[Said]) -> str:
+        """Why what the pods run is not what was asked for; where it is, it is recorded."""
+        started = _started(pods)
+        reasons = list(filter(None, (other_image(*one, self._lock) for one in started.values())))
+        if not reasons:
+            self._record(context, key, started)
+        return "; ".join(reasons)
+
+    def ended(self, key: str) -> str:
+        """What a step that says that it ended ran otherwise than asked for; empty if it is known.
+
+        Most steps were looked at before; a short one only here.
+        """
+        context = self._contexts[key]
+        name = self._handler(context).job_name(context)
+        if name in self._settled:
+            return ""
+        try:
+            seen = self._look(context, key)
+        except ClusterError as error:
+            words = f"what it ran was not compared at its end: {error}"
+            self.recovery.tell(context, key, words, Finding(error.cause, "over", ""))
+            return ""
+        reasons = self._compared(context, key, seen.pods)
+        if reasons:
+            self._settled.add(name)
+        return reasons
 
     def _record(
         self, context: StepHandlerContext, key: str, started: Mapping[str, tuple[str, str]]
@@ -246,7 +290,7 @@ class PinnedStepHandler(StepHandler):
         (key,) = context.execute_step_args.step_keys_to_execute or [""]
         name = context.step_tags[key].get(IMAGE_TAG, self._image)
         if name not in self._handlers:
-            image = str(load_lock().named(name).ref)
+            image = str(self._lock.named(name).ref)
             self._handlers[name] = _Named(image=image, **self._settings)
         return self._handlers[name]
 
@@ -262,7 +306,7 @@ def _started(pods: Sequence[Said]) -> dict[str, tuple[str, str]]:
             for one in status.get(name) or ():
                 if one.get("imageID"):
                     place = f"{pod['metadata']['name']}/{one['name']} on {spec.get('nodeName')}"
-                    found[place] = (one["imageID"], asked[one["name"]])
+                    found[place] = (one["imageID"], asked.get(one["name"], ""))
     return found
 
 
@@ -320,7 +364,8 @@ def pinned_k8s_job_executor(init_context: InitExecutorContext) -> Executor:
     inside = config.get("load_incluster_config", mine.load_incluster_config if mine else True)
     file = config.get("kubeconfig_file", mine.kubeconfig_file if mine else None)
     load_kubernetes_config(load_incluster_config=inside, kubeconfig_file=file)
-    client = AdmittingApiClient(load_lock, credentials(inside, file))
+    lock = load_lock()
+    client = AdmittingApiClient(lambda: lock, credentials(inside, file))
     settings = {
         "container_context": K8sContainerContext(
             namespace=config.get("job_namespace"),
@@ -336,7 +381,7 @@ def pinned_k8s_job_executor(init_context: InitExecutorContext) -> Executor:
     }
     retries = RetryMode.from_config(config["retries"]) or RetryMode.ENABLED
     recovery = Recovery(load_budgets(), retries=not retries.disabled)
-    handler = PinnedStepHandler(config["image"], settings, config, recovery)
+    handler = PinnedStepHandler(config["image"], settings, config, recovery, lock)
     return RecoveringExecutor(
         handler,
         handler,

@@ -57,6 +57,7 @@ class Cluster:
         full: why no pod is scheduled.
         tokens: those that are valid.
         faults: what comes in the way of requests, the first that fits.
+        webhook: changes each pod before it is stored, as one of the cluster may.
         grace: seconds between SIGTERM and SIGKILL.
     """
 
@@ -75,6 +76,7 @@ class Cluster:
     full: str = ""
     tokens: set[str] = field(default_factory=lambda: {"fake"})
     faults: list[Fault] = field(default_factory=list)
+    webhook: Callable[[Object], None] | None = None
     grace: float = 5.0
     wrong: list[str] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -309,6 +311,8 @@ class Cluster:
             metadata["labels"] = {**own, **labels}
             pod = {"kind": "Pod", "apiVersion": "v1", "metadata": metadata}
             pod |= {"spec": {**template["spec"]}, "status": {"phase": "Pending"}}
+            if self.webhook is not None:
+                self.webhook(pod)
             self.pods[pod_name] = pod
             self.tell("Job", name, "SuccessfulCreate", f"Created pod: {pod_name}")
             job["status"]["active"] = 1

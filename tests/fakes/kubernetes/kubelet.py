@@ -92,7 +92,7 @@ class Kubelet:
         with (self._cluster.folder / f"{pod['metadata']['name']}.log").open("wb") as log:
             return subprocess.Popen(
                 [*container.get("command", ()), *container["args"]],
-                env={**os.environ, "PATH": PATH, **own},
+                env={**os.environ, "PATH": PATH, "HOSTNAME": pod["metadata"]["name"], **own},
                 stdout=log,
                 stderr=log,
             )
