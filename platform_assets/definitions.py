@@ -23,10 +23,26 @@ from sensors.tracking_truth import tracking_truth_sensors
 
 
 def build_definitions() -> dg.Definitions:
-    """Put everything together.
+    """Put everything together, and refuse what a cluster would refuse.
 
     Raises:
         SpecError: a catalog file is wrong; nothing is loaded, so that nothing runs half-defined.
+        RefusedError: on a cluster, an op, a job or an executor names an image that may not start.
+    """
+    merged = assemble()
+    if deployment(os.environ) == "k8s" and not os.environ.get(STEP_KEY):
+        from platform_assets.instance.kubernetes.executor import pinned_k8s_job_executor
+        from platform_assets.instance.kubernetes.foreseeing import require_definitions
+
+        require_definitions(merged, pinned_k8s_job_executor)
+    return merged
+
+
+def assemble() -> dg.Definitions:
+    """Everything, whether or not a cluster would start it.
+
+    Raises:
+        SpecError: a catalog file is wrong.
     """
     entries = load_entries()
     parts = [
@@ -40,12 +56,8 @@ def build_definitions() -> dg.Definitions:
     components = components_folder()
     if _has_definitions(components):
         parts.append(dg.load_from_defs_folder(path_within_project=components))
-    parts.append(
-        dg.Definitions(
-            sensors=tracking_truth_sensors({name: entry.spec for name, entry in entries.items()}),
-            executor=_executor({name: entry.spec for name, entry in entries.items()}),
-        )
-    )
+    specs = {name: entry.spec for name, entry in entries.items()}
+    parts.append(dg.Definitions(sensors=tracking_truth_sensors(specs), executor=_executor(specs)))
     return dg.Definitions.merge(*parts)
 
 

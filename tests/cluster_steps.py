@@ -87,6 +87,17 @@ def trivial() -> int:
     return 1
 
 
+@dg.op
+def until_told() -> int:
+    """Its first attempt ends when it is told so."""
+    number = started("step")
+    for _ in range(10 * LASTS):
+        if number > 1 or (Path(os.environ[STEPS]) / "end").exists():
+            return number
+        time.sleep(0.1)
+    raise RuntimeError("nobody told it to end")
+
+
 @dg.job(executor_def=stock)
 def stock_lasts_once() -> None:
     lasts_once()
@@ -147,6 +158,16 @@ def stock_chain() -> None:
 @dg.job(executor_def=pinned)
 def pinned_chain() -> None:
     after(trivial())
+
+
+@dg.job(executor_def=stock)
+def stock_told() -> None:
+    after(until_told())
+
+
+@dg.job(executor_def=pinned)
+def pinned_told() -> None:
+    after(until_told())
 
 
 @dg.job(executor_def=stock)

@@ -221,7 +221,7 @@ def test_the_doctor_names_what_is_in_a_pool(home: Home, monkeypatch: pytest.Monk
 
     careless = dg.Definitions([greedy])
     assert pools_of(careless) == {"theirs": ["greedy"]}
-    monkeypatch.setattr("platform_assets.definitions.build_definitions", lambda: careless)
+    monkeypatch.setattr("platform_assets.definitions.assemble", lambda: careless)
     (found,) = [finding for finding in examine(home) if finding.name == "pools"]
     assert not found.ok
     assert "theirs (greedy)" in found.found

@@ -161,9 +161,12 @@ def launch(
     container_context: dict[str, Any] | None = None,
     launcher_image: str = "run",
     plain_tags: bool = False,
+    job: str = "empty",
+    steps: dict[str, Any] | None = None,
     **config: Any,
 ) -> DagsterRun:
     """Launch a run as the queue's daemon does; its Job goes to the fake."""
+    definition = globals()[job]
     settings = {
         "service_account_name": "dagster",
         "instance_config_map": "dagster-instance",
@@ -181,12 +184,13 @@ def launch(
         "run_launcher": {"module": kind.__module__, "class": kind.__name__, "config": settings}
     }
     with instance_for_test(overrides=overrides) as instance:
-        origin = dg.reconstructable(empty).get_python_origin()
+        origin = dg.reconstructable(definition).get_python_origin()
         repository = origin.repository_origin._replace(
             container_image=image, container_context=container_context
         )
         run = instance.create_run_for_job(
-            empty,
+            definition,
+            run_config={"execution": {"config": steps}} if steps else {},
             tags={n: v if plain_tags else json.dumps(v) for n, v in (tags or {}).items()},
             job_code_origin=origin._replace(repository_origin=repository),
         )
@@ -256,6 +260,52 @@ def test_whatever_brings_a_moved_image_into_a_run(
     assert cluster.requests == []
 
 
+BAD_STEPS: list[tuple[str, dict[str, Any], str]] = [
+    ("moved", {}, "the tag dagster-k8s/config of step moved"),
+    ("moved_before", {}, "the tag dagster-k8s/config of step moved_before"),
+    ("moved_beside", {}, "the tag dagster-k8s/config of step moved_beside"),
+    ("moved_volume", {}, "the tag dagster-k8s/config of step moved_volume"),
+    (
+        "job",
+        {"step_k8s_config": {"container_config": {"image": MOVED}}},
+        "the executor's step_k8s_config",
+    ),
+    (
+        "job",
+        {"per_step_k8s_config": {"trains": {"container_config": {"image": MOVED}}}},
+        "the executor's per_step_k8s_config",
+    ),
+]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("job", "steps", "source"), BAD_STEPS)
+def test_a_run_with_a_bad_step_does_not_start(
+    cluster: fake.Cluster, job: str, steps: dict[str, Any], source: str
+) -> None:
+    # The accident: the first step has run by the time that anybody could know of the second.
+    launch(cluster, pinned=False, job=f"stock_{job}", steps=steps)
+    assert cluster.images() == [RUN]
+    cluster.jobs.clear()
+    cluster.requests.clear()
+    with pytest.raises(RefusedError) as refused:
+        launch(cluster, pinned=True, job=f"pinned_{job}", steps=steps)
+    assert f"it comes from {source}" in str(refused.value)
+    assert f"'{MOVED}' is refused: it has no digest" in str(refused.value)
+    assert cluster.requests == []
+
+
+def test_a_run_with_a_step_whose_image_nobody_knows_does_not_start(cluster: fake.Cluster) -> None:
+    with pytest.raises(RefusedError, match=r"no image 'serve'; .* signalbox/image of step unknown"):
+        launch(cluster, pinned=True, job="pinned_unknown")
+    with pytest.raises(RefusedError, match=r"no image 'old'; .* the executor's image"):
+        launch(cluster, pinned=True, job="pinned_job", steps={"image": "old"})
+    assert cluster.requests == []
+    # A good one is none the worse for it.
+    launch(cluster, pinned=True, job="pinned_job", steps={"image": "train"})
+    assert cluster.images() == [RUN]
+
+
 def test_without_a_lock_nothing_starts(cluster: fake.Cluster, lock: Path) -> None:
     with pytest.raises(UsageError, match="no image 'serve'; it has run, train"):
         launch(cluster, pinned=True, launcher_image="serve")
@@ -291,6 +341,19 @@ def moved(x: int) -> int:
 
 @dg.op(tags={CONFIG: {"pod_spec_config": {"init_containers": [{"name": "f", "image": MOVED}]}}})
 def moved_before(x: int) -> int:
+    return x + 1
+
+
+@dg.op(tags={CONFIG: {"pod_spec_config": {"containers": [{"name": "f", "image": MOVED}]}}})
+def moved_beside(x: int) -> int:
+    return x + 1
+
+
+VOLUME = {"name": "weights", "image": {"reference": MOVED}}
+
+
+@dg.op(tags={CONFIG: {"pod_spec_config": {"volumes": [VOLUME]}}})
+def moved_volume(x: int) -> int:
     return x + 1
 
 
@@ -340,6 +403,16 @@ def pinned_moved_before() -> None:
 
 
 @dg.job(executor_def=pinned_k8s_job_executor)
+def pinned_moved_beside() -> None:
+    moved_beside(prepares())
+
+
+@dg.job(executor_def=pinned_k8s_job_executor)
+def pinned_moved_volume() -> None:
+    moved_volume(prepares())
+
+
+@dg.job(executor_def=pinned_k8s_job_executor)
 def pinned_unknown() -> None:
     unknown(prepares())
 
@@ -359,8 +432,25 @@ def stock_moved_before() -> None:
     moved_before(prepares())
 
 
-def execute(cluster: fake.Cluster, job: str, **config: Any) -> tuple[bool, str]:
-    """Run a job whose steps are pods of the fake; whether it succeeded, and why not."""
+@dg.job(executor_def=k8s_job_executor)
+def stock_moved_beside() -> None:
+    moved_beside(prepares())
+
+
+@dg.job(executor_def=k8s_job_executor)
+def stock_moved_volume() -> None:
+    moved_volume(prepares())
+
+
+def execute(
+    cluster: fake.Cluster, job: str, of_runs: dict[str, Any] | None = None, **config: Any
+) -> tuple[bool, str]:
+    """Run a job whose steps are pods of the fake; whether it succeeded, and why not.
+
+    Args:
+        of_runs: config of the run launcher.
+        config: of the executor.
+    """
     definition = globals()[job]
     settings = {
         "load_incluster_config": False,
@@ -380,6 +470,7 @@ def execute(cluster: fake.Cluster, job: str, **config: Any) -> tuple[bool, str]:
             "kubeconfig_file": cluster.kubeconfig,
             "job_image": RUN,
             "dagster_home": folder,
+            **(of_runs or {}),
         },
     }
     with instance_for_test(
@@ -420,6 +511,8 @@ STEP = {"container_config": {"image": MOVED}}
     [
         ("moved", {}, "the op's tag dagster-k8s/config"),
         ("moved_before", {}, "the op's tag dagster-k8s/config"),
+        ("moved_beside", {}, "the op's tag dagster-k8s/config"),
+        ("job", {"of_runs": {"run_k8s_config": STEP}}, "the run launcher's run_k8s_config"),
         ("job", {"step_k8s_config": STEP}, "the executor's step_k8s_config"),
         (
             "job",

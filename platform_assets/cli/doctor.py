@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -12,8 +12,10 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from platform_assets.cli.lanes import RENEW, live_differences, stale_daemons
+from platform_assets.domain.admission import Violation
 from platform_assets.domain.errors import SignalboxError
 from platform_assets.domain.image_spec import deployment
+from platform_assets.domain.images import ImageLock
 from platform_assets.factory import check_spec
 from platform_assets.factory.instance import dagster_yaml, instance_config
 from resources.catalog import catalog_folder, load_catalog, load_entries
@@ -72,8 +74,8 @@ def examine(home: Home) -> list[Finding]:
     return findings
 
 
-def _images(_: Home) -> Iterator[Finding]:
-    """The lock: whether it can be read, and on a cluster whether it has what the catalog names."""
+def _images(home: Home) -> Iterator[Finding]:
+    """The lock: whether it can be read, and on a cluster whether it has all that would start."""
     lock, where = load_lock(), deployment(os.environ)
     wanted = {
         name: pipeline
@@ -92,7 +94,25 @@ def _images(_: Home) -> Iterator[Finding]:
             "pin each with `signalbox images pin NAME REGISTRY/REPOSITORY:TAG`",
         )
     else:
-        yield Finding("images", True, f"{', '.join(sorted(lock.images))} in {lock_file()}")
+        bad = _foreseen(home, lock)
+        listed = "; ".join(map(str, bad)) or f"{', '.join(sorted(lock.images))} in {lock_file()}"
+        advice = "name images by their logical names, or `signalbox images pin` them" if bad else ""
+        yield Finding("images", not bad, listed, advice)
+
+
+def _foreseen(home: Home, lock: ImageLock) -> Sequence[Violation]:
+    """What runs and steps would be refused for, by the instance, this process and the code."""
+    import yaml
+
+    from platform_assets.definitions import assemble
+    from platform_assets.instance.kubernetes.executor import pinned_k8s_job_executor
+    from platform_assets.instance.kubernetes.foreseeing import bad_definitions, bad_surroundings
+
+    file = home.dagster / "dagster.yaml"
+    document = yaml.safe_load(file.read_text()) if file.exists() else None
+    launcher = (document or {}).get("run_launcher") or {}
+    surroundings = bad_surroundings(launcher.get("config") or {}, os.environ, lock)
+    return (*surroundings, *bad_definitions(assemble(), pinned_k8s_job_executor, lock))
 
 
 def _deploy(_: Home) -> Iterator[Finding]:
@@ -202,11 +222,11 @@ def _instance(home: Home) -> Iterator[Finding]:
 def _pools(home: Home) -> Iterator[Finding]:
     import dagster as dg
 
-    from platform_assets.definitions import build_definitions
+    from platform_assets.definitions import assemble
     from platform_assets.instance.pools import pools_of
 
     home.require()
-    declared = pools_of(build_definitions())
+    declared = pools_of(assemble())
     with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
         limited = {pool.name for pool in instance.event_log_storage.get_pool_limits()}
     if not declared:

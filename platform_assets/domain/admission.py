@@ -22,7 +22,11 @@ WORKLOADS = (
 
 CONTAINERS = ("containers", "initContainers", "ephemeralContainers")
 _SNAKE = {"init_containers": "initContainers", "ephemeral_containers": "ephemeralContainers"}
-_WITHOUT = ("metadata", "data", "stringData", "binaryData", "status", "volumes")
+_WITHOUT = (
+    *("metadata", "data", "stringData", "binaryData", "status", "volumes"),
+    *("labels", "annotations", "nodeSelector", "node_selector"),
+    *("job_metadata", "pod_template_spec_metadata"),
+)
 """What lies below these starts nothing by a text `image`: an image volume is looked at by itself,
 and the `image` of a block device is none of a container."""
 
@@ -134,6 +138,24 @@ def admit(manifest: Mapping[str, Any], lock: ImageLock, layers: Sequence[Layer] 
         else:
             admitted[found.place] = name
     return Admission(admitted, tuple(violations))
+
+
+def foresee(layers: Sequence[Layer], lock: ImageLock) -> tuple[Violation, ...]:
+    """What the layers name that may not start, before a manifest is made of them.
+
+    A layer may be silent. One that names a bad image is refused even where a stronger one would
+    put another in its place: that one is changed some day.
+
+    Args:
+        layers: each as dagster-k8s reads it: `container_config`, `pod_spec_config`, or more.
+        lock: the images that may run.
+    """
+    return tuple(
+        Violation(found, _judged(found, lock)[1], layer.name)
+        for layer in layers
+        for found in images_of(layer.content)
+        if _judged(found, lock)[0] is None
+    )
 
 
 def witnessed(manifest: Any, variable: str) -> Any:

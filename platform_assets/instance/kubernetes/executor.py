@@ -46,11 +46,8 @@ from platform_assets.instance.kubernetes.admitting import (
     making,
 )
 from platform_assets.instance.kubernetes.delegating import RecoveringExecutor
-from platform_assets.instance.kubernetes.launcher import (
-    CONFIG_TAG,
-    PinnedK8sRunLauncher,
-    read_tag,
-)
+from platform_assets.instance.kubernetes.foreseeing import CONFIG_TAG, read_tag
+from platform_assets.instance.kubernetes.launcher import PinnedK8sRunLauncher
 from platform_assets.instance.kubernetes.looking import Looking, Seen
 from platform_assets.instance.kubernetes.recovering import Attempt, Recovery, end_recorded
 from platform_assets.instance.kubernetes.step_pod import NAME
@@ -159,12 +156,17 @@ class PinnedStepHandler(StepHandler):
         """
         context = step_handler_context
         (key,) = context.execute_step_args.step_keys_to_execute or [""]
+        resumed = key not in self._contexts
         self._contexts[key] = context
         handler = self._handler(context)
         try:
             seen = self._look(context, key)
         except ClusterError as error:
             self.recovery.away(context, key, error)
+            return CheckStepHealthResult.healthy()
+        if resumed and (seen.job is not None or seen.pods):
+            # Dagster would start at once, under the name that is taken, what is not well at the
+            # first look of a run worker that goes on with a run. It is judged at the next one.
             return CheckStepHealthResult.healthy()
         perhaps = self._perhaps.pop(key, None)
         if perhaps is not None and seen.job is None and not seen.pods:

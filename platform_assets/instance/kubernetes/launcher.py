@@ -12,7 +12,6 @@ In dagster.yaml:
         dagster_home: /opt/dagster
 """
 
-import json
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -42,14 +41,13 @@ from platform_assets.instance.kubernetes.admitting import (
     credentials,
     making,
 )
+from platform_assets.instance.kubernetes.foreseeing import CONFIG_TAG, read_tag, require_steps
 from platform_assets.instance.kubernetes.looking import Looking, Seen
 from platform_assets.instance.kubernetes.recovering import CAUSE, RETRIED, marked
 from resources.failures import load_budgets
 from resources.images import load_lock
 
 _log = logging.getLogger(__name__)
-
-CONFIG_TAG = "dagster-k8s/config"
 
 OF_STEPS = {
     "step_resources": dg.Field(
@@ -152,8 +150,10 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
         """Create the run's Job.
 
         Raises:
-            RefusedError: a container of it is not pinned; names it, and where its image is from.
+            RefusedError: a container of it, or of a step that it plans, is not pinned; names it,
+                and where its image is from.
         """
+        require_steps(self._instance, context.dagster_run, load_lock())
         with self._making(context.dagster_run):
             super().launch_run(context)
 
@@ -264,12 +264,3 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
 
 def _unsaid(seen: Seen) -> str:
     return f"Job {seen.name} is Complete, but the run did not say that it ended"
-
-
-def read_tag(tags: Mapping[str, str]) -> Any:
-    """What a tag `dagster-k8s/config` says, as Dagster reads it."""
-    text = tags.get(CONFIG_TAG)
-    try:
-        return json.loads(text) if text else None
-    except ValueError:
-        return text

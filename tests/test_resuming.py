@@ -1,0 +1,226 @@
+"""A run worker is killed while a step of it runs, and another one goes on with the run."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.instance import DagsterInstance
+from dagster._core.test_utils import instance_for_test
+from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs
+from dagster._serdes import serialize_value
+from dagster_k8s.launcher import K8sRunLauncher
+
+from resources.failures import VARIABLE as FAILURES
+from resources.images import VARIABLE, change_lock
+from tests import cluster as fake
+from tests import cluster_steps
+from tests.cluster_runs import LOCK, RUN, STEPS
+
+pytestmark = pytest.mark.heavy
+
+PATIENCE = 120
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def kubelet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[fake.Cluster]:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "images.lock.yaml"))
+    change_lock(lambda _: LOCK)
+    (tmp_path / "failures.yaml").write_text("failures: {evicted: {retries: 1, wait: 1}}")
+    monkeypatch.setenv(FAILURES, str(tmp_path / "failures.yaml"))
+    (tmp_path / "steps").mkdir()
+    monkeypatch.setenv(STEPS, str(tmp_path / "steps"))
+    with fake.running(tmp_path, runs=True) as found:
+        yield found
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """How the run ended, what its log says, and how often its first step was started."""
+
+    success: bool
+    told: str
+    attempts: int
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not come about"
+        time.sleep(0.1)
+
+
+def worker(
+    instance: DagsterInstance, run: dg.DagsterRun, *, resumes: bool
+) -> subprocess.Popen[str]:
+    """Start what the container of a run worker starts."""
+    kind = ResumeRunArgs if resumes else ExecuteRunArgs
+    assert run.job_code_origin is not None
+    arguments = kind(run.job_code_origin, run.run_id, instance.get_ref())
+    command = "resume_run" if resumes else "execute_run"
+    return subprocess.Popen(
+        [sys.executable, "-m", "dagster", "api", command, serialize_value(arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def resumed(
+    cluster: fake.Cluster,
+    job: str,
+    before: Callable[[], object],
+    after: Callable[[], object],
+    when: Callable[[], object] | None = None,
+) -> Resumed:
+    """Kill the run's worker while the first step runs, and start another.
+
+    Args:
+        before: done while there is no worker.
+        after: done once the second one has begun.
+        when: the first one is killed; by default once the step's code runs.
+    """
+    definition = getattr(cluster_steps, job)
+    steps = Path(os.environ[STEPS])
+    settings = {
+        "load_incluster_config": False,
+        "kubeconfig_file": cluster.kubeconfig,
+        "job_namespace": fake.NAMESPACE,
+    }
+    image = {"job_image": RUN} if job.startswith("stock") else {"image": "run"}
+    folder = cluster.folder / job
+    folder.mkdir()
+    launcher = {
+        "module": K8sRunLauncher.__module__,
+        "class": K8sRunLauncher.__name__,
+        "config": {
+            "service_account_name": "dagster",
+            "instance_config_map": "dagster-instance",
+            "dagster_home": str(folder),
+            "load_incluster_config": False,
+            "kubeconfig_file": cluster.kubeconfig,
+            "job_image": RUN,
+        },
+    }
+    monitoring = {"enabled": True, "max_resume_run_attempts": 3}
+    with instance_for_test(
+        overrides={"run_launcher": launcher, "run_monitoring": monitoring},
+        temp_dir=str(folder),
+        set_dagster_home=True,
+    ) as instance:
+        run = instance.create_run_for_job(
+            definition,
+            run_config={"execution": {"config": {**settings, **image}}},
+            job_code_origin=dg.reconstructable(definition).get_python_origin(),
+        )
+        first = worker(instance, run, resumes=False)
+        try:
+            until(when or (steps / "step-1").exists, "the step")
+        finally:
+            first.kill()
+            first.wait()
+        before()
+        second = worker(instance, run, resumes=True)
+        try:
+            words = "Resuming execution from failure"
+            until(
+                lambda: (
+                    any(words in e.message for e in instance.all_logs(run.run_id))
+                    or second.poll() is not None
+                ),
+                "the second worker",
+            )
+            after()
+            second.wait(PATIENCE)
+        finally:
+            second.kill()
+        found = instance.get_run_by_id(run.run_id)
+        assert found is not None
+        told = [
+            f"{e.message} {getattr(e.dagster_event.event_specific_data, 'error', '')}"
+            for e in instance.all_logs(run.run_id)
+            if e.dagster_event is not None
+        ]
+    attempts = len(list(steps.glob("step-*")))
+    return Resumed(found.status is dg.DagsterRunStatus.SUCCESS, "\n".join(told), attempts)
+
+
+def end() -> None:
+    (Path(os.environ[STEPS]) / "end").touch()
+
+
+@pytest.mark.parametrize("job", ["stock_told", "pinned_told"])
+def test_a_step_that_runs_goes_on(kubelet: fake.Cluster, job: str) -> None:
+    found = resumed(kubelet, job, before=lambda: None, after=end)
+    assert found.success, found.told
+    assert found.attempts == 1
+    assert len(kubelet.jobs) == 2
+
+
+def test_a_step_whose_image_left_the_lock_meanwhile_is_ended(kubelet: fake.Cluster) -> None:
+    moved = LOCK.images["run"].model_copy(update={"digest": f"sha256:{'3' * 64}"})
+
+    def bump() -> None:
+        images = {**LOCK.images, "run": moved}
+        change_lock(lambda _: LOCK.model_copy(update={"images": images}))
+
+    found = resumed(kubelet, "pinned_told", before=bump, after=lambda: None)
+    assert not found.success
+    assert f"{RUN} does not stand in the lock any more" in found.told
+    assert "step until_told was ended" in found.told
+    # It is not started once more, in the new image and under the same name.
+    assert found.attempts == 1
+    assert kubelet.jobs == {}
+
+
+def test_a_step_that_ended_meanwhile_is_taken_as_it_ended(kubelet: fake.Cluster) -> None:
+    def over() -> bool:
+        return any((job.get("status") or {}).get("succeeded") for job in kubelet.jobs.values())
+
+    def ends() -> None:
+        end()
+        until(over, "the end of the step")
+
+    found = resumed(kubelet, "pinned_told", before=ends, after=lambda: None)
+    assert found.success, found.told
+    assert found.attempts == 1
+    assert len(kubelet.jobs) == 2
+
+
+def test_a_step_that_was_evicted_meanwhile_is_asked_for_again(kubelet: fake.Cluster) -> None:
+    # The accident: an eviction that no worker saw fails the run.
+    found = resumed(kubelet, "stock_told", before=kubelet.evict, after=lambda: None)
+    assert not found.success
+    assert found.attempts == 1
+
+    kubelet.jobs.clear()
+    for note in Path(os.environ[STEPS]).iterdir():
+        note.unlink()
+    found = resumed(kubelet, "pinned_told", before=kubelet.evict, after=lambda: None)
+    assert found.success, found.told
+    assert "The node was low on resource: memory" in found.told
+    assert "It is asked for again in 1 s (1 of 1)" in found.told
+    assert found.attempts == 2
+
+
+def test_a_step_that_was_never_created_is_started(kubelet: fake.Cluster) -> None:
+    """Its worker was killed between saying that it starts it and being heard."""
+    kubelet.faults.append(fake.Fault("POST", "/jobs", 503, times=1000))
+    found = resumed(
+        kubelet,
+        "pinned_told",
+        before=kubelet.faults.clear,
+        after=end,
+        when=lambda: any(method == "POST" for method, _ in kubelet.asked),
+    )
+    assert found.success, found.told
+    assert found.attempts == 1
+    assert len(kubelet.jobs) == 2
