@@ -168,7 +168,7 @@ def test_a_day_without_weather_values_is_held(services: Services) -> None:
     assert build_features(plain, KEY, "without rules").metadata["rows"] == 120
     reason = refused(services)
     assert (
-        "in 24 rows of the day (max_day_null_fraction): temp in 24 (at most 0.5 of them)" in reason
+        "in 24 rows of the day (max_day_null_fraction): temp in 24 (at most 0.1 of them)" in reason
     )
     assert "wind_gust" not in reason, "of which whole real days have none"
 
