@@ -115,6 +115,36 @@ CASES: dict[str, tuple[dg.Definitions, str]] = {
         definitions(jobs=[a_job(executor=CONFIGURED)]),
         "job nightly's executor's step_k8s_config",
     ),
+    "configured by a function": (
+        definitions(
+            jobs=[
+                a_job(
+                    executor=pinned_k8s_job_executor.configured(
+                        lambda _: {"step_k8s_config": BAD}, config_schema={}
+                    )
+                )
+            ]
+        ),
+        "job nightly's executor's step_k8s_config",
+    ),
+    "configured with a variable of the cluster": (
+        definitions(
+            jobs=[
+                a_job(
+                    executor=pinned_k8s_job_executor.configured(
+                        {"image": {"env": "NOT_SET_HERE"}, "step_k8s_config": BAD}
+                    )
+                )
+            ]
+        ),
+        "job nightly's executor's step_k8s_config",
+    ),
+    "a step that is called as a field is": (
+        definitions(
+            jobs=[a_job(config={"execution": {"config": {"per_step_k8s_config": {"data": BAD}}}})]
+        ),
+        "job nightly's executor's per_step_k8s_config",
+    ),
     "image volume": (
         definitions(jobs=[a_job({CONFIG: json.dumps({"pod_spec_config": VOLUMES})})]),
         f"the tag {CONFIG} of op night.train",
@@ -142,6 +172,7 @@ def test_names_that_the_lock_lacks_are_found() -> None:
 
 def test_what_nobody_would_judge_is_found() -> None:
     defs = definitions([an_asset()], [a_job(executor=k8s_job_executor)])
+    dg.Definitions.validate_loadable(defs)
     with pytest.raises(RefusedError, match=r"k8s \(executor\): nobody judges what it starts"):
         require_definitions(defs, pinned_k8s_job_executor)
     with pytest.raises(RefusedError, match="job __ASSET_JOB"):
@@ -153,7 +184,10 @@ def test_what_nobody_would_judge_is_found() -> None:
 def test_good_definitions_are_let_through() -> None:
     tags = {"dagster-k8s__config": GOOD, "signalbox__image": "train"}
     metadata = {"pod_template_spec_metadata": {"labels": {"image": "gpu"}}}
-    quiet = {**metadata, "pod_spec_config": {"node_selector": {"image": "gpu"}}}
+    near = {"label_selector": {"match_labels": {"image": "gpu"}}, "topology_key": "zone"}
+    apart = {"pod_anti_affinity": {"required_during_scheduling_ignored_during_execution": [near]}}
+    spec = {"node_selector": {"image": "gpu"}, "affinity": apart}
+    quiet = {**metadata, "pod_spec_config": spec}
     jobs = [
         a_job({CONFIG: json.dumps(quiet)}),
         a_job(executor=dg.multiprocess_executor).with_hooks(set()),
@@ -187,6 +221,7 @@ def test_a_silent_layer_is_no_bad_one() -> None:
     [
         ({"run_k8s_config": BAD}, {}, "the run launcher's run_k8s_config"),
         ({"job_image": MOVED}, {}, "the run launcher's job_image"),
+        ({"job_image": {"env": "OURS"}}, {"OURS": MOVED}, "the run launcher's job_image"),
         (VOLUMES, {}, "the run launcher's volumes"),
         ({}, {"DAGSTER_CURRENT_IMAGE": MOVED}, "(DAGSTER_CURRENT_IMAGE)"),
         (

@@ -24,7 +24,7 @@ CONTAINERS = ("containers", "initContainers", "ephemeralContainers")
 _SNAKE = {"init_containers": "initContainers", "ephemeral_containers": "ephemeralContainers"}
 _WITHOUT = (
     *("metadata", "data", "stringData", "binaryData", "status", "volumes"),
-    *("labels", "annotations", "nodeSelector", "node_selector"),
+    *("labels", "annotations", "nodeSelector", "node_selector", "matchLabels", "match_labels"),
     *("job_metadata", "pod_template_spec_metadata"),
 )
 """What lies below these starts nothing by a text `image`: an image volume is looked at by itself,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.definition_config_schema import ConfiguredDefinitionConfigSchema
 from dagster._core.definitions.executor_definition import multi_or_in_process_executor
 
 from platform_assets.domain.admission import Admission, Found, Layer, Violation, foresee
@@ -20,8 +21,6 @@ from platform_assets.instance.kubernetes.step_pod import NAME
 from resources.images import load_lock
 
 CONFIG_TAG = "dagster-k8s/config"
-STEP_CONFIG = ("per_step_k8s_config", "step_k8s_config", "volumes")
-"""Fields of the executor's config that an image can stand in."""
 
 WITHOUT_CONTAINERS = (
     dg.in_process_executor,
@@ -65,7 +64,14 @@ def bad_steps(
         of: whose executor it is, for a person; empty if that is clear.
     """
     whose = f"{of} executor's" if of else "the executor's"
-    layers = [Layer(f"{whose} {name}", {name: config.get(name)}) for name in STEP_CONFIG]
+    layers = [
+        Layer(f"{whose} step_k8s_config", config.get("step_k8s_config")),
+        Layer(f"{whose} volumes", {"volumes": config.get("volumes")}),
+    ]
+    # A step may be called as a field is: each entry is looked at by itself.
+    by_step = config.get("per_step_k8s_config")
+    entries = by_step.values() if isinstance(by_step, Mapping) else ()
+    layers += [Layer(f"{whose} per_step_k8s_config", content) for content in entries]
     layers += [Layer(f"the tag {CONFIG_TAG} of {s.what}", read_tag(s.tags)) for s in steps]
     names = [(f"the tag {IMAGE_TAG} of {s.what}", s.tags.get(IMAGE_TAG)) for s in steps]
     names.append((f"{whose} image", config.get("image")))
@@ -129,6 +135,7 @@ def bad_surroundings(
     config: Mapping[str, Any], variables: Mapping[str, str], lock: ImageLock
 ) -> tuple[Violation, ...]:
     """What a run launcher's config and a code location's variables name that would be refused."""
+    config = {name: _said(value, variables) for name, value in config.items()}
     context = variables.get("DAGSTER_CONTAINER_CONTEXT")
     image = variables.get("DAGSTER_CURRENT_IMAGE")
     try:
@@ -146,6 +153,13 @@ def bad_surroundings(
         *_unknown([("the run launcher's image", config.get("image"))], lock),
         *foresee(layers, lock),
     )
+
+
+def _said(value: Any, variables: Mapping[str, str]) -> Any:
+    """A value of dagster.yaml, which may be the name of a variable."""
+    if isinstance(value, Mapping) and set(value) == {"env"}:
+        return variables.get(str(value["env"]))
+    return value
 
 
 def _unknown(names: Sequence[tuple[str, Any]], lock: ImageLock) -> Iterator[Violation]:
@@ -166,8 +180,25 @@ def _ops(graph: dg.GraphDefinition) -> Iterator[tuple[str, Mapping[str, str]]]:
 
 
 def _config(job: dg.JobDefinition) -> Mapping[str, Any]:
-    """What the job's executor would be given by itself, `configured` included."""
-    said = (job.run_config or {}).get("execution") or {}
-    result = job.executor_def.apply_config_mapping({"config": said.get("config") or {}})
-    config = (result.value or {}).get("config") if result.success else None
+    """What the job's executor would be given by itself, `configured` included.
+
+    A function that `configured` was given may need what only a launch has: then that has the word.
+    """
+    said = {"config": ((job.run_config or {}).get("execution") or {}).get("config") or {}}
+    try:
+        result = job.executor_def.apply_config_mapping(said)
+    except dg.DagsterConfigMappingFunctionError:
+        return {}
+    if result.success:
+        config = (result.value or {}).get("config")
+    else:
+        # As with a variable that is set on the cluster alone: what is there stands as it was given.
+        config = _given(job.executor_def, said)
     return config if isinstance(config, Mapping) else {}
+
+
+def _given(executor: dg.ExecutorDefinition, said: Mapping[str, Any]) -> Any:
+    schema = executor.config_schema
+    if isinstance(schema, ConfiguredDefinitionConfigSchema):
+        return schema._config_fn(said["config"])
+    return said["config"]
