@@ -55,6 +55,7 @@ RUN, TRAIN = (str(LOCK.images[name].ref) for name in ("run", "train"))
 BUMPED = ImageLock(
     registries=(HOST,), images={"run": entry("run", "3"), "train": entry("train", "4")}
 )
+GPU = entry("gpu", "5")
 MOVED = f"{HOST}/train:latest"
 
 
@@ -306,6 +307,27 @@ def test_a_run_with_a_step_whose_image_nobody_knows_does_not_start(cluster: fake
     assert cluster.images() == [RUN]
 
 
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (f"{HOST}/train@sha256:{'9' * 64}", "does not stand in the lock; of that repository"),
+        (f"{HOST}/other@sha256:{'2' * 64}", "does not stand in the lock"),
+        (f"elsewhere.example/train@sha256:{'2' * 64}", "is of registry elsewhere.example"),
+    ],
+    ids=["another digest", "another repository", "another registry"],
+)
+def test_a_digest_alone_is_not_enough(cluster: fake.Cluster, image: str, words: str) -> None:
+    tags = {CONFIG: {"container_config": {"image": image}}}
+    launch(cluster, pinned=False, tags=tags)
+    assert cluster.images() == [image]
+    cluster.jobs.clear()
+    cluster.requests.clear()
+    with pytest.raises(RefusedError, match=words):
+        launch(cluster, pinned=True, tags=tags)
+    assert cluster.requests == []
+
+
 def test_without_a_lock_nothing_starts(cluster: fake.Cluster, lock: Path) -> None:
     with pytest.raises(UsageError, match="no image 'serve'; it has run, train"):
         launch(cluster, pinned=True, launcher_image="serve")
@@ -512,6 +534,7 @@ STEP = {"container_config": {"image": MOVED}}
         ("moved", {}, "the op's tag dagster-k8s/config"),
         ("moved_before", {}, "the op's tag dagster-k8s/config"),
         ("moved_beside", {}, "the op's tag dagster-k8s/config"),
+        ("moved_volume", {}, "the op's tag dagster-k8s/config"),
         ("job", {"of_runs": {"run_k8s_config": STEP}}, "the run launcher's run_k8s_config"),
         ("job", {"step_k8s_config": STEP}, "the executor's step_k8s_config"),
         (
@@ -526,12 +549,12 @@ def test_whatever_brings_a_moved_image_into_a_step(
 ) -> None:
     success, told = execute(kubelet, f"stock_{job}", **config)
     assert success, told
-    assert MOVED in kubelet.images()
+    assert MOVED in json.dumps(list(kubelet.jobs.values()))
     kubelet.jobs.clear()
     success, told = execute(kubelet, f"pinned_{job}", **config)
     assert not success
     assert f"it comes from {source}" in told
-    assert MOVED not in kubelet.images()
+    assert MOVED not in json.dumps(list(kubelet.jobs.values()))
 
 
 @pytest.mark.heavy
@@ -678,6 +701,33 @@ def test_the_same_definitions_run_locally_and_on_a_cluster(lock: Path) -> None:
     assert code == 1
     assert "images.lock.yaml has no image 'train'; it has none" in said
     assert load()[0] == 0
+
+
+def test_the_catalog_chooses_an_image_by_asset(
+    lock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from platform_assets.definitions import assemble, build_definitions
+    from resources.catalog import catalog_folder
+
+    document = yaml.safe_load((catalog_folder() / "flights.yaml").read_text())
+    document["images"] = {"features": "run", "model": "gpu"}
+    (tmp_path / "catalog").mkdir()
+    (tmp_path / "catalog" / "flights.yaml").write_text(yaml.safe_dump(document))
+    monkeypatch.setenv("SIGNALBOX_CATALOG", str(tmp_path / "catalog"))
+    monkeypatch.setenv("SIGNALBOX_DEPLOYMENT", "k8s")
+    with pytest.raises(UsageError, match="no image 'gpu'; it has run, train"):
+        build_definitions()
+    change_lock(lambda found: found.model_copy(update={"images": {**found.images, "gpu": GPU}}))
+    built = build_definitions()
+    asked = {
+        key: built.get_assets_def(["flights", key]).op.tags["signalbox/image"]
+        for key in ("features", "day", "model", "champion")
+    }
+    assert asked == {"features": "run", "day": "train", "model": "gpu", "champion": "train"}
+    (canary,) = built.get_job_def("flights_canary").graph.nodes
+    assert canary.tags["signalbox/image"] == "gpu"
+    monkeypatch.setenv("SIGNALBOX_DEPLOYMENT", "local")
+    assert assemble().get_assets_def(["flights", "model"]).op.tags["signalbox/image"] == "gpu"
 
 
 def test_the_doctor_tells_of_images_that_the_lock_lacks(
