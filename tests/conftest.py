@@ -37,6 +37,12 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 STORE_FIXTURES = {"home", "home_template", "services"}
+REGISTRY = {
+    *("test_audit", "test_champion_waivers", "test_gate", "test_judged_as_trained"),
+    *("test_live_metric", "test_projection", "test_promote_cli", "test_promotion_lease"),
+    *("test_promotion_server", "test_reproduction", "test_serving_endpoint", "test_vacuum"),
+}
+"""Files on the registry of models: in CI their heavy tests run on Postgres as well."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,6 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         on_a_home = STORE_FIXTURES & set(getattr(item, "fixturenames", ()))
         if on_a_home and item.get_closest_marker("embedded") is None:
             item.add_marker("store")
+            if item.path.stem in REGISTRY:
+                item.add_marker("registry")
 
 
 @pytest.fixture(scope="session")

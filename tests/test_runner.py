@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests import podman
+from tests.conftest import REGISTRY
 from tests.tools import run
 from tests.tools.browser import VARIABLE, find_browser
 from tests.tools.run import Part, parts, run_part, run_parts
@@ -74,12 +75,32 @@ def test_every_test_is_in_one_part() -> None:
         assert len(inside) == 1, name
 
 
-def test_what_works_on_a_home_runs_on_postgres_too() -> None:
-    found = {"e2e": False, "browser": False, "heavy": False, "store": True}
-    inside = [
-        p for p in parts(browser=True, heavy=True, postgres=True) if eval(p.marker, {}, found)
-    ]
-    assert [dict(part.environment) for part in inside] == [{}, {"SIGNALBOX_TEST_STORE": "postgres"}]
+@pytest.mark.parametrize(
+    ("postgres", "marked", "times"),
+    [
+        ("none", (), 2),
+        ("none", ("heavy",), 1),
+        ("registry", (), 2),
+        ("registry", ("heavy",), 1),
+        ("registry", ("heavy", "registry"), 2),
+        ("all", ("heavy",), 2),
+        ("all", ("e2e",), 1),
+    ],
+)
+def test_what_works_on_a_home_runs_on_postgres_too(
+    postgres: str, marked: tuple[str, ...], times: int
+) -> None:
+    names = ("e2e", "browser", "heavy", "registry")
+    found = {"store": True, **{name: name in marked for name in names}}
+    wanted = parts(browser=True, heavy=True, postgres=postgres)
+    inside = [p for p in wanted if eval(p.marker, {}, found)]
+    on = [dict(part.environment) for part in inside]
+    assert on == [{}, {"SIGNALBOX_TEST_STORE": "postgres"}][:times]
+
+
+def test_the_registry_is_what_its_files_are_called() -> None:
+    here = {path.stem for path in Path(__file__).parent.glob("test_*.py")}
+    assert here >= REGISTRY
 
 
 def test_without_a_browser_only_the_browser_tests_are_left_out() -> None:

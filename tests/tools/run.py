@@ -2,9 +2,10 @@
 
 First everything that may run side by side, then, one test at a time, what drives a real daemon or
 a browser; and in CI (or with --heavy) both again for what takes longer. In CI (or with
---postgres) the first part runs once more with the ledger and Dagster's storage on a real Postgres:
-beside the last one, which waits for daemons most of its time, and printed when it has ended. Other
-arguments go to pytest.
+--postgres) what works on a home runs once more with the ledger and Dagster's storage on a real
+Postgres: beside the last part, which waits for daemons most of its time, and printed when it has
+ended. Of what takes longer that is the registry of models in CI, for its time is limited, and all
+with --heavy. Other arguments go to pytest.
 """
 
 import contextlib
@@ -50,21 +51,34 @@ class Part:
 
 
 SIDE_BY_SIDE = "not e2e and not browser and not heavy"
+ON_POSTGRES = {
+    "none": f"({SIDE_BY_SIDE}) and store",
+    "registry": "not e2e and not browser and store and (not heavy or registry)",
+    "all": "not e2e and not browser and store",
+}
 
 
-def parts(*, browser: bool, heavy: bool, postgres: bool = False) -> list[Part]:
-    """The parts in their order."""
+def parts(*, browser: bool, heavy: bool, postgres: str = "") -> list[Part]:
+    """The parts in their order.
+
+    Args:
+        browser: whether there is one.
+        heavy: whether to run what takes longer.
+        postgres: which of the heavy tests run on Postgres too: none, registry or all; empty where
+            no test does.
+    """
     serial = "e2e or browser" if browser else "e2e and not browser"
     found = [
         Part(SIDE_BY_SIDE, ("-n", "2")),
         Part(f"({serial}) and not heavy"),
     ]
     if heavy:
-        found.append(Part("heavy and not e2e and not browser", ("-n", "2")))
+        # Three workers on two cores: most of these start processes and wait for them.
+        found.append(Part("heavy and not e2e and not browser", ("-n", "3")))
         found.append(Part(f"heavy and ({serial})"))
     if postgres:
         # One worker: the part beside it needs the other core.
-        found.append(Part(f"({SIDE_BY_SIDE}) and store", ("-n", "1"), (STORE,), beside=True))
+        found.append(Part(ON_POSTGRES[postgres], ("-n", "1"), (STORE,), beside=True))
     return found
 
 
@@ -128,7 +142,9 @@ def main(arguments: list[str]) -> int:
     with postgres.server() if there else contextlib.nullcontext() as url:
         if url is not None:
             os.environ[postgres.VARIABLE] = url
-        wanted = parts(browser=browser is not None, heavy=heavy, postgres=on_postgres and there)
+        of_heavy = "all" if "--heavy" in arguments else "registry" if in_ci else "none"
+        postgres_too = of_heavy if on_postgres and there else ""
+        wanted = parts(browser=browser is not None, heavy=heavy, postgres=postgres_too)
         for code, counts in run_parts(wanted, rest):
             codes.append(code)
             total += counts

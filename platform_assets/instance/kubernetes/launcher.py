@@ -162,7 +162,7 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
 
         Raises:
             ClusterError: it has none, or it is spent; Dagster fails the run with these words.
-            RefusedError: as `launch_run` does.
+            RefusedError: a container of the Job is not pinned; of its steps each is judged then.
         """
         run = context.dagster_run
         name = get_job_name_from_run_id(
