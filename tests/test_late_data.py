@@ -21,6 +21,7 @@ from dagster._core.definitions.sensor_definition import SensorExecutionData
 from platform_assets.cli.app import main
 from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.partition import PartitionKey, local_hours
+from platform_assets.line.alerting import update
 from platform_assets.line.explain import explain
 from platform_assets.line.features import build_features
 from platform_assets.line.late import note_changes
@@ -28,9 +29,9 @@ from platform_assets.line.restating import due
 from platform_assets.line.services import Outcome, Services
 from platform_assets.line.sweep import Swept
 from resources.landing.layout import hour_path
-from resources.ledger.records import RestatementRecord
+from resources.ledger.records import AlertRecord, RestatementRecord
 from tests.promoting import crowned
-from tests.small import Line, Templates, built_once, copied
+from tests.small import Line, Templates, built_once, copied, small_spec
 
 pytestmark = pytest.mark.heavy
 
@@ -301,12 +302,7 @@ def test_an_hour_that_was_waived_and_arrives_later_is_restated(box: Box) -> None
     waive(box, name)
     box.line.must("features", partition=name)
     assert box.line.versions("features")[name].detail["waivers"]
-    path = box.file(6, "weather", name)
-    table = pq.read_table(box.file(7, "weather", name))
-    at = table.column_names.index("time_hour")
-    hour = local_hours(date(2013, 1, 6), box.line.spec.partitions.timezone)[6]
-    table = table.set_column(at, "time_hour", pa.array([hour], table.schema.field(at).type))
-    box.deliver(path, table)
+    deliver_missing_hour(box)
     assert box.tick().launched == [("features", name)]
     (found,) = box.open
     assert found.changes["text"] == "weather: added 06:00"
@@ -315,6 +311,17 @@ def test_an_hour_that_was_waived_and_arrives_later_is_restated(box: Box) -> None
     assert record.detail["verdict"] == "complete"
     assert not record.detail["waivers"]
     assert [r.state for r in box.every] == ["done"]
+
+
+def deliver_missing_hour(box: Box) -> None:
+    """The weather of 06:00 that LGA's 6th lacks."""
+    name = "LGA|2013-01-06"
+    path = box.file(6, "weather", name)
+    table = pq.read_table(box.file(7, "weather", name))
+    at = table.column_names.index("time_hour")
+    hour = local_hours(date(2013, 1, 6), box.line.spec.partitions.timezone)[6]
+    table = table.set_column(at, "time_hour", pa.array([hour], table.schema.field(at).type))
+    box.deliver(path, table)
 
 
 def waive(box: Box, partition: str) -> None:
@@ -554,6 +561,14 @@ def test_an_hour_that_vanishes_is_listed_and_what_was_built_stays(box: Box) -> N
     assert tick.requested == []
     assert f"{PARTITION}: it waits until it is clear: flights 23 of 24 hours" in tick.said
 
+    # Nobody is asked any more, and it does not go: that is said, once.
+    (told,) = blocked_alerts(box)
+    assert "JFK: features JFK|2013-01-08 is held: flights 23 of 24 hours" in told.text
+    assert "what was built stays in use" in told.text
+    box.tick()
+    assert blocked_alerts(box) == [told]
+    assert [kind for kind, _ in every_alert(box)].count("blocked") == 1
+
     # The same hour comes back: nothing is to be done.
     path.write_bytes(first)
     assert box.until_quiet() == []
@@ -562,6 +577,74 @@ def test_an_hour_that_vanishes_is_listed_and_what_was_built_stays(box: Box) -> N
     assert over.state == "superseded"
     assert over.outcome is not None
     assert "nothing is to be done" in over.outcome
+    assert blocked_alerts(box) == []
+    assert ("healed", told.subject) in every_alert(box)
+
+
+def blocked_alerts(box: Box) -> list[AlertRecord]:
+    """What is open after a look at all there is to alert of."""
+    update(box.line.services)
+    opened = box.line.services.alerts.all("flights", only_open=True)
+    return [alert for alert in opened if alert.kind == "blocked"]
+
+
+def every_alert(box: Box) -> list[tuple[str, str]]:
+    return [(alert.kind, alert.subject) for alert in box.line.services.alerts.all("flights")]
+
+
+def test_a_model_whose_window_is_held_stays_in_use_and_is_alerted(
+    template: Path, tmp_path: Path
+) -> None:
+    """The window of the 8th begins on LGA's 6th, which is held; the catalog asks for three days."""
+    with copied(template, tmp_path, small_spec(model={"min_days": 3})) as line:
+        box = Box(line)
+        old = box.model("2013-01-08")
+        box.correct(40)
+        assert box.tick(launch=False).requested == RESTATED[0]
+        assert blocked_alerts(box) == [], "to wait for a run is nothing to tell of"
+        launched = box.until_quiet()
+        assert ("train", "2013-01-08") not in [run for tick in launched for run in tick]
+        assert box.model("2013-01-08") == old
+        (found,) = box.open
+        assert (found.decision, found.state) == ("restate", "open")
+        (told,) = blocked_alerts(box)
+        assert told.subject == "flights/features 2013-01-08"
+        assert "JFK: train 2013-01-08 is held: 2 of 3 days are whole" in told.text
+        assert f"version {old}, trained on the rows before, stays in use as champion" in told.text
+        assert "have the missing hours of what is held delivered" in told.advice
+        assert "signalbox restatements --pipeline flights" in told.advice
+        # Another look, and another one that has no request to give away.
+        box.tick()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("platform_assets.line.restating.MOST_REQUESTS", 0)
+            box.tick()
+        assert blocked_alerts(box) == [told]
+
+        deliver_missing_hour(box)
+        line.must("features", partition="LGA|2013-01-06")
+        box.until_quiet()
+        assert box.model("2013-01-08") > old
+        assert box.open == []
+        assert blocked_alerts(box) == []
+        told_of = [kind for kind, subject in every_alert(box) if subject == told.subject]
+        assert told_of == ["blocked", "healed"]
+
+
+def test_a_window_that_the_daily_lane_still_builds_is_not_alerted(
+    template: Path, tmp_path: Path
+) -> None:
+    """LGA's 6th is whole, and not built yet: before `live_from` a person has to."""
+    for live_from, told in (("2013-01-02", False), ("2013-01-08", True)):
+        spec = small_spec(model={"min_days": 3}, schedule={"live_from": live_from})
+        with copied(template, tmp_path / live_from, spec) as line:
+            box = Box(line)
+            deliver_missing_hour(box)
+            box.correct(40)
+            box.until_quiet()
+            assert box.open, live_from
+            found = blocked_alerts(box)
+            assert bool(found) is told
+            assert not found or "backfill flights/features for them first" in found[0].text
 
 
 def test_an_hour_that_comes_back_corrected_is_restated(box: Box) -> None:

@@ -19,6 +19,7 @@ from platform_assets.line.live_metric import LIVE_METRIC, watch_champion
 from platform_assets.line.models import train_model
 from platform_assets.line.projection import project
 from platform_assets.line.services import Services
+from resources.ledger.records import AlertRecord
 from sensors import serving as sensing
 from sensors.launched import REQUEST_TAG
 from tests.promoting import MODEL, crowned
@@ -231,6 +232,48 @@ def test_nobody_comes_back_who_was_deleted(line: Line) -> None:
     assert verdict.past
     assert "no version that was champion before may come back" in verdict.reason
     assert champion(line) == BAD
+    # A champion that nobody can take over from is no detail of a log.
+    (told,) = past_bound(line)
+    bad = int(line.versions("model")[BAD].detail["model_version"])
+    assert told.subject == f"{MODEL} version {bad}"
+    assert "the champion stays in use, it was not rolled back from" in told.text
+    assert "past its bound 0.8" in told.text
+    assert "no version that was champion before may come back" in told.text
+    assert "`signalbox promote flights VERSION" in told.advice
+    assert open_failures(line.services) == [], "no run has failed"
+    watch_champion(line.services, "again")
+    (same,) = past_bound(line)
+    assert same.number == told.number, "said once"
+    promote(line, FIRST)
+    assert past_bound(line) == []
+    healed = [a.subject for a in line.services.alerts.all("flights") if a.kind == "healed"]
+    assert healed.count(told.subject) == 1
+
+
+def past_bound(line: Line) -> list[AlertRecord]:
+    """What is open after a look at all there is to alert of."""
+    update(line.services)
+    opened = line.services.alerts.all("flights", only_open=True)
+    return [alert for alert in opened if alert.kind == "past_bound"]
+
+
+def test_a_champion_that_is_past_its_bound_no_more_is_not_alerted(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody did better on those dates; on others it may do well again."""
+    judge(line, FIRST, SECOND)
+    with monkeypatch.context() as patch:
+        patch.setattr("platform_assets.domain.live_metric.is_better", lambda *_: False)
+        verdict, change = watch_champion(line.services, "run")
+    assert verdict is not None
+    assert (verdict.past, verdict.roll_back, change) == (True, False, None)
+    (told,) = past_bound(line)
+    assert "did no better on" in told.text
+    with monkeypatch.context() as patch:
+        patch.setattr("platform_assets.domain.live_metric.is_past", lambda *_: False)
+        watch_champion(line.services, "again")
+    assert champion(line) == BAD
+    assert past_bound(line) == []
 
 
 def test_nobody_comes_back_who_was_judged_under_a_revoked_waiver(line: Line) -> None:

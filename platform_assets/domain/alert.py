@@ -24,6 +24,8 @@ class Kind(StrEnum):
     """Delivered files were refused."""
     RESTATEMENT = "restatement"
     """Hours changed after they had been used, and a person has to decide."""
+    BLOCKED = "blocked"
+    """A restatement may go, and something that it needs is held: what it replaces stays in use."""
     WAIVER = "waiver"
     """A waiver that is in use ends soon, or has ended."""
     MISPLACED = "misplaced"
@@ -32,6 +34,8 @@ class Kind(StrEnum):
     """An alias of MLflow or the serving slot is not as the ledger says."""
     ROLLED_BACK = "rolled_back"
     """A champion was rolled back from without a person; its version is held."""
+    PAST_BOUND = "past_bound"
+    """A champion does worse than its bound, and nobody is there to roll back to."""
     HEALED = "healed"
     """What was alerted is over."""
 
@@ -118,6 +122,19 @@ class Restated(BaseModel):
     reason: str
 
 
+class Blocked(BaseModel):
+    """A change of used hours that may be restated, and cannot be.
+
+    Attributes:
+        why: by job and date (`train 2013-01-08`) what is held, and what stays in use.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    partition: str
+    why: Mapping[str, str]
+
+
 class Failed(BaseModel):
     """A run that ended badly and is left to a person.
 
@@ -146,7 +163,7 @@ class Findings(BaseModel):
         refusals: of live days.
         used: the waivers that partitions which were built rest on, and that still count.
         misplaced: folders of the landing zone that no source reads, each with what is expected.
-        worded: alerts that others have put into words: of drift, of roll backs.
+        worded: alerts that others have put into words: of what is served, and of the champion.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -162,6 +179,7 @@ class Findings(BaseModel):
     unfit: Mapping[str, str] = {}
     refusals: tuple[Refusal, ...] = ()
     restatements: tuple[Restated, ...] = ()
+    blocked: tuple[Blocked, ...] = ()
     used: tuple[Waiver, ...] = ()
     failed: tuple[Failed, ...] = ()
     misplaced: tuple[str, ...] = ()

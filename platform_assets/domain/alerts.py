@@ -27,6 +27,7 @@ def wanted(found: Findings) -> tuple[Alert, ...]:
         *_refused(found),
         *_stale(found),
         *_restatements(found),
+        *_blocked(found),
         *_waivers(found),
         *_misplaced(found),
         *found.worded,
@@ -79,6 +80,11 @@ def _healed(found: Findings, opened: OpenAlert, now: Sequence[Alert]) -> Alert |
         text = f"{opened.subject}: it is as the ledger says"
     elif opened.kind == Kind.ROLLED_BACK:
         text = f"{opened.subject}: it is held no more"
+    elif opened.kind == Kind.PAST_BOUND:
+        text = f"{opened.subject}: it is within its bound, or not champion any more"
+    elif opened.kind == Kind.BLOCKED:
+        if not any(a.kind == opened.kind and a.subject == opened.subject for a in now):
+            text = f"{opened.subject}: what was held is not any more, or has other hours now"
     elif opened.kind == Kind.MISPLACED and not found.misplaced:
         text = f"{opened.subject}: every folder is one that is looked at"
     elif opened.kind in (Kind.HELD, Kind.LATE, Kind.QUARANTINED):
@@ -227,6 +233,29 @@ def _restatements(found: Findings) -> Iterable[Alert]:
             f"{', '.join(_keys(partitions))}: {shortened(reasons)}",
             advice=f"look at `signalbox restatements --pipeline {found.pipeline}`, then let it be "
             f'built again: `signalbox restate "{first}" --by YOU --pipeline {found.pipeline}`',
+        )
+
+
+def _blocked(found: Findings) -> Iterable[Alert]:
+    blocked = {b.partition: b.why for b in found.blocked}
+    for day, partitions in sorted(_by_date(blocked).items()):
+        first = sorted(partitions)[0]
+        reasons = (
+            f"{_key(p)}: {job} is held: {why}"
+            for p in sorted(partitions)
+            for job, why in sorted(blocked[p].items())
+        )
+        yield Alert(
+            pipeline=found.pipeline,
+            kind=Kind.BLOCKED,
+            subject=f"{found.features} {day}",
+            concerns=_keys(partitions),
+            text=f"hours of {day} have changed after they were used, and cannot be restated, for "
+            f"{', '.join(_keys(partitions))}: {shortened(reasons)}",
+            advice="have the missing hours of what is held delivered, or let it leave without: "
+            "`signalbox waive`; the rest goes on by itself; "
+            f"`signalbox restatements --pipeline {found.pipeline}` says how far it is, "
+            f'`signalbox explain {found.features} "{first}"` tells its story',
         )
 
 

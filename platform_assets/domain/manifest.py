@@ -142,12 +142,17 @@ class Snapshot(BaseModel):
 
 
 class WindowRefusal(BaseModel):
-    """Why no snapshot can be taken."""
+    """Why no snapshot can be taken.
+
+    Attributes:
+        unbuilt: the dates that have landed whole and are not built, if that is why.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     date: dt.date
     reason: str
+    unbuilt: tuple[dt.date, ...] = ()
 
 
 def window(day: date, window_days: int) -> tuple[date, ...]:
@@ -202,6 +207,7 @@ def take_snapshot(
             date=day,
             reason=f"{len(unbuilt)} day(s) of its window have landed whole but are not built "
             f"({describe_dates(unbuilt)}); backfill {dataset} for them first",
+            unbuilt=tuple(unbuilt),
         )
     if days[day].state is not DayState.WHOLE:
         return WindowRefusal(date=day, reason=f"its own day is held: {days[day].reason()}")

@@ -25,7 +25,8 @@ def _watching(spec: PipelineSpec) -> dg.JobDefinition:
             if error.retryable:
                 raise dg.RetryRequested(RETRIES, RETRY_SECONDS) from error
             raise dg.Failure(description=str(error), allow_retries=False) from error
-        context.log.info(verdict.reason if verdict else "no date was judged since")
+        say = context.log.warning if verdict and verdict.past else context.log.info
+        say(verdict.reason if verdict else "no date was judged since")
         if change is not None:
             told = {
                 "registered_version": change.version,

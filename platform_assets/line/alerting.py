@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from platform_assets.domain.alert import Failed, Findings, Refusal, Restated
+from platform_assets.domain.alert import Blocked, Failed, Findings, Refusal, Restated
 from platform_assets.domain.alerts import decide, next_attempt
 from platform_assets.domain.attention import recent_days
 from platform_assets.domain.completeness import CLEAR, CompletenessReport
@@ -14,7 +14,9 @@ from platform_assets.domain.waiver import Waiver
 from platform_assets.line.clearance import assess_range, recorded_report, refresh, refused
 from platform_assets.line.days import built_and_lapsed
 from platform_assets.line.due import read_due
+from platform_assets.line.late import may_go
 from platform_assets.line.launching import asset_of, describe, open_failures
+from platform_assets.line.past_bound import past_bound_alerts
 from platform_assets.line.projection import alert_record, serving_alerts
 from platform_assets.line.services import Services
 from platform_assets.line.unscored import unscored_alerts
@@ -71,6 +73,7 @@ def gather(services: Services) -> Findings:
     first = max(spec.schedule.live_from, spec.partitions.start)
     last = _last_over(services, as_of)
     unbuilt = _unbuilt(services, first, last)
+    restatements = services.restatements.all(spec.pipeline, only_open=True)
     return Findings(
         pipeline=spec.pipeline,
         features=spec.asset("features"),
@@ -84,8 +87,13 @@ def gather(services: Services) -> Findings:
         refusals=tuple(_refusals(services)),
         restatements=tuple(
             Restated(partition=r.partition, reason=r.reason)
-            for r in services.restatements.all(spec.pipeline, only_open=True)
+            for r in restatements
             if r.state == "open" and r.decision == "list"
+        ),
+        blocked=tuple(
+            Blocked(partition=r.partition, why=r.changes["blocked"])
+            for r in restatements
+            if may_go(r) and r.changes.get("blocked")
         ),
         used=tuple(_used(services, as_of)),
         failed=tuple(
@@ -99,7 +107,11 @@ def gather(services: Services) -> Findings:
             if record.step != "wait"
         ),
         misplaced=tuple(services.zone.misplaced.known()),
-        worded=(*serving_alerts(services), *unscored_alerts(services)),
+        worded=(
+            *serving_alerts(services),
+            *unscored_alerts(services),
+            *past_bound_alerts(services),
+        ),
     )
 
 

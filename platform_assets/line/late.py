@@ -334,6 +334,8 @@ def advice(services: Services, record: RestatementRecord) -> str:
         return ""
     if record.changes.get("held"):
         return f"`signalbox explain {services.spec.asset('features')} '{record.partition}'`"
+    if may_go(record) and record.changes.get("blocked"):
+        return "mend what is held, then it goes by itself in the lane late"
     if may_go(record):
         return "nothing, it goes by itself in the lane late"
     return f"`signalbox restate '{record.partition}' --by NAME`"

@@ -16,6 +16,9 @@ MOST_CHARACTERS = 600
 STAGE_OF_JOB = {"features": "features", "day": "day", "train": "model", "judge": "evaluation"}
 UNSCORED = "live_metric"
 """A job whose failures are kept beside those: it makes no asset (line/unscored.py)."""
+PAST_BOUND = "past_bound"
+"""That job has found the champion past its bound, and nobody to roll back to: kept there too."""
+WITHOUT_ASSET = (UNSCORED, PAST_BOUND)
 
 
 class Runs(Protocol):
@@ -75,7 +78,7 @@ def launchable(
         covered: whether what failed would be in the plan if it was still wanted.
     """
     pipeline = services.spec.pipeline
-    known = {r.run_key: r for r in services.failures.all(pipeline) if r.job != UNSCORED}
+    known = {r.run_key: r for r in services.failures.all(pipeline) if r.job not in WITHOUT_ASSET}
     wanted = {request.run_key for request in plan.requests}
     over = {key: r for key, r in known.items() if key not in wanted and covered(r)}
     failing: list[FailureRecord] = []
@@ -150,7 +153,7 @@ def open_failures(services: Services) -> list[FailureRecord]:
     """What ended badly and was not made since, by whomever."""
     found = []
     for record in services.failures.all(services.spec.pipeline):
-        if record.job == UNSCORED:
+        if record.job in WITHOUT_ASSET:
             continue
         made = services.ledger.current_version(asset_of(services, record), record.partition)
         if made is None or made.committed_at < record.ended_at:

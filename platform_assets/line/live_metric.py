@@ -9,7 +9,7 @@ from platform_assets.domain.live_metric import LiveScore, LiveVerdict, decide
 from platform_assets.domain.manifest import PartitionVersion
 from platform_assets.domain.partition import date_range, local_date
 from platform_assets.domain.serving import RollbackTerms
-from platform_assets.line import unscored
+from platform_assets.line import past_bound, unscored
 from platform_assets.line.clearance import lapsed
 from platform_assets.line.days import without_verdict
 from platform_assets.line.judging import JudgedRows, score_on
@@ -90,6 +90,10 @@ def _watch(
         why = "; ".join(f"{day}: {reason}" for day, reason in left_out.items())
         verdict = verdict.model_copy(update={"reason": f"{verdict.reason}; left out are {why}"})
     if not verdict.roll_back or to is None:
+        if verdict.past:
+            past_bound.note(services, run_id, state.version, rows[-1].date, verdict.reason)
+        else:
+            past_bound.forget(services)
         return verdict, None
     change = ledger.roll_back(
         spec.pipeline,

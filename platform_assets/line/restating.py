@@ -52,6 +52,7 @@ class _Steps:
     requests: dict[str, Request] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     failed: dict[int, str] = field(default_factory=dict)
+    blocked: dict[int, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
 
     @property
     def is_full(self) -> bool:
@@ -97,6 +98,24 @@ class _Steps:
     def say(self, owners: Sequence[_Going], text: str) -> None:
         for going in owners:
             self.notes[going.record.partition].append(text)
+
+    def wait(self, owners: Sequence[_Going], job: str, text: str) -> None:
+        """It is not its turn: what was held when it was looked at last counts until it is."""
+        self.say(owners, f"{job} {text}")
+        for going in owners:
+            known = going.record.changes.get("blocked", {})
+            if job in known:
+                self.blocked[going.record.number][job] = known[job]
+
+    def hold(self, owners: Sequence[_Going], job: str, why: str, stays: str) -> None:
+        """It cannot go until somebody mends what is held: `stays` is in use until then."""
+        self.say(owners, f"{job} is held: {why}")
+        for going in owners:
+            self.blocked[going.record.number][job] = f"{why}; {stays}"
+
+    def is_left_to_daily(self, unbuilt: Sequence[date]) -> bool:
+        """Whether dates that have landed whole are built without a person."""
+        return bool(unbuilt) and min(unbuilt) >= self.services.spec.schedule.live_from
 
 
 @dataclass(frozen=True)
@@ -145,10 +164,9 @@ def due(services: Services, state_of: Callable[[str], str | None] = lambda _: No
     _request_judgement(steps, open_ones, unbuilt, waiting)
     for going in open_ones:
         record = going.record
+        _remark(steps, record)
         if record.number in steps.failed:
             services.restatements.relist(record.number, steps.failed[record.number])
-        else:
-            _remark(services, record, "; ".join(steps.notes[record.partition]))
     held |= {key: "; ".join(notes) for key, notes in steps.notes.items()}
     return Due(Plan(requests=tuple(steps.requests.values()), held=held), ended)
 
@@ -215,6 +233,8 @@ def _request_features(steps: _Steps, waiting: Sequence[_Going]) -> set[date]:
         held = str(going.record.changes.get("held", ""))
         if held:
             steps.say([going], f"it waits until it is clear: {held}")
+            job = f"features {going.partition}"
+            steps.blocked[going.record.number][job] = f"{held}; what was built stays in use"
         elif steps.ask("features", going.features, going.record.changes["now"], [going]):
             dates.add(going.partition.date)
     return dates
@@ -240,18 +260,25 @@ def _request_training(steps: _Steps, open_ones: Sequence[_Going], unbuilt: set[d
     services = steps.services
     owners = _by_date(open_ones, "models")
     for day, own in sorted(owners.items()):
+        job = f"train {day}"
         missing = unbuilt & set(window(day, services.spec.model.window_days))
         if missing:
-            steps.say(own, f"train {day} waits for the features of {describe_dates([*missing])}")
+            steps.wait(own, job, f"waits for the features of {describe_dates([*missing])}")
             continue
         if steps.is_full:
-            steps.say(own, f"train {day} is requested later")
+            steps.wait(own, job, "is requested later")
             continue
         taken = decide_snapshot(services, day)
-        if isinstance(taken, WindowRefusal):
-            steps.say(own, f"train {day} is held: {taken.reason}")
-        else:
+        if not isinstance(taken, WindowRefusal):
             steps.ask("train", steps.readers.models[day], taken.data_version(), own)
+        elif steps.is_left_to_daily(taken.unbuilt):
+            steps.wait(own, job, f"waits: {taken.reason}")
+        else:
+            version = steps.readers.version(day)
+            stays = f"version {version}, trained on the rows before, stays in use"
+            champion = own[0].record.touches.get("champion") or {}
+            is_champion = champion.get("version") == version
+            steps.hold(own, job, taken.reason, stays + (" as champion" if is_champion else ""))
     return set(owners)
 
 
@@ -261,29 +288,38 @@ def _request_judgement(
     services, spec = steps.services, steps.services.spec
     owners = _by_date(open_ones, "evaluations")
     for day, own in sorted(owners.items()):
+        job = f"judge {day}"
         following = spec.judged_on(day)
         missing = unbuilt & set(following)
         if day in untrained:
-            steps.say(own, f"judge {day} waits for its model")
+            steps.wait(own, job, "waits for its model")
             continue
         if missing:
-            steps.say(own, f"judge {day} waits for the features of {describe_dates([*missing])}")
+            steps.wait(own, job, f"waits for the features of {describe_dates([*missing])}")
             continue
         if steps.is_full:
-            steps.say(own, f"judge {day} is requested later")
+            steps.wait(own, job, "is requested later")
             continue
         rows = days_of(services, following)
         lacking = [d for d in following if rows[d].state is not DayState.WHOLE]
+        unbuilt_days = [d for d in lacking if rows[d].state is DayState.UNBUILT]
         if lacking:
-            steps.say(own, f"judge {day} is held: {describe_dates(lacking)} not whole")
+            why = f"{describe_dates(lacking)} not whole"
+            if lacking == unbuilt_days and steps.is_left_to_daily(lacking):
+                steps.wait(own, job, f"waits: {why}")
+            else:
+                why += f" ({'; '.join(rows[d].reason() for d in lacking)})"
+                steps.hold(own, job, why, "the judgement before stays as it is")
             continue
         inputs = [steps.readers.version(day), *(rows[d].data_version() for d in following)]
         steps.ask("judge", steps.readers.evaluations[day], inputs, own)
 
 
-def _remark(services: Services, record: RestatementRecord, text: str) -> None:
-    if text and text != record.outcome:
-        services.restatements.remark(record.number, text)
+def _remark(steps: _Steps, record: RestatementRecord) -> None:
+    text = "; ".join(steps.notes[record.partition]) or record.outcome
+    blocked = steps.blocked.get(record.number, {})
+    if text != record.outcome or blocked != record.changes.get("blocked", {}):
+        steps.services.restatements.remark(record.number, text, blocked)
 
 
 def _end(services: Services, going: _Going) -> str:

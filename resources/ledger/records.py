@@ -163,7 +163,8 @@ class RestatementRecord:
     Attributes:
         used_version: of the sources, as the partition was built from them.
         now_version: of the sources as they are now.
-        changes: by source, which hours were added, changed or have vanished.
+        changes: by source, which hours were added, changed or have vanished; under `blocked` what
+            it needs and is held, by job and date why.
         touches: the snapshots, models and evaluations that read the partition.
         decision: `restate` by itself, or `list` for a person.
         reason: of the decision.
@@ -192,7 +193,7 @@ class AlertRecord:
     """Something that a person should know; `key` tells which alerts are the same one.
 
     Attributes:
-        kind: held, late, stale, failed, quarantined, restatement, waiver, misplaced, healed.
+        kind: such as held, late, stale, failed, blocked, or healed.
         subject: asset and partition, `flights/features JFK|2013-02-09`.
         advice: what to do.
         closed_at: when it was over.
@@ -255,7 +256,7 @@ class FailureRecord:
     """A run that the daily lane asks for and whose last attempt ended badly.
 
     Attributes:
-        job: features, day, train or judge; or live_metric, which makes no asset.
+        job: features, day, train or judge; or live_metric and past_bound, which make no asset.
         run_key: of the first attempt: the same inputs have the same.
         run_id: of the newest attempt.
         state: Dagster's, FAILURE or CANCELED.

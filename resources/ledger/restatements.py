@@ -83,12 +83,18 @@ class Restatements(Store):
                 values = {"touches": {**others, **_kept(row.touches)}}
                 connection.execute(t.update().where(mine).values(**values))
 
-    def remark(self, number: int, outcome: str) -> None:
-        """Say how far an open one has come."""
+    def remark(
+        self, number: int, outcome: str | None, blocked: Mapping[str, str] | None = None
+    ) -> None:
+        """Say how far an open one has come; and, if given, what is held that it needs."""
         t = tables().restatements
         mine = (t.c.id == number) & t.c.state.in_(OPEN_STATES)
         with writing(self.url) as connection:
-            connection.execute(t.update().where(mine).values(outcome=outcome))
+            row = connection.execute(t.select().where(mine)).one_or_none()
+            if row is not None:
+                said = {} if blocked is None else {"blocked": dict(blocked)}
+                values = {"outcome": outcome, "changes": {**row.changes, **said}}
+                connection.execute(t.update().where(mine).values(**values))
 
     def relist(self, number: int, reason: str) -> None:
         """Have an open one wait for a person: what was tried has failed."""
