@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import sqlalchemy as sa
@@ -24,13 +25,17 @@ from hypothesis.stateful import (
 )
 
 from platform_assets.domain.errors import PromotionConflictError, RefusedError
+from platform_assets.domain.reconcile import Act
+from platform_assets.domain.serving import Served
+from platform_assets.line import projection
 from platform_assets.line.crowning import CHAMPION_ALIAS
 from platform_assets.line.projection import project
 from platform_assets.line.services import Services
 from resources.ledger import Ledger, engine, open_ledger, upgrade
 from resources.ledger.promotions import AliasState
+from resources.tracking import model_digest
 from tests.postgres import create_database, drop_database
-from tests.promoters import POINTS, AliasFile, Ended, follow, race
+from tests.promoters import POINTS, AliasFile, Ended, follow, model_folder, race, train
 from tests.promoters import services as few_services
 from tests.promoting import MODEL, NOON, promoted, verdict
 
@@ -264,13 +269,17 @@ def check(url: str, folder: Path, ended: list[Ended], unsaid: set[int]) -> None:
     # Each change stands on a verdict on its pair.
     verdicts = {v.id: (v.candidate, v.champion) for v in ledger.evaluations(MODEL)}
     assert all(verdicts[c.evaluation_id or 0] == (c.version, c.previous) for c in history)
-    assert follow(few_services(url, folder)) == state.version
+    mine = few_services(url, folder)
+    assert follow(mine) == state.version
     assert AliasFile(folder / "alias").read() == state.version
+    # What is served are the files of the ledger's champion, whole.
+    files = model_digest(model_folder(folder, state.version))
+    assert mine.slot.serves() == Served(version=state.version, digest=files)
 
 
 def killed_at(number: int) -> str | None:
     """A third of the promoters is killed, at each of the points."""
-    return POINTS[number % 9] if number % 9 < len(POINTS) else None
+    return POINTS[number % 15] if number % 15 < len(POINTS) else None
 
 
 def unsaid(count: int) -> set[int]:
@@ -300,14 +309,41 @@ def test_sixty_four_promoters_on_postgres(postgres_url: str, tmp_path: Path, dea
     check(postgres_url, tmp_path, ended, unsaid(64) if deadly else set())
 
 
-def test_a_promoter_that_dies_before_the_alias_leaves_it_behind(
-    sqlite_url: str, tmp_path: Path
+@pytest.mark.parametrize("before", [1, None])
+@pytest.mark.parametrize(
+    ("point", "alias", "slot"),
+    [
+        ("before the alias", False, False),
+        ("after the alias", True, False),
+        ("in the deployment", True, False),
+        ("after the deployment", True, True),
+    ],
+)
+def test_a_promoter_that_dies_half_way_leaves_the_rest_behind(
+    sqlite_url: str, tmp_path: Path, before: int | None, point: str, alias: bool, slot: bool
 ) -> None:
-    """The failure that a projection mends: without one the alias stays where it was."""
-    race(sqlite_url, tmp_path, 1, lambda _: "before the alias")
-    assert AliasFile(tmp_path / "alias").read() is None
-    follow(few_services(sqlite_url, tmp_path))
-    assert AliasFile(tmp_path / "alias").read() == 100
+    """The failure that a projection mends: without one alias and slot stay where they were."""
+    mine = few_services(sqlite_url, tmp_path)
+    served: dict[int | None, Served | None] = {None: None}
+    if before is not None:
+        train(mine.ledger, tmp_path, before)
+        promoted(mine.ledger, before, None)
+        assert follow(mine) == before
+        served[before] = Served(version=before, digest=model_digest(model_folder(tmp_path, before)))
+    race(sqlite_url, tmp_path, 1, lambda _: point)
+    # Another promotes meanwhile, and dies before it has projected anything.
+    train(mine.ledger, tmp_path, 200)
+    promoted(mine.ledger, 200, mine.ledger.alias_state(MODEL))
+    for new in (100, 200):
+        served[new] = Served(version=new, digest=model_digest(model_folder(tmp_path, new)))
+    assert mine.tracking.read() == (100 if alias else before)
+    assert mine.slot.serves() == served[100 if slot else before]
+    with patch.object(projection, "look", mine.tracking.look):
+        _, off = projection.differences(mine)
+        assert {drift.act for drift in off} == {Act.FOLLOW}, "nothing of it is another hand's"
+        assert follow(mine) == 200
+        assert mine.slot.serves() == served[200]
+        assert projection.differences(mine)[1] == ()
 
 
 # --- turns --------------------------------------------------------------------------------------

@@ -356,8 +356,12 @@ def _left(services: Services) -> Projection | None:
     path: Path = services.slot.root / LEFT
     try:
         return Projection.model_validate(json.loads(path.read_text()))
+    except FileNotFoundError:
+        # Never projected, or who did first died before the note: all that the ledger has had since
+        # its beginning may be what was left.
+        return Projection()
     except (OSError, ValueError, ValidationError):
-        return None  # never projected, or torn: then nothing lags behind, all else is drift
+        return None  # torn: then nothing lags behind, all else is drift
 
 
 def _alone(services: Services) -> AbstractContextManager[None]:
