@@ -5,10 +5,10 @@ of a few lines; and real processes, of which some are killed with SIGKILL.
 """
 
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from unittest.mock import patch
 
@@ -33,6 +33,7 @@ from platform_assets.line.projection import project
 from platform_assets.line.services import Services
 from resources.ledger import Ledger, engine, open_ledger, upgrade
 from resources.ledger.promotions import AliasState
+from resources.ledger.tables import tables
 from resources.tracking import model_digest
 from tests.postgres import create_database, drop_database
 from tests.promoters import POINTS, AliasFile, Ended, follow, model_folder, race, train
@@ -97,24 +98,18 @@ VERSIONS = st.integers(1, 4)
 class LedgerMachine(RuleBasedStateMachine):
     """The ledger beside what it should be."""
 
-    template: Path
+    fresh: Callable[[], str]
+    """The URL of a ledger in which there is nothing."""
     seen = Bundle("seen")
 
     @initialize(target=seen)
     def begin(self) -> AliasState | None:
-        self.folder = tempfile.TemporaryDirectory(prefix="signalbox-")
-        path = Path(self.folder.name, "ledger.db")
-        shutil.copyfile(self.template, path)
-        self.ledger: Ledger = open_ledger(f"sqlite:///{path}")
+        self.ledger: Ledger = open_ledger(type(self).fresh())
         self.history: list[tuple[str, int, int | None]] = []
         self.verdicts: dict[int, tuple[int, int | None, bool]] = {}
         self.held: dict[int, list[tuple[int, int | None]]] = {}
         self.now = 0
         return None
-
-    def teardown(self) -> None:
-        if hasattr(self, "folder"):
-            self.folder.cleanup()
 
     @property
     def champion(self) -> int | None:
@@ -214,17 +209,40 @@ class LedgerMachine(RuleBasedStateMachine):
         assert held == {version for version in self.held if self.is_held(version)}
 
 
-def test_any_sequence_of_calls_leaves_what_a_model_says(tmp_path: Path) -> None:
+def check_any_sequence(examples: int, fresh: Callable[[], str]) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
-    upgrade(f"sqlite:///{tmp_path}/template.db")
+    machine = type("LedgerMachine", (LedgerMachine,), {"fresh": staticmethod(fresh)})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(deadline=None, max_examples=examples, stateful_step_count=30),
+    )
+
+
+def test_any_sequence_of_calls_leaves_what_a_model_says(tmp_path: Path) -> None:
+    template, numbers = tmp_path / "template.db", count()
+    upgrade(f"sqlite:///{template}")
     for left in tmp_path.glob("template.db-*"):
         left.unlink()
-    LedgerMachine.template = tmp_path / "template.db"
-    run_state_machine_as_test(
-        LedgerMachine,
-        settings=settings(deadline=None, max_examples=25, stateful_step_count=30),
-    )
+
+    def copied() -> str:
+        path = tmp_path / f"{next(numbers)}.db"
+        shutil.copyfile(template, path)
+        return f"sqlite:///{path}"
+
+    check_any_sequence(25, copied)
+
+
+@pytest.mark.heavy
+def test_any_sequence_of_calls_does_on_postgres(postgres_url: str) -> None:
+    names = ", ".join(table.name for table in tables().metadata.sorted_tables)
+
+    def emptied() -> str:
+        with engine.writing(postgres_url) as connection:
+            connection.execute(sa.text(f"TRUNCATE {names} RESTART IDENTITY"))
+        return postgres_url
+
+    check_any_sequence(10, emptied)
 
 
 # --- real processes -----------------------------------------------------------------------------
