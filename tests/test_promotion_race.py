@@ -4,6 +4,8 @@ Model-checked: any sequence of looks, verdicts, promotions, roll backs and holds
 of a few lines; and real processes, of which some are killed with SIGKILL.
 """
 
+import errno
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -33,6 +35,7 @@ from platform_assets.line.projection import project
 from platform_assets.line.services import Services
 from resources.ledger import Ledger, engine, open_ledger, upgrade
 from resources.ledger.promotions import AliasState
+from resources.ledger.records import VersionRecord
 from resources.ledger.tables import tables
 from resources.tracking import model_digest
 from tests.postgres import create_database, drop_database
@@ -362,6 +365,61 @@ def test_a_promoter_that_dies_half_way_leaves_the_rest_behind(
         assert follow(mine) == 200
         assert mine.slot.serves() == served[200]
         assert projection.differences(mine)[1] == ()
+
+
+def test_a_challenger_of_who_died_before_the_note_is_nobody_elses(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    """Twice in succession, and judged anew each time: no change of the champion tells of it."""
+    mine = few_services(sqlite_url, tmp_path)
+    train(mine.ledger, tmp_path, 1)
+    promoted(mine.ledger, 1, None)
+    assert follow(mine) == 1
+    for candidate in (2, 3):
+        judged(mine.ledger, candidate)
+        with (
+            patch.object(projection, "_note", side_effect=KeyboardInterrupt),
+            pytest.raises(KeyboardInterrupt),
+        ):
+            follow(mine)
+        assert mine.tracking.read("challenger") == candidate
+    mine.tracking.set_alias(MODEL, "challenger", 2)  # as if the second had died before it
+    judged(mine.ledger, 4)
+    with patch.object(projection, "look", mine.tracking.look):
+        (off,) = projection.differences(mine)[1]
+        assert (off.what, off.act) == ("alias challenger", Act.FOLLOW)
+        assert follow(mine) == 1
+        assert mine.tracking.read("challenger") == 4
+        # Once it is noted, who sets it back is another hand.
+        mine.tracking.set_alias(MODEL, "challenger", 2)
+        (off,) = projection.differences(mine)[1]
+        assert (off.what, off.act) == ("alias challenger", Act.MEND)
+
+
+def test_with_a_full_disk_the_decision_stands_and_it_is_said(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    mine = few_services(sqlite_url, tmp_path)
+    train(mine.ledger, tmp_path, 1)
+    promoted(mine.ledger, 1, None)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "projecting.json")
+    with (
+        patch.object(projection, "look", mine.tracking.look),
+        patch.object(Path, "write_text", side_effect=full),
+    ):
+        said = projection.projected(mine)
+    assert said is not None
+    assert "the ledger has the change, aliases and slot lag behind it" in said
+    assert "no space left to write projecting.json" in said
+    assert (mine.tracking.read(), mine.slot.serves()) == (None, None)
+    assert follow(mine) == 1
+
+
+def judged(ledger: Ledger, candidate: int) -> None:
+    detail = {"model_version": candidate}
+    ledger.record_version(
+        VersionRecord("flights/evaluation", "2013-01-04", "", None, 1, detail, "run", NOON)
+    )
 
 
 # --- turns --------------------------------------------------------------------------------------
