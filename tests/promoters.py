@@ -1,10 +1,12 @@
-"""Promoters in processes of their own: they look, judge, promote and set the alias; some die."""
+"""Promoters in processes of their own: they look, judge, promote, set the alias and deploy; some
+die."""
 
 import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,19 +17,37 @@ from platform_assets.domain.clock import FixedClock
 from platform_assets.domain.errors import PromotionConflictError
 from platform_assets.domain.reconcile import ALIASES
 from platform_assets.line import projection
-from resources.ledger import open_ledger
+from resources import serving
+from resources.ledger import Ledger, open_ledger
 from resources.ledger import promotions as swap
+from resources.ledger.records import VersionRecord
+from resources.serving import FolderSlot, locked
+from resources.tracking import model_digest
 from resources.tracking.registry import RegistryView
 from tests.promoting import MODEL, NOON, promoted, verdict
 
 fork = multiprocessing.get_context("fork")
 
-POINTS = ("in the transaction", "before the alias", "after the alias")
-"""Where a promoter may be killed: nothing is decided, the ledger has it, MLflow has it too."""
+STEPS: dict[str, tuple[Any, str]] = {
+    "in the transaction": (swap, "_require_free"),
+    "before the alias": (projection, "differences"),
+    "after the alias": (projection, "_deploy"),
+    "in the deployment": (serving, "_point"),
+    "after the deployment": (projection, "_note"),
+}
+"""Where a promoter may be killed, and the step that it does not take any more.
+
+Nothing is decided; the ledger has it; the aliases have it too; the files lie in the slot beside
+those that are served; they are served, and it is not written down.
+"""
+
+POINTS = tuple(STEPS)
+MODEL_DATE = "2013-01-04"
+"""What `promoted` says that a version was trained for."""
 
 
 class AliasFile:
-    """What MLflow does with aliases: the last writer wins, nothing is compared."""
+    """What MLflow does with aliases: the last writer wins, nothing is compared; and its files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,6 +69,28 @@ class AliasFile:
         there = {alias: version for alias, version in found.items() if version is not None}
         return RegistryView(there, frozenset(range(1, 1000)))
 
+    @contextmanager
+    def verified(self, model: str, version: int, *, digest: str) -> Iterator[Path]:
+        yield model_folder(self.path.parent, version)
+
+
+def model_folder(folder: Path, version: int) -> Path:
+    return folder / "models" / str(version)
+
+
+def train(ledger: Ledger, folder: Path, version: int) -> None:
+    """Write a model as small as can be, and record its digest."""
+    files = model_folder(folder, version)
+    files.mkdir(parents=True)
+    (files / "MLmodel").write_text("flavors: {python_function: {loader_module: nowhere}}\n")
+    (files / "model.lgb").write_text(f"the trees of version {version}\n")
+    detail = {"model_version": version}
+    ledger.record_version(
+        VersionRecord(
+            "flights/model", MODEL_DATE, model_digest(files), None, 1, detail, "run", NOON
+        )
+    )
+
 
 def services(url: str, folder: Path) -> Any:
     """As much of a pipeline's services as a projection needs."""
@@ -63,7 +105,7 @@ def services(url: str, folder: Path) -> Any:
         tracking=AliasFile(folder / "alias"),
         clock=FixedClock(NOON),
         home=SimpleNamespace(mlflow_uri=""),
-        slot=SimpleNamespace(root=folder / "slot", serves=lambda: None),
+        slot=FolderSlot(folder / "slot"),
     )
 
 
@@ -93,7 +135,7 @@ class Ended:
         return [counter for counter, won in self.attempts if won]
 
 
-def _die(*_: object) -> None:
+def _die(*_: object, **__: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -101,24 +143,29 @@ def _promoter(url: str, folder: Path, version: int, point: str | None, barrier: 
     """Promote one version, judged against whoever is champion, until it is done."""
     ledger, attempts = open_ledger(url), []
     mine = services(url, folder)
-    if point == "in the transaction":
-        swap._require_free = _die  # type: ignore[assignment]
+    train(ledger, folder, version)
+    if point is not None:
+        module, step = STEPS[point]
+        setattr(module, step, _die)
     barrier.wait(120)
-    while True:
-        state = ledger.alias_state(MODEL)
-        found = verdict(ledger, version, state.version if state else None)
-        try:
-            promoted(ledger, version, state, evaluation_id=found.id, by=f"promoter {version}")
-        except PromotionConflictError:
-            attempts.append((state.counter if state else 0, False))
-            continue
-        attempts.append((state.counter if state else 0, True))
-        break
-    if point == "before the alias":
-        _die()
-    follow(mine)
-    if point == "after the alias":
-        _die()
+    with ExitStack() as stack:
+        if point in POINTS[1:]:
+            # Who is killed there has to come there: nobody else projects what it has promoted.
+            stack.enter_context(locked(mine.slot.root, "projection", seconds=200))
+            projection._alone = lambda _: nullcontext()  # type: ignore[assignment]
+        while True:
+            state = ledger.alias_state(MODEL)
+            found = verdict(ledger, version, state.version if state else None)
+            try:
+                promoted(ledger, version, state, evaluation_id=found.id, by=f"promoter {version}")
+            except PromotionConflictError:
+                attempts.append((state.counter if state else 0, False))
+                continue
+            attempts.append((state.counter if state else 0, True))
+            break
+        follow(mine)
+        for _ in range(100 if point else 0):  # what it looked at changed too often: not done yet
+            follow(mine)
     (folder / f"{version}.json").write_text(json.dumps(attempts))
 
 

@@ -16,6 +16,7 @@ from platform_assets.line.judging import evaluate_model
 from resources.ledger import promotions as swap
 from resources.tracking import Tracking
 from tests.promoting import MODEL, crowned, verdict
+from tests.receiver import closed_port
 from tests.small import Line
 from tests.test_cli import Said, Shell, off, signalbox, small
 from tests.test_promotions import everything
@@ -253,9 +254,44 @@ def test_with_the_ledger_gone_nothing_is_promoted(line: Line, signalbox: Shell) 
     try:
         for command in (("promote", "flights", "2", *BY), BACK, ("promotions", "flights")):
             signalbox(*command).refused(1, "there is no ledger at")
+        told = off(signalbox("doctor", "--json"))["ledger"]["found"]
+        assert f"there is no ledger at {path}" in told
+        assert "run `signalbox init`" in told
     finally:
         path.with_suffix(".away").rename(path)
     assert alias(line) == pointed
+
+
+def test_with_a_ledger_on_postgres_down_nothing_is_promoted(
+    line: Line, signalbox: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, pointed, slot = everything(line.services.ledger), alias(line), line.services.slot
+    served, port = slot.serves(), closed_port()
+    url = f"postgresql://ann:secret@127.0.0.1:{port}/ledger"
+    seventh = str(versions(line)["07"])
+    words = (
+        f"the ledger postgresql://ann:***@127.0.0.1:{port}/ledger does not answer",
+        "Connection refused",
+        "see that its server runs and that SIGNALBOX_LEDGER_URL names it, then try again",
+    )
+    with monkeypatch.context() as patch:
+        patch.setenv("SIGNALBOX_LEDGER_URL", url)
+        for command in (
+            ("promote", "flights", seventh, *BY),
+            ("promote", "flights", seventh, "--evaluate", *BY),
+            BACK,
+            ("promotions", "flights"),
+            ("release-hold", "flights", "1"),
+        ):
+            signalbox(*command).refused(1, *words)
+        said = signalbox("doctor", "--json")
+        assert "Traceback" not in said.err
+        told = off(said)["ledger"]["found"]
+        assert all(word in told for word in words)
+        assert "secret" not in said.out + said.err
+    assert everything(line.services.ledger) == before
+    assert alias(line) == pointed
+    assert slot.serves() == served
 
 
 @pytest.mark.embedded

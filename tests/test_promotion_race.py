@@ -4,12 +4,15 @@ Model-checked: any sequence of looks, verdicts, promotions, roll backs and holds
 of a few lines; and real processes, of which some are killed with SIGKILL.
 """
 
+import errno
+import os
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import sqlalchemy as sa
@@ -24,13 +27,19 @@ from hypothesis.stateful import (
 )
 
 from platform_assets.domain.errors import PromotionConflictError, RefusedError
+from platform_assets.domain.reconcile import Act
+from platform_assets.domain.serving import Served
+from platform_assets.line import projection
 from platform_assets.line.crowning import CHAMPION_ALIAS
 from platform_assets.line.projection import project
 from platform_assets.line.services import Services
 from resources.ledger import Ledger, engine, open_ledger, upgrade
 from resources.ledger.promotions import AliasState
+from resources.ledger.records import VersionRecord
+from resources.ledger.tables import tables
+from resources.tracking import model_digest
 from tests.postgres import create_database, drop_database
-from tests.promoters import POINTS, AliasFile, Ended, follow, race
+from tests.promoters import POINTS, AliasFile, Ended, follow, model_folder, race, train
 from tests.promoters import services as few_services
 from tests.promoting import MODEL, NOON, promoted, verdict
 
@@ -92,24 +101,18 @@ VERSIONS = st.integers(1, 4)
 class LedgerMachine(RuleBasedStateMachine):
     """The ledger beside what it should be."""
 
-    template: Path
+    fresh: Callable[[], str]
+    """The URL of a ledger in which there is nothing."""
     seen = Bundle("seen")
 
     @initialize(target=seen)
     def begin(self) -> AliasState | None:
-        self.folder = tempfile.TemporaryDirectory(prefix="signalbox-")
-        path = Path(self.folder.name, "ledger.db")
-        shutil.copyfile(self.template, path)
-        self.ledger: Ledger = open_ledger(f"sqlite:///{path}")
+        self.ledger: Ledger = open_ledger(type(self).fresh())
         self.history: list[tuple[str, int, int | None]] = []
         self.verdicts: dict[int, tuple[int, int | None, bool]] = {}
         self.held: dict[int, list[tuple[int, int | None]]] = {}
         self.now = 0
         return None
-
-    def teardown(self) -> None:
-        if hasattr(self, "folder"):
-            self.folder.cleanup()
 
     @property
     def champion(self) -> int | None:
@@ -209,17 +212,40 @@ class LedgerMachine(RuleBasedStateMachine):
         assert held == {version for version in self.held if self.is_held(version)}
 
 
-def test_any_sequence_of_calls_leaves_what_a_model_says(tmp_path: Path) -> None:
+def check_any_sequence(examples: int, fresh: Callable[[], str]) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
-    upgrade(f"sqlite:///{tmp_path}/template.db")
+    machine = type("LedgerMachine", (LedgerMachine,), {"fresh": staticmethod(fresh)})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(deadline=None, max_examples=examples, stateful_step_count=30),
+    )
+
+
+def test_any_sequence_of_calls_leaves_what_a_model_says(tmp_path: Path) -> None:
+    template, numbers = tmp_path / "template.db", count()
+    upgrade(f"sqlite:///{template}")
     for left in tmp_path.glob("template.db-*"):
         left.unlink()
-    LedgerMachine.template = tmp_path / "template.db"
-    run_state_machine_as_test(
-        LedgerMachine,
-        settings=settings(deadline=None, max_examples=25, stateful_step_count=30),
-    )
+
+    def copied() -> str:
+        path = tmp_path / f"{next(numbers)}.db"
+        shutil.copyfile(template, path)
+        return f"sqlite:///{path}"
+
+    check_any_sequence(25, copied)
+
+
+@pytest.mark.heavy
+def test_any_sequence_of_calls_does_on_postgres(postgres_url: str) -> None:
+    names = ", ".join(table.name for table in tables().metadata.sorted_tables)
+
+    def emptied() -> str:
+        with engine.writing(postgres_url) as connection:
+            connection.execute(sa.text(f"TRUNCATE {names} RESTART IDENTITY"))
+        return postgres_url
+
+    check_any_sequence(10, emptied)
 
 
 # --- real processes -----------------------------------------------------------------------------
@@ -264,13 +290,17 @@ def check(url: str, folder: Path, ended: list[Ended], unsaid: set[int]) -> None:
     # Each change stands on a verdict on its pair.
     verdicts = {v.id: (v.candidate, v.champion) for v in ledger.evaluations(MODEL)}
     assert all(verdicts[c.evaluation_id or 0] == (c.version, c.previous) for c in history)
-    assert follow(few_services(url, folder)) == state.version
+    mine = few_services(url, folder)
+    assert follow(mine) == state.version
     assert AliasFile(folder / "alias").read() == state.version
+    # What is served are the files of the ledger's champion, whole.
+    files = model_digest(model_folder(folder, state.version))
+    assert mine.slot.serves() == Served(version=state.version, digest=files)
 
 
 def killed_at(number: int) -> str | None:
     """A third of the promoters is killed, at each of the points."""
-    return POINTS[number % 9] if number % 9 < len(POINTS) else None
+    return POINTS[number % 15] if number % 15 < len(POINTS) else None
 
 
 def unsaid(count: int) -> set[int]:
@@ -300,14 +330,96 @@ def test_sixty_four_promoters_on_postgres(postgres_url: str, tmp_path: Path, dea
     check(postgres_url, tmp_path, ended, unsaid(64) if deadly else set())
 
 
-def test_a_promoter_that_dies_before_the_alias_leaves_it_behind(
+@pytest.mark.parametrize("before", [1, None])
+@pytest.mark.parametrize(
+    ("point", "alias", "slot"),
+    [
+        ("before the alias", False, False),
+        ("after the alias", True, False),
+        ("in the deployment", True, False),
+        ("after the deployment", True, True),
+    ],
+)
+def test_a_promoter_that_dies_half_way_leaves_the_rest_behind(
+    sqlite_url: str, tmp_path: Path, before: int | None, point: str, alias: bool, slot: bool
+) -> None:
+    """The failure that a projection mends: without one alias and slot stay where they were."""
+    mine = few_services(sqlite_url, tmp_path)
+    served: dict[int | None, Served | None] = {None: None}
+    if before is not None:
+        train(mine.ledger, tmp_path, before)
+        promoted(mine.ledger, before, None)
+        assert follow(mine) == before
+        served[before] = Served(version=before, digest=model_digest(model_folder(tmp_path, before)))
+    race(sqlite_url, tmp_path, 1, lambda _: point)
+    # Another promotes meanwhile, and dies before it has projected anything.
+    train(mine.ledger, tmp_path, 200)
+    promoted(mine.ledger, 200, mine.ledger.alias_state(MODEL))
+    for new in (100, 200):
+        served[new] = Served(version=new, digest=model_digest(model_folder(tmp_path, new)))
+    assert mine.tracking.read() == (100 if alias else before)
+    assert mine.slot.serves() == served[100 if slot else before]
+    with patch.object(projection, "look", mine.tracking.look):
+        _, off = projection.differences(mine)
+        assert {drift.act for drift in off} == {Act.FOLLOW}, "nothing of it is another hand's"
+        assert follow(mine) == 200
+        assert mine.slot.serves() == served[200]
+        assert projection.differences(mine)[1] == ()
+
+
+def test_a_challenger_of_who_died_before_the_note_is_nobody_elses(
     sqlite_url: str, tmp_path: Path
 ) -> None:
-    """The failure that a projection mends: without one the alias stays where it was."""
-    race(sqlite_url, tmp_path, 1, lambda _: "before the alias")
-    assert AliasFile(tmp_path / "alias").read() is None
-    follow(few_services(sqlite_url, tmp_path))
-    assert AliasFile(tmp_path / "alias").read() == 100
+    """Twice in succession, and judged anew each time: no change of the champion tells of it."""
+    mine = few_services(sqlite_url, tmp_path)
+    train(mine.ledger, tmp_path, 1)
+    promoted(mine.ledger, 1, None)
+    assert follow(mine) == 1
+    for candidate in (2, 3):
+        judged(mine.ledger, candidate)
+        with (
+            patch.object(projection, "_note", side_effect=KeyboardInterrupt),
+            pytest.raises(KeyboardInterrupt),
+        ):
+            follow(mine)
+        assert mine.tracking.read("challenger") == candidate
+    mine.tracking.set_alias(MODEL, "challenger", 2)  # as if the second had died before it
+    judged(mine.ledger, 4)
+    with patch.object(projection, "look", mine.tracking.look):
+        (off,) = projection.differences(mine)[1]
+        assert (off.what, off.act) == ("alias challenger", Act.FOLLOW)
+        assert follow(mine) == 1
+        assert mine.tracking.read("challenger") == 4
+        # Once it is noted, who sets it back is another hand.
+        mine.tracking.set_alias(MODEL, "challenger", 2)
+        (off,) = projection.differences(mine)[1]
+        assert (off.what, off.act) == ("alias challenger", Act.MEND)
+
+
+def test_with_a_full_disk_the_decision_stands_and_it_is_said(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    mine = few_services(sqlite_url, tmp_path)
+    train(mine.ledger, tmp_path, 1)
+    promoted(mine.ledger, 1, None)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "projecting.json")
+    with (
+        patch.object(projection, "look", mine.tracking.look),
+        patch.object(Path, "write_text", side_effect=full),
+    ):
+        said = projection.projected(mine)
+    assert said is not None
+    assert "the ledger has the change, aliases and slot lag behind it" in said
+    assert "no space left to write projecting.json" in said
+    assert (mine.tracking.read(), mine.slot.serves()) == (None, None)
+    assert follow(mine) == 1
+
+
+def judged(ledger: Ledger, candidate: int) -> None:
+    detail = {"model_version": candidate}
+    ledger.record_version(
+        VersionRecord("flights/evaluation", "2013-01-04", "", None, 1, detail, "run", NOON)
+    )
 
 
 # --- turns --------------------------------------------------------------------------------------

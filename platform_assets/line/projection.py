@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from platform_assets.domain.alert import Alert, Kind
 from platform_assets.domain.errors import RefusedError, SignalboxError, TransientError
@@ -28,10 +28,14 @@ from platform_assets.line.services import Services
 from resources.ledger.promotions import PromotionRecord
 from resources.ledger.records import AlertRecord
 from resources.serving import Endpoint, locked
+from resources.tracking.client import storage_errors
 from resources.tracking.registry import drop_alias, look
 
 LEFT = "projected.json"
 """In the slot's folder: how the projection was left."""
+
+BEGUN = "projecting.json"
+"""Beside it: what was begun since, and may have been left by who died before the note."""
 
 LIVE_METRIC = "signalbox live metric"
 """Who rolls back where no person does, and who holds what was rolled back from."""
@@ -41,6 +45,8 @@ LOOKS = 5
 
 MOST_STEPS = 100
 """So many changes of the ledger may have been left without a note; of older ones nobody died."""
+
+_PROJECTIONS = TypeAdapter(list[Projection])
 
 
 @dataclass(frozen=True)
@@ -253,8 +259,8 @@ def _since(
     """What the ledger has wanted after it was noted how the projection was left."""
     if left is None:
         return []
+    found = _begun(services)
     steps = [change for change in history if change.counter > left.counter][-MOST_STEPS:]
-    found = []
     for change in steps:
         digest = recorded_digest(services, change.version, change.model_date.isoformat())
         found.append(
@@ -287,6 +293,8 @@ def _seen(services: Services) -> Seen:
 def _applied(services: Services, should: Projection, drifts: Sequence[Drift]) -> Reconciled:
     """Bring up what lags behind, set right what is to be; and note how it was left."""
     done, failed = [], []
+    if any(drift.act in (Act.FOLLOW, Act.MEND) for drift in drifts):
+        _begin(services, should)
     for drift in drifts:
         if drift.act not in (Act.FOLLOW, Act.MEND):
             continue
@@ -344,20 +352,45 @@ def _note(services: Services, should: Projection, off: set[str], *, failed: set[
         },
         slot=(before.slot if before else None) if SLOT in off else should.slot,
     )
-    if left == before:
-        return
-    path = services.slot.root / LEFT
-    draft = path.with_name(f".{LEFT}.{os.getpid()}")
-    draft.write_text(left.model_dump_json(indent=2) + "\n")
-    draft.replace(path)
+    if left != before:
+        _write(services.slot.root / LEFT, left.model_dump_json(indent=2))
+    if not failed:
+        (services.slot.root / BEGUN).unlink(missing_ok=True)
+
+
+def _begin(services: Services, should: Projection) -> None:
+    """Write down what is about to be projected: which challenger there was the ledger's history of
+    the champion does not tell."""
+    begun = _begun(services)
+    if should not in begun:
+        whole = [*begun, should][-MOST_STEPS:]
+        _write(services.slot.root / BEGUN, _PROJECTIONS.dump_json(whole, indent=2).decode())
+
+
+def _begun(services: Services) -> list[Projection]:
+    try:
+        return _PROJECTIONS.validate_json((services.slot.root / BEGUN).read_bytes())
+    except (OSError, ValidationError):
+        return []
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with storage_errors():
+        draft.write_text(text + "\n")
+        draft.replace(path)
 
 
 def _left(services: Services) -> Projection | None:
     path: Path = services.slot.root / LEFT
     try:
         return Projection.model_validate(json.loads(path.read_text()))
+    except FileNotFoundError:
+        # Never projected, or who did first died before the note: all that the ledger has had since
+        # its beginning may be what was left.
+        return Projection()
     except (OSError, ValueError, ValidationError):
-        return None  # never projected, or torn: then nothing lags behind, all else is drift
+        return None  # torn: then nothing lags behind, all else is drift
 
 
 def _alone(services: Services) -> AbstractContextManager[None]:

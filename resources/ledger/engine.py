@@ -256,7 +256,10 @@ def _explain(error: Exception, url: str) -> HomeError | TransientError | None:
         return explain_sqlite(error, where)
     if isinstance(error, OperationalError):
         cause = " ".join(str(error.orig).split())
-        return TransientError(f"{where} does not answer ({cause}); try again later")
+        return TransientError(
+            f"{where} does not answer ({cause}); see that its server runs and that "
+            "SIGNALBOX_LEDGER_URL names it, then try again"
+        )
     return None
 
 
