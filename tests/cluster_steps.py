@@ -170,6 +170,11 @@ def pinned_told() -> None:
     after(until_told())
 
 
+@dg.job(executor_def=pinned)
+def pinned_alone() -> None:
+    until_told()
+
+
 @dg.job(executor_def=stock)
 def stock_trivial() -> None:
     trivial()

@@ -259,6 +259,10 @@ def test_an_interruption_is_told_while_it_goes_on() -> None:
     found = disruption(FAILED, [], [event("Pod", "TaintManagerEviction")])
     assert found is not None
     assert found.cause is Cause.NODE_LOST
+    # Its events are as well: somebody has deleted it, a drain or a person.
+    found = disruption(FAILED, [], [])
+    assert found is not None
+    assert found.cause is Cause.EVICTED
     # A release that knows no DisruptionTarget.
     found = disruption(JOB, [pod(reason="Evicted", message="low on memory")], [])
     assert found is not None

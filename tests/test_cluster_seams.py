@@ -35,6 +35,22 @@ def test_an_unhealthy_step_and_all_events_go_through_what_is_overridden() -> Non
     assert "list(\n                                self._step_handler.launch_step(" in source
 
 
+def test_a_resumed_run_takes_a_step_without_an_end_up_as_running() -> None:
+    source = inspect.getsource(StepDelegatingExecutor.execute)
+    order = (
+        "prior_events = self._pop_events(",
+        "active_execution.rebuild_from_events(prior_events)",
+        "self._step_handler.check_step_health(",
+        "running_steps[step.key] = step",
+        "while not active_execution.is_complete",
+        "for dagster_event in self._pop_events(",
+    )
+    places = [source.index(part) for part in order]
+    assert places == sorted(places)
+    # A launch by a run worker, and by nobody else, is told so.
+    assert "DagsterEvent.step_worker_starting(" in inspect.getsource(K8sStepHandler.launch_step)
+
+
 def test_a_job_is_named_and_placed_by_what_is_overridden() -> None:
     for method in (K8sStepHandler.launch_step, K8sStepHandler.terminate_step):
         assert "self._get_k8s_step_job_name(step_handler_context)" in inspect.getsource(method)

@@ -20,11 +20,12 @@ from resources.failures import VARIABLE as FAILURES
 from resources.images import VARIABLE, change_lock
 from tests import cluster as fake
 from tests import cluster_steps
-from tests.cluster_runs import LOCK, RUN, STEPS
+from tests.cluster_runs import HOST, LOCK, RUN, STEPS
 
 pytestmark = pytest.mark.heavy
 
 PATIENCE = 120
+OTHER = f"docker-pullable://{HOST}/run@sha256:{'e' * 64}"
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -224,3 +225,126 @@ def test_a_step_that_was_never_created_is_started(kubelet: fake.Cluster) -> None
     assert found.success, found.told
     assert found.attempts == 1
     assert len(kubelet.jobs) == 2
+
+
+def records(kubelet: fake.Cluster, job: str, kind: dg.DagsterEventType) -> bool:
+    """Whether the log of the job's run has an event of a kind."""
+    with DagsterInstance.from_config(str(kubelet.folder / job)) as instance:
+        (run,) = instance.get_runs()
+        return bool(instance.all_logs(run.run_id, of_type=kind))
+
+
+@pytest.mark.parametrize(
+    ("happens", "words"),
+    [
+        ("preempt", "Preempted: Preempted by pod 1f on node node-1"),
+        ("drain", "was deleted while it ran"),
+    ],
+)
+def test_a_step_that_was_interrupted_meanwhile_is_asked_for_again(
+    kubelet: fake.Cluster, happens: str, words: str
+) -> None:
+    """It had the time to record that it failed, and nobody was there to ask the cluster why."""
+    budgets = "failures: {evicted: {retries: 1, wait: 1}, preempted: {retries: 1, wait: 1}}"
+    Path(os.environ[FAILURES]).write_text(budgets)
+
+    def interrupts(job: str) -> Callable[[], object]:
+        def interrupt() -> None:
+            getattr(kubelet, happens)()
+            failure = dg.DagsterEventType.STEP_FAILURE
+            until(lambda: records(kubelet, job, failure), "the step's own word")
+            until(lambda: not kubelet.pods, "the end of the pod")
+
+        return interrupt
+
+    found = resumed(kubelet, "stock_told", before=interrupts("stock_told"), after=lambda: None)
+    assert not found.success
+    assert found.attempts == 1
+
+    kubelet.jobs.clear()
+    for note in Path(os.environ[STEPS]).iterdir():
+        note.unlink()
+    found = resumed(kubelet, "pinned_told", before=interrupts("pinned_told"), after=lambda: None)
+    assert found.success, found.told
+    assert words in found.told
+    assert "It is asked for again in 1 s (1 of 1)" in found.told
+    assert found.attempts == 2
+
+
+def test_a_step_that_ended_meanwhile_is_compared_with_the_lock(kubelet: fake.Cluster) -> None:
+    kubelet.image_ids = {RUN: OTHER}
+
+    def over() -> bool:
+        return any((job.get("status") or {}).get("succeeded") for job in kubelet.jobs.values())
+
+    # The first worker is gone before it has looked.
+    found = resumed(
+        kubelet,
+        "pinned_trivial",
+        before=lambda: until(over, "the end of the step"),
+        after=lambda: None,
+        when=lambda: any(method == "POST" for method, _ in kubelet.asked),
+    )
+    assert not found.success
+    assert "it ended before it was looked at; the cluster runs sha256:eeee" in found.told
+    assert found.attempts == 1
+
+
+def test_a_step_that_was_compared_before_is_not_held_against_the_next_lock(
+    kubelet: fake.Cluster,
+) -> None:
+    moved = LOCK.images["run"].model_copy(update={"digest": f"sha256:{'3' * 64}"})
+
+    def ends() -> None:
+        end()
+        success = dg.DagsterEventType.STEP_SUCCESS
+        until(lambda: records(kubelet, "pinned_alone", success), "the end of the step")
+        images = {**LOCK.images, "run": moved}
+        change_lock(lambda _: LOCK.model_copy(update={"images": images}))
+
+    def compared() -> bool:
+        with DagsterInstance.from_config(str(kubelet.folder / "pinned_alone")) as instance:
+            (run,) = instance.get_runs()
+            return any("as it was asked for" in e.message for e in instance.all_logs(run.run_id))
+
+    found = resumed(kubelet, "pinned_alone", before=ends, after=lambda: None, when=compared)
+    assert found.success, found.told
+    assert found.told.count("as it was asked for") == 1
+
+
+def test_a_step_never_created_while_the_cluster_is_away_is_nobodys_deletion(
+    kubelet: fake.Cluster,
+) -> None:
+    Path(os.environ[FAILURES]).write_text("failures: {api: {retries: 1, wait: 1}}")
+    kubelet.faults.append(fake.Fault("POST", "/jobs", 503, times=1000))
+
+    def away() -> None:
+        # As often as one request is tried; the second look is answered.
+        kubelet.faults[:] = [fake.Fault("GET", "/jobs/", 503, times=6)]
+
+    found = resumed(
+        kubelet,
+        "pinned_told",
+        before=away,
+        after=end,
+        when=lambda: any(method == "POST" for method, _ in kubelet.asked),
+    )
+    assert found.success, found.told
+    assert "it is left alone" in found.told
+    assert "somebody deleted it" not in found.told
+    assert found.attempts == 1
+
+
+def test_a_step_whose_job_was_deleted_meanwhile_is_not_started_again(
+    kubelet: fake.Cluster,
+) -> None:
+    def deletes() -> None:
+        (pod,) = kubelet.pods.values()
+        kubelet.kubelet.processes[pod["metadata"]["name"]].kill()  # it records no end
+        kubelet.delete_by_hand()
+        until(lambda: not kubelet.pods, "the end of the pod")
+
+    found = resumed(kubelet, "pinned_told", before=deletes, after=lambda: None)
+    assert not found.success
+    assert "somebody deleted it" in found.told
+    assert found.attempts == 1

@@ -23,7 +23,7 @@ from platform_assets.instance.kubernetes.launcher import PinnedK8sRunLauncher
 from resources.failures import VARIABLE as FAILURES
 from resources.images import VARIABLE, change_lock, load_lock
 from tests import cluster as fake
-from tests.cluster_runs import LOCK, RUN, TRAIN
+from tests.cluster_runs import HOST, LOCK, RUN, TRAIN
 
 QUICK = Patience(pause=lambda _: None)
 
@@ -403,6 +403,52 @@ def test_what_would_only_happen_again_is_not_resumed(
         with pytest.raises(ClusterError):
             run.monitor()
         assert run.run.status is DagsterRunStatus.FAILURE
+
+
+@BOTH
+@pytest.mark.parametrize("resumes", [0, 5])
+def test_a_worker_that_runs_another_image_is_ended(
+    cluster: fake.Cluster,
+    launched: Callable[..., Run],
+    launcher: type[K8sRunLauncher],
+    resumes: int,
+) -> None:
+    cluster.image_ids = {RUN: f"docker-pullable://{HOST}/run@sha256:{'e' * 64}"}
+    run = launched(launcher, resumes)
+    if launcher is K8sRunLauncher:
+        assert "sha256:eeee" not in run.monitor()
+        assert run.run.status is DagsterRunStatus.STARTED
+        return
+    if resumes:
+        with pytest.raises(ClusterError, match="the cluster runs sha256:eeee"):
+            run.monitor()
+    else:
+        run.monitor()
+    told = "\n".join(entry.message for entry in run.instance.all_logs(run.run_id))
+    assert "the worker was ended: the cluster runs sha256:eeee" in told
+    assert "somebody deleted it" not in told
+    assert run.run.status is DagsterRunStatus.FAILURE
+    assert cluster.jobs == {}
+
+
+def test_a_worker_whose_image_left_the_lock_goes_on(
+    cluster: fake.Cluster, launched: Callable[..., Run]
+) -> None:
+    """As the cluster reports it, by one of the digests that the lock had of it."""
+    cluster.image_ids = {RUN: LOCK.images["run"].config}
+    run = launched(PinnedK8sRunLauncher)
+    run.monitor()
+    moved = LOCK.images["run"].model_copy(update={"digest": f"sha256:{'3' * 64}"})
+    images = {**LOCK.images, "run": moved}
+    change_lock(lambda _: LOCK.model_copy(update={"images": images}))
+    run.monitor()
+    assert run.run.status is DagsterRunStatus.STARTED
+    # Unless somebody has put another one there than was sent.
+    (pod,) = cluster.pods.values()
+    other = f"{HOST}/run@sha256:{'f' * 64}"
+    pod["spec"]["containers"] = [{**pod["spec"]["containers"][0], "image": other}]
+    assert "does not stand in the lock any more" in run.monitor()
+    assert run.run.status is DagsterRunStatus.FAILURE
 
 
 def test_a_worker_that_does_not_start_says_why(

@@ -210,6 +210,10 @@ def disruption(job: Said | None, pods: Sequence[Said], events: Sequence[Said]) -
                 "over",
                 f"{_name(thing)} is being deleted by somebody, with no reason given",
             )
+    if not pods and _count(job, "failed"):
+        # The Job controller keeps a pod that ended by itself; the condition went with this one.
+        words = f"the pod of Job {_name(job)} was deleted while it ran, as a drain of its node does"
+        return Finding(Cause.EVICTED, "over", f"{words}, and is gone: nothing says why any more")
     return None
 
 

@@ -24,9 +24,11 @@ from platform_assets.domain.cluster_budgets import Verdict
 from platform_assets.domain.cluster_causes import Fault, Finding
 from platform_assets.instance.kubernetes.recovering import (
     Recovery,
+    ends,
     error_of,
     interrupted,
     superseded,
+    unseen,
 )
 
 
@@ -56,6 +58,7 @@ class RecoveringExecutor(StepDelegatingExecutor):
     ) -> None:
         super().__init__(handler, retries=retries, **settings)
         self._told = told
+        self._held: list[DagsterEvent] | None = None
 
     def log_failure_or_retry_event_after_error(
         self,
@@ -87,17 +90,27 @@ class RecoveringExecutor(StepDelegatingExecutor):
     ) -> Sequence[DagsterEvent]:
         """What the steps wrote, without the failures that are the cluster's.
 
-        A pod that is evicted or preempted has the time to record that its step failed.
+        A pod that is evicted or preempted has the time to record that its step failed. A run worker
+        that goes on with a run reads what is there before it knows any step; ends that came when no
+        worker was there are held back until the next time, so that Dagster takes their steps up as
+        running, by which they are known.
         """
-        events = super()._pop_events(instance, run_id, seen_storage_ids)
-        kept = [event for n, event in enumerate(events) if not self._replaced(events, n)]
+        events = list(super()._pop_events(instance, run_id, seen_storage_ids))
+        first, held = self._held is None, self._held or []
+        events = [*held, *events]
+        late = {n for n in unseen(events) if not self._known(events[n])} if first else set()
+        told = [n for n in range(len(events)) if not superseded(events, n)]
+        self._held = [events[n] for n in told if n in late]
+        kept = [events[n] for n in told if n not in late and not self._replaced(events[n])]
         return [event for event in kept if not self._ran_another(event)]
+
+    def _known(self, event: DagsterEvent) -> bool:
+        return event.step_key is None or self._told.context_of(event.step_key) is not None
 
     def _ran_another(self, event: DagsterEvent) -> bool:
         """Whether the success of a step does not count: something else ran than was asked for."""
         key = event.step_key
-        ends = event.is_step_success or event.is_step_failure or event.is_step_up_for_retry
-        context = self._told.context_of(key) if key is not None and ends else None
+        context = self._told.context_of(key) if key is not None and ends(event) else None
         if key is None or context is None:
             return False
         reason = self._told.ended(key)
@@ -110,12 +123,9 @@ class RecoveringExecutor(StepDelegatingExecutor):
             context.instance.report_engine_event(words, context.dagster_run, step_key=key)
         return False
 
-    def _replaced(self, events: Sequence[DagsterEvent], number: int) -> bool:
-        event = events[number]
+    def _replaced(self, event: DagsterEvent) -> bool:
         if event.step_key is None or not interrupted(event):
             return False
-        if event.is_step_failure and superseded(events, number):
-            return True  # a run worker before this one has seen to it
         key = event.step_key
         context = self._told.context_of(key)
         finding = self._told.interruption(key) if context is not None else None

@@ -6,7 +6,7 @@ that steps run in. An op, or an asset by its `op_tags`, chooses another by its t
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -34,7 +34,7 @@ from dagster_k8s.utils import load_kubernetes_config
 
 from platform_assets.domain.admission import Layer, other_image
 from platform_assets.domain.cluster_budgets import ClusterError, Verdict
-from platform_assets.domain.cluster_causes import Finding, Said, disruption, find, unrecorded
+from platform_assets.domain.cluster_causes import Finding, disruption, find, unrecorded
 from platform_assets.domain.image_spec import DEFAULT_IMAGE, IMAGE_TAG
 from platform_assets.domain.images import ImageLock
 from platform_assets.domain.lanes import lane_of
@@ -48,8 +48,15 @@ from platform_assets.instance.kubernetes.admitting import (
 from platform_assets.instance.kubernetes.delegating import RecoveringExecutor
 from platform_assets.instance.kubernetes.foreseeing import CONFIG_TAG, read_tag
 from platform_assets.instance.kubernetes.launcher import PinnedK8sRunLauncher
-from platform_assets.instance.kubernetes.looking import Looking, Seen
-from platform_assets.instance.kubernetes.recovering import Attempt, Recovery, end_recorded
+from platform_assets.instance.kubernetes.looking import Looking, Ran, Seen, started
+from platform_assets.instance.kubernetes.recovering import (
+    PLACE,
+    Attempt,
+    Recovery,
+    begun,
+    compared,
+    end_recorded,
+)
 from platform_assets.instance.kubernetes.step_pod import NAME
 from resources.failures import load_budgets
 from resources.images import load_lock
@@ -129,6 +136,7 @@ class PinnedStepHandler(StepHandler):
         """
         (key,) = step_handler_context.execute_step_args.step_keys_to_execute or [""]
         self._contexts[key] = step_handler_context
+        self._found.pop(key, None)  # of a look after which Dagster starts it, and does not ask
         handler = self._handler(step_handler_context)
         attempt = self.recovery.attempt(step_handler_context, key)
         layers, place = self.layers(step_handler_context, key), self._place(step_handler_context)
@@ -159,24 +167,29 @@ class PinnedStepHandler(StepHandler):
         resumed = key not in self._contexts
         self._contexts[key] = context
         handler = self._handler(context)
+        if resumed:
+            self._recorded |= compared(context, key)
         try:
             seen = self._look(context, key)
         except ClusterError as error:
             self.recovery.away(context, key, error)
+            if resumed:
+                # Perhaps it was never created; nobody has deleted it then.
+                self._perhaps.setdefault(key, error)
             return CheckStepHealthResult.healthy()
-        if resumed and (seen.job is not None or seen.pods):
+        if resumed and (seen.known or begun(context, key)):
             # Dagster would start at once, under the name that is taken, what is not well at the
             # first look of a run worker that goes on with a run. It is judged at the next one.
             return CheckStepHealthResult.healthy()
         perhaps = self._perhaps.pop(key, None)
-        if perhaps is not None and seen.job is None and not seen.pods:
+        if perhaps is not None and not (seen.known or begun(context, key)):
             found: Finding | None = Finding(perhaps.cause, "over", perhaps.words)
         else:
             found = find(seen.job, seen.pods, seen.events, self.recovery.clock())
             found = found or unrecorded(seen.job, seen.pods)
         if found is None:
             self.recovery.well(context, key)
-            return self._images(context, key, handler, seen.pods)
+            return self._images(context, key, handler, started(seen.pods))
         if found.state == "over" and end_recorded(context, key):
             return CheckStepHealthResult.healthy()  # its own word for it is on its way
         verdict = self.recovery.judge(context, key, found)
@@ -220,21 +233,20 @@ class PinnedStepHandler(StepHandler):
             _log.warning("the Job of step %s was not deleted", context, exc_info=True)
 
     def _images(
-        self, context: StepHandlerContext, key: str, handler: _Named, pods: Sequence[Said]
+        self, context: StepHandlerContext, key: str, handler: _Named, ran: Ran
     ) -> CheckStepHealthResult:
-        reasons = self._compared(context, key, pods)
+        reasons = self._compared(context, key, ran)
         if reasons:
             self._settled.add(handler.job_name(context))
             self._end(handler, context)
             return CheckStepHealthResult.unhealthy(f"step {key} was ended: {reasons}")
         return CheckStepHealthResult.healthy()
 
-    def _compared(self, context: StepHandlerContext, key: str, pods: Sequence[Said]) -> str:
+    def _compared(self, context: StepHandlerContext, key: str, ran: Ran) -> str:
         """Why what the pods run is not what was asked for; where it is, it is recorded."""
-        started = _started(pods)
-        reasons = list(filter(None, (other_image(*one, self._lock) for one in started.values())))
+        reasons = list(filter(None, (other_image(*one, self._lock) for one in ran.values())))
         if not reasons:
-            self._record(context, key, started)
+            self._record(context, key, ran)
         return "; ".join(reasons)
 
     def ended(self, key: str) -> str:
@@ -252,21 +264,21 @@ class PinnedStepHandler(StepHandler):
             words = f"what it ran was not compared at its end: {error}"
             self.recovery.tell(context, key, words, Finding(error.cause, "over", ""))
             return ""
-        reasons = self._compared(context, key, seen.pods)
+        # What a run worker has compared with its lock was what was asked for.
+        ran = {p: ids for p, ids in started(seen.pods).items() if p not in self._recorded}
+        reasons = self._compared(context, key, ran)
         if reasons:
             self._settled.add(name)
         return reasons
 
-    def _record(
-        self, context: StepHandlerContext, key: str, started: Mapping[str, tuple[str, str]]
-    ) -> None:
-        new = {place: ids for place, ids in started.items() if place not in self._recorded}
+    def _record(self, context: StepHandlerContext, key: str, ran: Ran) -> None:
+        new = {place: ids for place, ids in ran.items() if place not in self._recorded}
         self._recorded |= new.keys()
         for place, (image_id, image) in new.items():
             context.instance.report_engine_event(
                 f"{place} runs {image}, as it was asked for",
                 context.dagster_run,
-                EngineEventData({"image": image, "imageID": image_id}),
+                EngineEventData({"image": image, "imageID": image_id, PLACE: place}),
                 step_key=key,
             )
 
@@ -295,21 +307,6 @@ class PinnedStepHandler(StepHandler):
             image = str(self._lock.named(name).ref)
             self._handlers[name] = _Named(image=image, **self._settings)
         return self._handlers[name]
-
-
-def _started(pods: Sequence[Said]) -> dict[str, tuple[str, str]]:
-    """Image ID as the cluster reports it and image as it was sent, by pod and container."""
-    found = {}
-    for pod in pods:
-        spec, status = pod["spec"], pod.get("status") or {}
-        wanted = (*spec["containers"], *(spec.get("initContainers") or ()))
-        asked = {container["name"]: container["image"] for container in wanted}
-        for name in ("containerStatuses", "initContainerStatuses"):
-            for one in status.get(name) or ():
-                if one.get("imageID"):
-                    place = f"{pod['metadata']['name']}/{one['name']} on {spec.get('nodeName')}"
-                    found[place] = (one["imageID"], asked.get(one["name"], ""))
-    return found
 
 
 def _schema() -> dict[str, Any]:

@@ -30,7 +30,7 @@ from dagster_k8s.job import get_job_name_from_run_id
 from dagster_k8s.launcher import K8sRunLauncher
 from dagster_k8s.utils import load_kubernetes_config
 
-from platform_assets.domain.admission import Layer
+from platform_assets.domain.admission import Layer, other_image
 from platform_assets.domain.cluster_budgets import ClusterError, decide
 from platform_assets.domain.cluster_causes import Cause, Finding, find
 from platform_assets.domain.lanes import lane_of
@@ -42,7 +42,7 @@ from platform_assets.instance.kubernetes.admitting import (
     making,
 )
 from platform_assets.instance.kubernetes.foreseeing import CONFIG_TAG, read_tag, require_steps
-from platform_assets.instance.kubernetes.looking import Looking, Seen
+from platform_assets.instance.kubernetes.looking import Looking, Seen, started
 from platform_assets.instance.kubernetes.recovering import CAUSE, RETRIED, marked
 from resources.failures import load_budgets
 from resources.images import load_lock
@@ -88,6 +88,7 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
         super(K8sRunLauncher, self).__init__()  # its own reads the credentials: later
         self._client, self._settings, self._lock = client, settings, threading.Lock()
         self._inst_data = settings.get("inst_data")
+        self._others: dict[str, str] = {}
 
     def __getattr__(self, name: str) -> Any:
         """What K8sRunLauncher has, which is made whole when something of it is first looked at."""
@@ -165,6 +166,8 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
             RefusedError: a container of the Job is not pinned; of its steps each is judged then.
         """
         run = context.dagster_run
+        if run.run_id in self._others:
+            raise ClusterError(Cause.IMAGE, self._others[run.run_id])
         name = get_job_name_from_run_id(
             run.run_id, resume_attempt_number=(context.resume_attempt_number or 1) - 1 or None
         )
@@ -175,6 +178,8 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         """Whether the run's worker is there; if not, why, in the cluster's words.
 
+        One that runs something else than was asked for is ended, as a step is, and not resumed.
+
         dagster-k8s takes a run whose cluster cannot be asked for lost: Dagster fails it, or starts
         a second worker beside the first. Nothing is known of it then, so it counts as running.
         """
@@ -183,6 +188,11 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
         except ClusterError as error:
             _log.warning("run %s is left alone, it is not known how it is: %s", run.run_id, error)
             return CheckRunHealthResult(WorkerStatus.RUNNING, str(error), transient=True)
+        others = _others(seen)
+        if others:
+            self._others[run.run_id] = others
+            self._end(run, seen)
+            return CheckRunHealthResult(WorkerStatus.FAILED, f"the worker was ended: {others}")
         finding = self._finding(seen)
         if finding is not None and finding.state == "over":
             budgets = load_budgets()
@@ -199,6 +209,8 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
         self, run: dg.DagsterRun, include_container_logs: bool | None = True
     ) -> str | None:
         """What dagster-k8s says of the run's worker, and above it what keeps it, in one line."""
+        if run.run_id in self._others:
+            return None  # its Job is gone, for we ended it, and that was said
         try:
             finding = self._finding(self._seen(run, self._present(run)))
             told = super().get_run_worker_debug_info(run, include_container_logs)
@@ -239,6 +251,13 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
                 namespace=self.get_container_context_for_run(run).namespace,
             )
 
+    def _end(self, run: dg.DagsterRun, seen: Seen) -> None:
+        namespace = self.get_container_context_for_run(run).namespace
+        try:
+            self._api_client.delete_job(job_name=seen.name, namespace=namespace)
+        except ClusterError:
+            _log.warning("Job %s was not deleted", seen.name, exc_info=True)
+
     def _making(self, run: dg.DagsterRun) -> AbstractContextManager[None]:
         place = Place("run", lane_of(run.tags, parent_lane(self._instance, run)))
         return making(f"run {run.run_id}", self.layers(run), place)
@@ -264,3 +283,19 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
 
 def _unsaid(seen: Seen) -> str:
     return f"Job {seen.name} is Complete, but the run did not say that it ended"
+
+
+def _others(seen: Seen) -> str:
+    """Why what the pods of a run's Job run is not what was asked for; empty if it is.
+
+    A run goes on in the image that it was launched in after that has left the lock, and nobody
+    knows its further digests then.
+    """
+    lock = load_lock()
+    locked = {str(image.ref) for image in lock.images.values()}
+    template = ((seen.job or {}).get("spec") or {}).get("template") or {}
+    pod, kinds = template.get("spec") or {}, ("initContainers", "containers")
+    sent = {container.get("image") for kind in kinds for container in pod.get(kind) or ()}
+    left = {image for image in sent - locked if "@sha256:" in str(image)}
+    reasons = [other_image(*one, lock) for one in started(seen.pods).values() if one[1] not in left]
+    return "; ".join(filter(None, reasons))

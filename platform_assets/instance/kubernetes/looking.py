@@ -1,7 +1,7 @@
 """A look at one Job of the cluster: Job, pods and, where they say too little, the events."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,9 @@ from platform_assets.domain.cluster_causes import Said, started_pods
 
 MOST_PODS = 5
 """Pods of one Job whose events are asked for: it should have had one."""
+
+Ran = Mapping[str, tuple[str, str]]
+"""Image ID as the cluster reports it and image as it was sent, by pod and container."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,11 @@ class Seen:
     job: Said | None
     pods: list[Said]
     events: list[Said]
+
+    @property
+    def known(self) -> bool:
+        """Whether anything says that there is, or was, a Job of that name."""
+        return self.job is not None or bool(self.pods or self.events)
 
     @property
     def finished(self) -> bool:
@@ -94,6 +102,21 @@ class Looking:
             namespace, field_selector=selector, _preload_content=False
         )
         return sorted(_read(listed).get("items") or (), key=_told_at)
+
+
+def started(pods: Sequence[Said]) -> Ran:
+    """What the containers of pods run, as far as the cluster reports it."""
+    found = {}
+    for pod in pods:
+        spec, status = pod["spec"], pod.get("status") or {}
+        wanted = (*spec["containers"], *(spec.get("initContainers") or ()))
+        asked = {container["name"]: container["image"] for container in wanted}
+        for name in ("containerStatuses", "initContainerStatuses"):
+            for one in status.get(name) or ():
+                if one.get("imageID"):
+                    place = f"{pod['metadata']['name']}/{one['name']} on {spec.get('nodeName')}"
+                    found[place] = (one["imageID"], asked.get(one["name"], ""))
+    return found
 
 
 def _read(response: Any) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from platform_assets.domain.cluster_causes import Cause, Finding
 CAUSE = "signalbox/cause"
 """Key of the metadata of an event that marks a retry, or a wait, as the cluster's."""
 RETRIED = "signalbox/asked_again"
+PLACE = "signalbox/container"
+"""Key of the metadata of an event that says that what a container runs was compared."""
 
 
 class Attempt(StepHandlerContext):
@@ -249,14 +251,35 @@ ENDS = {
 }
 
 
+STARTS = {DagsterEventType.STEP_START, DagsterEventType.STEP_RESTARTED}
+
+
 def end_recorded(context: StepHandlerContext, key: str) -> bool:
     """Whether this attempt of the step said itself how it ended; who looks may have read less."""
-    entries = context.instance.all_logs(context.dagster_run.run_id, of_type=ENDS)
-    events = [
-        e.dagster_event for e in entries if e.dagster_event and e.dagster_event.step_key == key
-    ]
+    events = _events(context, key, ENDS)
     ups = [n for n, event in enumerate(events) if event.is_step_up_for_retry]
     return len(ups) > attempts_of(context, key) or bool(events[ups[-1] + 1 if ups else 0 :])
+
+
+def begun(context: StepHandlerContext, key: str) -> bool:
+    """Whether this attempt of the step said itself that it began: so it had a Job."""
+    events = _events(context, key, {*STARTS, DagsterEventType.STEP_UP_FOR_RETRY})
+    ups = [n for n, event in enumerate(events) if event.is_step_up_for_retry]
+    return bool(events[ups[-1] + 1 if ups else 0 :])
+
+
+def compared(context: StepHandlerContext, key: str) -> set[str]:
+    """Containers of a step that a run worker has compared with its lock, and found well."""
+    events = _events(context, key, {DagsterEventType.ENGINE_EVENT})
+    told = (event.engine_event_data.metadata for event in events)
+    return {str(metadata[PLACE].value) for metadata in told if PLACE in metadata}
+
+
+def _events(
+    context: StepHandlerContext, key: str, kinds: set[DagsterEventType]
+) -> list[DagsterEvent]:
+    entries = context.instance.all_logs(context.dagster_run.run_id, of_type=kinds)
+    return [e.dagster_event for e in entries if e.dagster_event and e.dagster_event.step_key == key]
 
 
 def interrupted(event: DagsterEvent) -> bool:
@@ -274,6 +297,39 @@ def interrupted(event: DagsterEvent) -> bool:
 
 
 def superseded(events: Sequence[DagsterEvent], number: int) -> bool:
-    """Whether a failure was followed by a retry of the same step: it was the cluster's."""
-    key = events[number].step_key
-    return any(e.is_step_up_for_retry and e.step_key == key for e in events[number + 1 :])
+    """Whether a run worker has put another end in the place of one that the step recorded.
+
+    An interruption that was the cluster's is followed by a retry, the success of what was not
+    asked for by a failure.
+    """
+    event = events[number]
+    later = [e for e in events[number + 1 :] if e.step_key == event.step_key]
+    if event.is_step_failure and interrupted(event):
+        return any(e.is_step_up_for_retry for e in later)
+    return event.is_step_success and any(e.is_step_failure for e in later)
+
+
+def unseen(events: Sequence[DagsterEvent]) -> set[int]:
+    """Which of a run's events are ends of steps that perhaps no run worker has seen to.
+
+    A run worker that launches a step has seen to what ended before: there it is known. It has also
+    where it counted a retry as the cluster's.
+    """
+    starting = DagsterEventType.STEP_WORKER_STARTING
+    launched = max((n for n, e in enumerate(events) if e.event_type is starting), default=-1)
+    found = {n for n, e in enumerate(events) if n > launched and ends(e)}
+    return {n for n in found if not _counted(events, n)}
+
+
+def ends(event: DagsterEvent) -> bool:
+    """Whether a step says how it ended."""
+    return event.is_step_success or event.is_step_failure or event.is_step_up_for_retry
+
+
+def _counted(events: Sequence[DagsterEvent], number: int) -> bool:
+    event = events[number]
+    return event.is_step_up_for_retry and any(
+        e.is_engine_event and RETRIED in e.engine_event_data.metadata
+        for e in events[number + 1 :]
+        if e.step_key == event.step_key
+    )
