@@ -51,7 +51,7 @@ SHORTER = {"window_days: 28": "window_days: 7", "min_days: 21": "min_days: 3"}
 
 # e2e: one at a time, or each worker of the test run would build an image of its own.
 pytestmark = [
-    *(pytest.mark.heavy, pytest.mark.e2e, pytest.mark.embedded),
+    *(pytest.mark.heavy, pytest.mark.e2e, pytest.mark.embedded, pytest.mark.image),
     pytest.mark.timeout(1500),
 ]
 

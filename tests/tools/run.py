@@ -1,11 +1,11 @@
 """What `make test` runs: the suite in parts, one closing line, and what could not run.
 
 First everything that may run side by side, then, one test at a time, what drives a real daemon or
-a browser; and in CI (or with --heavy) both again for what takes longer. In CI (or with
+a browser; and in CI (or with --heavy) both again for what takes longer. Beside the last part, which
+waits for daemons most of its time, the project's image is built and run, and in CI (or with
 --postgres) what works on a home runs once more with the ledger and Dagster's storage on a real
-Postgres: beside the last part, which waits for daemons most of its time, and printed when it has
-ended. Of what takes longer that is the registry of models in CI, for its time is limited, and all
-with --heavy. Other arguments go to pytest.
+Postgres; what they say is printed when they have ended. Of what takes longer, that is the registry
+of models in CI, for its time is limited, and all with --heavy. Other arguments go to pytest.
 """
 
 import contextlib
@@ -73,9 +73,9 @@ def parts(*, browser: bool, heavy: bool, postgres: str = "") -> list[Part]:
         Part(f"({serial}) and not heavy"),
     ]
     if heavy:
-        # Three workers on two cores: most of these start processes and wait for them.
-        found.append(Part("heavy and not e2e and not browser", ("-n", "3")))
-        found.append(Part(f"heavy and ({serial})"))
+        found.append(Part("heavy and not e2e and not browser", ("-n", "2")))
+        found.append(Part(f"heavy and ({serial}) and not image"))
+        found.append(Part("heavy and e2e and image", beside=True))
     if postgres:
         # One worker: the part beside it needs the other core.
         found.append(Part(ON_POSTGRES[postgres], ("-n", "1"), (STORE,), beside=True))
