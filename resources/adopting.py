@@ -14,7 +14,9 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from platform_assets.domain.errors import HomeError, RefusedError
+from platform_assets.domain.partition import PartitionKey
 from resources.home import Home
+from resources.lake import found_dataset
 from resources.ledger.engine import reading
 from resources.ledger.tables import tables
 
@@ -130,27 +132,42 @@ def _missing_rows(home: Home) -> Iterator[str]:
     """What the ledger says is in a table on this disk, and is not."""
     import sqlalchemy as sa
 
-    from resources.delta import open_table
-    from resources.vacuum import read_log
-
     if home.lake_url:
         return
     t = tables().partition_versions
-    newest = sa.select(t.c.asset, sa.func.max(t.c.table_version)).group_by(t.c.asset)
+    newest = (
+        sa.select(t.c.asset, t.c.partition, sa.func.max(t.c.table_version))
+        .where(t.c.asset.like("%/features"), t.c.table_version.is_not(None))
+        .group_by(t.c.asset, t.c.partition)
+    )
+    datasets: dict[str, dict[PartitionKey, int]] = {}
     with reading(home.ledger_url) as connection:
-        named = [row for row in connection.execute(newest).all() if row[1] is not None]
-    for asset, version in named:
-        path = home.table_path(asset.split("/")[0])
-        table = open_table(path)
-        if table is None or table.version() < version:
-            found = "no table" if table is None else f"version {table.version()}"
-            yield f"{asset} is at version {version} in the ledger, {path} has {found}"
-            continue
-        for _ in read_log(Path(path), table.version()):
-            pass
-        for address in table.file_uris():
-            if not Path(address).exists():
-                yield f"{address} is missing"
+        for asset, partition, version in connection.execute(newest):
+            datasets.setdefault(asset, {})[PartitionKey.parse(partition)] = int(version)
+    for asset, named in datasets.items():
+        dataset = found_dataset(home.dataset_path(asset.split("/")[0]))
+        wanted: dict[str, int] = {}
+        for key, version in named.items():
+            path = dataset.table_of(key).path
+            wanted[path] = max(version, wanted.get(path, 0))
+        for path, version in wanted.items():
+            yield from _missing_in_table(asset, path, version)
+
+
+def _missing_in_table(asset: str, path: str, version: int) -> Iterator[str]:
+    from resources.delta import open_table
+    from resources.vacuum import read_log
+
+    table = open_table(path)
+    if table is None or table.version() < version:
+        found = "no table" if table is None else f"version {table.version()}"
+        yield f"{asset} is at version {version} in the ledger, {path} has {found}"
+        return
+    for _ in read_log(Path(path), table.version()):
+        pass
+    for address in table.file_uris():
+        if not Path(address).exists():
+            yield f"{address} is missing"
 
 
 def _missing_models(home: Home) -> Iterator[str]:

@@ -12,8 +12,14 @@ from resources.content import is_plain
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
+LOG = "_delta_log"
+"""The folder of a table's log."""
+
 CHECKPOINT_INTERVAL = 20
 """A checkpoint is written after so many commits."""
+
+KEPT = 64
+"""How many tables a thread keeps open, at the most; the one that was used longest ago is closed."""
 
 _kept = threading.local()
 
@@ -50,6 +56,8 @@ def newest_table(path: str) -> "DeltaTable | None":
     table = open_table(path)
     if table is not None and born is not None:
         kept[path] = (born, table.version() // CHECKPOINT_INTERVAL, table)
+        while len(kept) > KEPT:
+            del kept[next(iter(kept))]
     return table
 
 

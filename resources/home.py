@@ -95,8 +95,8 @@ class Home:
             lake_url=_lake_url(),
         )
 
-    def table_path(self, pipeline: str) -> str:
-        """Where the table of a pipeline's features lies: a folder, or a URL."""
+    def dataset_path(self, pipeline: str) -> str:
+        """Where the tables of a pipeline's features lie: a folder, or a URL."""
         root = self.lake_url or str(self.lake)
         return f"{root}/{pipeline}/features"
 

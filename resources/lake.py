@@ -1,87 +1,137 @@
-"""The lake: one Delta table a dataset, each partition replaced by one atomic commit.
+"""The lake: a dataset is a folder of Delta tables, one a key and calendar year.
 
-A partition is a key (an airport) and a date. What it holds is named by `content_digest`, never by
-where it lies: compaction, another file layout or another order of the rows keep the name.
+What a commit costs grows with the files of its table (docs/lake.md): so a table ends with its year.
+A dataset that was begun as one table, by an earlier version, goes on as one.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+import os
+import string
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from platform_assets.domain.errors import RefusedError, SignalboxError, TransientError, UsageError
+from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.manifest import PartitionVersion
 from platform_assets.domain.partition import PartitionKey
-from resources.content import EncodedRows, content_digest, is_text
-from resources.delta import (
-    CHECKPOINT_INTERVAL,
-    column,
-    filesystem,
-    first_line,
-    is_storable,
-    literal,
-    newest_table,
-    open_table,
-    translated,
-)
+from resources.content import content_digest
+from resources.delta import LOG
+from resources.table import Commit, DatasetTable
+from resources.table_rows import arranged, named, selected
+from resources.table_schema import ColumnTypes
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
-    from deltalake import DeltaTable
 
-__all__ = ["Commit", "DatasetTable", "content_digest"]
+__all__ = ["Commit", "Dataset", "DatasetTable", "content_digest", "found_dataset"]
 
-DATE = "date"
+COLUMNS = "columns"
+"""The table of a dataset's columns. Those of its rows have a `=` in their names."""
 
-_CONFLICT_ATTEMPTS = 5
-_FENCE = "signalbox.fence"
-_CONFIGURATION: Mapping[str, str | None] = {
-    # A registered model pins the versions that it was trained on: nothing may expire.
-    "delta.enableExpiredLogCleanup": "false",
-    "delta.logRetentionDuration": "interval 5200 weeks",
-    "delta.deletedFileRetentionDuration": "interval 5200 weeks",
-    # Partitions are found by their values; statistics of the columns would only swell the log.
-    "delta.dataSkippingNumIndexedCols": "0",
-    "delta.checkpointInterval": str(CHECKPOINT_INTERVAL),
-}
+ONE = "."
+"""The name of the table of a dataset that is one table."""
 
 
-@dataclass(frozen=True)
-class Commit:
-    """What became of one commit.
-
-    Attributes:
-        data_version: content digest of the rows, 64 hexadecimal digits.
-        table_version: the Delta version that holds them; None if nothing was written, since the
-            partition held these rows already.
-        rows: how many there are.
-        changed: whether a version was written.
-    """
-
-    data_version: str
-    table_version: int | None
-    rows: int
-    changed: bool
+_PLAIN = frozenset((string.ascii_letters + string.digits + "-_.").encode())
 
 
-class DatasetTable:
-    """A Delta table partitioned by a key column and `date`.
+class Dataset:
+    """The tables of a dataset, each with the rows of one key and calendar year.
 
-    An object is a name and may be sent to another process; what it has open belongs to the thread
-    that opened it. A process that has used a table must not fork: delta-rs refuses to work in the
-    child (spawn it, or fork from a process that has only imported it).
+    An object is a name and may be sent to another process, as with DatasetTable.
     """
 
     def __init__(self, path: Path | str, key_column: str) -> None:
         self.path = str(path)
         self.key_column = key_column
+        self._types = ColumnTypes(f"{self.path}/{COLUMNS}")
+        self._remote_is_one: bool | None = None
 
-    def version(self) -> int | None:
-        """The newest version of the table; None if there is no table yet."""
-        table = open_table(self.path)
-        return None if table is None else table.version()
+    # --- names --------------------------------------------------------------------------------
+
+    def is_one_table(self) -> bool:
+        """Whether all partitions lie in one table, as an earlier version made it.
+
+        Raises:
+            RefusedError: they lie in one table and in others beside it.
+        """
+        if "://" in self.path:
+            if self._remote_is_one is None:
+                self._remote_is_one = _is_table(self.path)
+                if self._remote_is_one:
+                    self._require_alone(_is_table(self._types.path))
+            return self._remote_is_one
+        one = _has_log(self.path)
+        if one:
+            self._require_alone(_has_log(self._types.path))
+        return one
+
+    def _require_alone(self, others: bool) -> None:
+        if others:
+            raise RefusedError(
+                f"{self.path} holds tables a key and year, and is a table itself, which an "
+                "earlier version of Signalbox has made since; allowed is one of both. End that "
+                f"version, move {self.path}/{LOG} away and what of the folders beside it has no "
+                f"year in it, and materialize what that version built"
+            )
+
+    def table_name(self, partition: PartitionKey) -> str:
+        """The folder of a partition's table in the dataset's: `airport=JFK/year=2013`."""
+        return self._names([partition])[partition]
+
+    def _names(self, partitions: Iterable[PartitionKey]) -> dict[PartitionKey, str]:
+        if self.is_one_table():
+            return dict.fromkeys(partitions, ONE)
+        return {
+            p: f"{self.key_column}={quoted(p.key or '')}/year={p.date.year:04}" for p in partitions
+        }
+
+    def table_named(self, name: str) -> DatasetTable:
+        """A table by its name."""
+        if name == ONE:
+            return DatasetTable(self.path, self.key_column)
+        return DatasetTable(f"{self.path}/{name}", self.key_column, self._types)
+
+    def table_of(self, partition: PartitionKey) -> DatasetTable:
+        """The table that a partition lies in."""
+        return self.table_named(self.table_name(partition))
+
+    def tables(self, known: Iterable[PartitionKey] = ()) -> dict[str, DatasetTable]:
+        """The tables that there are, by name.
+
+        Args:
+            known: partitions that were committed. A remote dataset is not listed: its tables are
+                those of these partitions.
+        """
+        names = set(self._names(known).values())
+        if self.is_one_table():
+            names = {ONE}
+        elif "://" not in self.path:
+            names |= set(table_folders(self.path))
+        return {name: self.table_named(name) for name in sorted(names)}
+
+    def versions(self, known: Iterable[PartitionKey] = ()) -> dict[str, int]:
+        """The newest version of each table; see `tables`."""
+        found = {name: table.version() for name, table in self.tables(known).items()}
+        return {name: version for name, version in found.items() if version is not None}
+
+    def by_table(
+        self, partitions: Iterable[PartitionVersion]
+    ) -> dict[str, dict[PartitionKey, PartitionVersion]]:
+        """Partition versions by the table that they lie in."""
+        found: dict[str, dict[PartitionKey, PartitionVersion]] = {}
+        wanted = named(list(partitions))
+        for key, name in self._names(sorted(wanted)).items():
+            found.setdefault(name, {})[key] = wanted[key]
+        return dict(sorted(found.items()))
+
+    def read_versions(self, partitions: Iterable[PartitionVersion]) -> dict[str, int]:
+        """The version of each table at which its partitions are read at once."""
+        return {
+            name: max(version.table_version for version in own.values())
+            for name, own in self.by_table(partitions).items()
+        }
+
+    # --- rows ---------------------------------------------------------------------------------
 
     def commit(
         self,
@@ -93,320 +143,91 @@ class DatasetTable:
         token: int | None = None,
         fence: bool = False,
     ) -> Commit:
-        """Replace one partition by these rows, all or nothing.
-
-        Zero rows are a version like any other: whoever reads it reads zero rows. Of two writers
-        on one partition the later one wins, as a whole.
-
-        The commit is made against the version that the guard was asked for, or not at all: where
-        somebody has changed the partition since, Delta refuses it, and the guard is asked again.
-        So a writer that slept between its guard and its commit overwrites nothing that was
-        written meanwhile.
-
-        Args:
-            partition: a key and a date; each row must carry both.
-            table: the rows, with the key column and `date`.
-            previous: digest of the rows that the partition is known to hold; if these are they,
-                nothing is written.
-            guard: raises if this writer may not write any more.
-            token: of the lease that it writes under; stands in the commit.
-            fence: another writer may still be at it, though it may not write any more: write a
-                version that it conflicts with, even if the partition holds these rows already.
-
-        Raises:
-            UsageError: rows of another partition, or of a type that a dataset does not hold.
-            RefusedError: a column has another type in the table.
-            TransientError: the disk is full, or other writers won each time.
-            HomeError: the folder may not be written.
-        """
-        rows = self._storable(partition, table)
-        digest = content_digest(rows)
-        if digest == previous and not fence and self.stands(partition, rows.num_rows):
-            return Commit(digest, None, rows.num_rows, changed=False)
-        from deltalake.exceptions import CommitFailedError
-
-        for _ in range(_CONFLICT_ATTEMPTS):
-            try:
-                opened = newest_table(self.path) or self._create(rows.schema)
-                guard()
-                version = self._overwrite(opened, partition, rows, digest, token)
-                if fence and rows.num_rows == 0:
-                    # Nothing added and maybe nothing removed: Delta would see no conflict in that,
-                    # but does in a change of the table's properties.
-                    opened.alter.set_table_properties(
-                        {_FENCE: f"{partition} {token}"}, raise_if_not_exists=False
-                    )
-            except CommitFailedError as error:
-                full = translated(error, self.path)
-                if full is not None:
-                    raise full from error
-            except SignalboxError:
-                raise
-            except Exception as error:
-                known = translated(error, self.path)
-                if known is None:
-                    raise
-                raise known from error
-            else:
-                return Commit(digest, version, rows.num_rows, changed=True)
-        raise TransientError(
-            f"partition {partition} of {self.path} could not be committed: other writers changed "
-            f"it {_CONFLICT_ATTEMPTS} times meanwhile; one run at a time may build a partition, "
-            "try again when the others have ended"
+        """Replace one partition by these rows, all or nothing; see `DatasetTable.commit`."""
+        return self.table_of(partition).commit(
+            partition, table, previous=previous, guard=guard, token=token, fence=fence
         )
 
     def stands(self, partition: PartitionKey, rows: int) -> bool:
-        """Whether the table still has a partition; a remote one is believed to."""
-        if "://" in self.path:
-            return True
-        table = newest_table(self.path)
-        own = [(self.key_column, "=", partition.key or ""), (DATE, "=", str(partition.date))]
-        return table is not None and (rows == 0 or bool(table.file_uris(own)))
+        """Whether the dataset still has a partition; a remote one is believed to."""
+        return self.table_of(partition).stands(partition, rows)
 
     def read(
-        self,
-        partitions: Sequence[PartitionVersion],
-        version: int,
-        columns: Sequence[str] | None = None,
+        self, partitions: Sequence[PartitionVersion], columns: Sequence[str] | None = None
     ) -> "pa.Table":
         """Read partitions in exactly the versions that are named.
 
         The same versions give the same rows in the same order, whatever was committed or
-        compacted since: by date and key, within a partition by content.
+        compacted since: by date and key, within a partition by content. Each table is read at the
+        newest of the versions that are named of it, and a partition that holds other rows there
+        at its own.
 
         Args:
             partitions: what to read; each partition's digest is verified.
-            version: the table version to read at. A partition that holds other rows there is
-                read at its own.
             columns: the columns to return; all of them by default.
 
         Raises:
             RefusedError: rows that the digest names are not there: changed, vacuumed, deleted.
             UsageError: a partition is named twice, or a column does not exist.
         """
+        versions = self.read_versions(partitions)
+        found = [
+            self.table_named(name).rows_of(own, versions[name])
+            for name, own in self.by_table(partitions).items()
+        ]
+        whole = arranged(found, sorted(named(partitions))) if found else self._no_rows()
+        return selected(whole, columns, self.path)
+
+    def newest_rows(self, known: Iterable[PartitionKey] = ()) -> "pa.Table":
+        """All that the tables hold now, as any reader of Delta finds it; see `tables`."""
         import pyarrow as pa
+        from deltalake import DeltaTable
 
-        wanted = {PartitionKey.parse(p.partition): p for p in partitions}
-        if len(wanted) != len(partitions):
-            raise UsageError(f"{len(partitions)} partitions were named, some of them twice")
-        ordered = sorted(wanted)
-        try:
-            whole, found = self._verified(version, {k: wanted[k].data_version for k in ordered})
-        except RefusedError:
-            if not ordered or version > (self.version() or 0):
-                raise
-            # A file of that version is gone. Each partition may still lie where it was committed.
-            found = {}
-        if len(found) == len(ordered) and ordered:
-            import numpy as np
+        opened = [DeltaTable(self.table_named(name).path) for name in self.versions(known)]
+        found = [table.to_pyarrow_table() for table in opened]
+        return pa.concat_tables([self._no_rows(), *found], promote_options="default")
 
-            result = whole.take(pa.array(np.concatenate([found[key] for key in ordered])))
-        elif not ordered:
-            result = whole.slice(0, 0)
-        else:
-            result = pa.concat_tables(
-                [
-                    whole.take(pa.array(found[key])) if key in found else self._at_own(key, it)
-                    for key, it in ((key, wanted[key]) for key in ordered)
-                ],
-                promote_options="default",
-            )
-        if columns is None:
-            return result
-        unknown = sorted(set(columns) - set(result.column_names))
-        if unknown:
-            raise UsageError(
-                f"{self.path} has no column {', '.join(unknown)}; its columns are "
-                f"{', '.join(result.column_names)}"
-            )
-        return result.select(list(columns))
+    def _no_rows(self) -> "pa.Table":
+        if self.is_one_table():
+            table = self.table_named(ONE)
+            return arranged([table.rows_of({}, table.version() or 0)], [])
+        schema = self._types.schema()
+        if schema is None:
+            raise RefusedError(f"{self.path} holds no table yet; materialize a partition of it")
+        return schema.empty_table()
 
-    # --- writing ------------------------------------------------------------------------------
 
-    def _storable(self, partition: PartitionKey, table: "pa.Table") -> "pa.Table":
-        import pyarrow as pa
-        import pyarrow.compute as pc
+def quoted(key: str) -> str:
+    """A key as part of a folder's name: letters and digits, `-`, `_` and `.` stand for themselves.
 
-        if partition.key is None:
-            raise UsageError(f"{partition} has no {self.key_column}; as in JFK|2013-01-05")
-        fields = []
-        for field in table.schema:
-            kind = pa.string() if is_text(field.type) else field.type
-            if not is_storable(kind):
-                raise UsageError(
-                    f"column {field.name!r} is of type {kind}; a dataset holds text, booleans, "
-                    "signed integers, floats, dates, and timestamps in microseconds, UTC"
-                )
-            fields.append(pa.field(field.name, kind))
-        rows = table.cast(pa.schema(fields))
-        for name, value in ((self.key_column, partition.key), (DATE, partition.date)):
-            if name not in rows.column_names:
-                raise UsageError(f"rows for {partition} lack the partition column {name!r}")
-            own = pc.all(pc.fill_null(pc.equal(rows[name], pa.scalar(value)), False)).as_py()
-            if rows.num_rows and not own:
-                raise UsageError(f"rows for {partition} hold another {name} than {value}")
-        return rows
+    Each other byte of its UTF-8 is `=` and two hexadecimal digits. A `%` would be taken for a
+    quotation once more where the folder is part of an address.
+    """
+    plain = _PLAIN.__contains__
+    return "".join(chr(b) if plain(b) else f"={b:02X}" for b in key.encode())
 
-    def _overwrite(
-        self,
-        table: "DeltaTable",
-        partition: PartitionKey,
-        rows: "pa.Table",
-        digest: str,
-        token: int | None,
-    ) -> int:
-        from deltalake import CommitProperties, PostCommitHookProperties, write_deltalake
-        from deltalake.exceptions import DeltaError
 
-        merge = self._schema_differs(table, rows)
-        write_deltalake(
-            table,
-            rows,
-            mode="overwrite",
-            predicate=f"{column(self.key_column)} = {literal(partition.key or '')} "
-            f"AND {column(DATE)} = DATE '{partition.date}'",
-            schema_mode="merge" if merge else None,
-            commit_properties=CommitProperties(
-                custom_metadata={
-                    "signalbox.partition": str(partition),
-                    "signalbox.digest": digest,
-                    "signalbox.columns": rows.column_names,
-                    **({} if token is None else {"signalbox.token": token}),
-                },
-                max_commit_retries=200,
-            ),
-            post_commithook_properties=PostCommitHookProperties(
-                create_checkpoint=False, cleanup_expired_logs=False
-            ),
-        )
-        version = table.version()
-        if version % CHECKPOINT_INTERVAL == 0:
-            # The commit stands by now. A checkpoint makes opening faster and nothing else, so a
-            # failure of it (a full disk) must not look like a failed commit.
-            with suppress(DeltaError, OSError):
-                table.create_checkpoint()
-        return version
+def table_folders(path: str) -> list[str]:
+    """The names of the tables a key and year in a local folder."""
+    found = Path(path).glob(f"*=*/year=*/{LOG}")
+    return sorted(log.parent.relative_to(path).as_posix() for log in found)
 
-    def _schema_differs(self, table: "DeltaTable", rows: "pa.Table") -> bool:
-        import pyarrow as pa
 
-        there = {f.name: f.type for f in pa.schema(table.schema().to_arrow())}
-        for field in rows.schema:
-            kind = there.get(field.name, field.type)
-            if kind != field.type:
-                raise RefusedError(
-                    f"column {field.name!r} is {field.type} now, but {kind} in {self.path}, whose "
-                    "older versions models were trained on; give the column another name"
-                )
-        return set(there) != set(rows.column_names)
+def found_dataset(path: str) -> Dataset:
+    """The dataset in a local folder, whatever its keys are called."""
+    folders = table_folders(path)
+    return Dataset(path, folders[0].partition("=")[0] if folders else "key")
 
-    def _create(self, schema: "pa.Schema") -> "DeltaTable":
-        """Create the table, or open the one that another process has created meanwhile."""
-        from deltalake import CommitProperties, DeltaTable, Schema
-        from deltalake.exceptions import CommitFailedError, DeltaError
 
-        try:
-            return DeltaTable.create(
-                self.path,
-                Schema.from_arrow(schema),
-                partition_by=[self.key_column, DATE],
-                configuration=dict(_CONFIGURATION),
-                # Of two creations at once delta-rs would commit the second as version 1, and its
-                # columns would replace those of the first.
-                commit_properties=CommitProperties(max_commit_retries=0),
-            )
-        except (CommitFailedError, DeltaError):
-            table = open_table(self.path)
-            if table is None:
-                raise
-            return table
+def _has_log(path: str) -> bool:
+    try:
+        with os.scandir(f"{path}/{LOG}") as entries:
+            return any(True for _ in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
-    # --- reading ------------------------------------------------------------------------------
 
-    def _scan(self, version: int, keys: Sequence[PartitionKey]) -> "pa.Table":
-        """All rows of these keys and dates at a version, in no order."""
-        import pyarrow as pa
-        from deltalake.exceptions import DeltaError
+def _is_table(path: str) -> bool:
+    from deltalake import DeltaTable
 
-        try:
-            table = open_table(self.path, version)
-            if table is None:
-                raise RefusedError(
-                    f"{self.path} is no Delta table, but versions of it are recorded; restore the "
-                    "folder, or rebuild its partitions"
-                )
-            names = ", ".join(literal(name) for name in sorted({k.key or "" for k in keys}))
-            days = ", ".join(f"DATE '{day}'" for day in sorted({k.date for k in keys}))
-            dataset = table.to_pyarrow_dataset(
-                filesystem=filesystem(self.path),
-                file_pruning_predicate=f"{column(self.key_column)} IN ({names}) "
-                f"AND {column(DATE)} IN ({days})"
-                if keys
-                else None,
-            )
-            return dataset.to_table() if keys else dataset.schema.empty_table()
-        except (DeltaError, OSError, pa.ArrowInvalid) as error:
-            raise RefusedError(
-                f"version {version} of {self.path} cannot be read, so what was trained on it "
-                f"cannot be repeated; was it vacuumed or deleted? ({first_line(error)})"
-            ) from error
-
-    def _verified(
-        self, version: int, digests: Mapping[PartitionKey, str]
-    ) -> tuple["pa.Table", dict[PartitionKey, "np.ndarray"]]:
-        """Rows at a version, and for each partition that holds what is asked its positions."""
-        whole = self._scan(version, list(digests))
-        encoded = EncodedRows.of(whole)
-        found = {}
-        for key, positions in self._split(whole, list(digests)):
-            rows = encoded.rows[positions]
-            if encoded.digest(rows) == digests[key]:
-                found[key] = positions[encoded.order(rows)]
-        return whole, found
-
-    def _split(
-        self, table: "pa.Table", keys: Sequence[PartitionKey]
-    ) -> Iterator[tuple[PartitionKey, "np.ndarray"]]:
-        import numpy as np
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        names = sorted({key.key or "" for key in keys})
-        days = sorted({key.date for key in keys})
-        name = pc.index_in(table[self.key_column], value_set=pa.array(names, pa.string()))
-        day = pc.index_in(table[DATE], value_set=pa.array(days, pa.date32()))
-        cell = name.to_numpy() * len(days) + day.to_numpy()
-        order = np.argsort(cell, kind="stable")
-        bounds = np.searchsorted(cell[order], np.arange(len(names) * len(days) + 1))
-        for key in keys:
-            at = names.index(key.key or "") * len(days) + days.index(key.date)
-            yield key, order[bounds[at] : bounds[at + 1]]
-
-    def _at_own(self, key: PartitionKey, partition: PartitionVersion) -> "pa.Table":
-        """A partition at the version that committed it: it was replaced afterwards."""
-        import pyarrow as pa
-
-        own = partition.table_version
-        try:
-            rows = self._scan(own, [key])
-        except RefusedError as error:
-            raise RefusedError(f"partition {partition.partition}: {error}") from error
-        for names in (rows.column_names, self._committed_columns(own)):
-            if not set(names) <= set(rows.column_names):
-                continue
-            # Columns that the dataset got before or after this commit are null here.
-            part = rows.select(names)
-            encoded = EncodedRows.of(part)
-            if encoded.digest(encoded.rows) == partition.data_version:
-                return part.take(pa.array(encoded.order(encoded.rows)))
-        raise RefusedError(
-            f"partition {partition.partition} of {self.path} holds other rows at version {own} "
-            f"than the recorded ones (digest {partition.data_version[:12]}), it was tampered "
-            "with; rebuild the partition and take the snapshot again"
-        )
-
-    def _committed_columns(self, version: int) -> list[str]:
-        table = open_table(self.path, version)
-        entry = table.history(1)[0] if table is not None else {}
-        names = entry.get("signalbox.columns", [])
-        return [str(name) for name in names]
+    return DeltaTable.is_deltatable(path)

@@ -485,7 +485,7 @@ def test_a_disk_that_is_full_while_features_are_committed(home: Home) -> None:
     with opened(home) as line:
         line.land("2013-01-03", "2013-01-04", airports=["JFK"])
         line.must("features", partition="JFK|2013-01-03")
-        version = line.services.table.version()
+        version = line.services.dataset.versions()
         large_day(line, date(2013, 1, 4), 3000)
         there = subprocess.run(
             [sys.executable, "-m", "tests.small", "--disk-full", "JFK|2013-01-04"],
@@ -500,7 +500,7 @@ def test_a_disk_that_is_full_while_features_are_committed(home: Home) -> None:
         assert "free some space and try again" in there.stdout
         run = line.instance.get_runs(limit=1)[0]
         assert run.status.value == "FAILURE"
-        assert line.services.table.version() == version
+        assert line.services.dataset.versions() == version
         assert set(line.versions("features")) == {"JFK|2013-01-03"}
         assert line.dagster_key("JFK|2013-01-04") not in (
             line.instance.get_materialized_partitions(line.key("features"))

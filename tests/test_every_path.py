@@ -82,7 +82,7 @@ def assert_held(line: Line, *words: str) -> None:
     assert status is dg.DagsterRunStatus.FAILURE
     for word in words:
         assert word in said
-    assert line.services.table.version() is None
+    assert line.services.dataset.versions() == {}
     assert line.materializations("features") == []
     assert not line.check("features").passed
 

@@ -69,9 +69,14 @@ def correct(line: Line) -> None:
     line.services.zone.deliver("weather", "JFK", hour, warmer)
 
 
+def path_of(line: Line, partition: str = JFK4) -> str:
+    """Where the table of a partition lies."""
+    return line.services.dataset.table_of(PartitionKey.parse(partition)).path
+
+
 def in_table(line: Line, partition: str = JFK4) -> str:
     """The digest of what Delta's own reader finds of a partition."""
-    return content_digest(held(line.services.table.path, PartitionKey.parse(partition)))
+    return content_digest(held(path_of(line, partition), PartitionKey.parse(partition)))
 
 
 def current(line: Line, partition: str = JFK4) -> Any:
@@ -140,7 +145,7 @@ def test_who_sleeps_between_any_two_steps_is_replaced_and_changes_nothing_any_mo
     assert zombie.exitcode == (0 if step == "claimed" else 1)
     assert in_table(line) == outcome.data_version
     assert [v.run_id for v in line.history("features", JFK4)] == ["later"]
-    marks = DeltaTable(line.services.table.path).history()
+    marks = DeltaTable(path_of(line)).history()
     assert [m["signalbox.token"] for m in marks if "signalbox.token" in m][:1] == [2]
 
 
@@ -171,9 +176,9 @@ def test_a_restating_sleeper_meets_a_conflict_though_nothing_had_changed(
     assert stopped(zombie)
     build_back(line)
     monkeypatch.setattr("platform_assets.domain.lease.TIMEOUT_SECONDS", 0.5)
-    before = DeltaTable(line.services.table.path).version()
+    before = DeltaTable(path_of(line)).version()
     outcome = build(line.services)
-    assert DeltaTable(line.services.table.path).version() == before + 1
+    assert DeltaTable(path_of(line)).version() == before + 1
     os.kill(zombie.pid, signal.SIGCONT)
     zombie.join(60)
     assert zombie.exitcode == 1
@@ -188,14 +193,15 @@ def test_who_fails_after_a_take_over_leaves_the_fence_to_the_next(
     sleeper = Leases(line.home.ledger_url)
     assert isinstance(sleeper.claim(f"{ASSET} {JFK4}", processes.holder("asleep")), Lease)
     monkeypatch.setattr("platform_assets.domain.lease.TIMEOUT_SECONDS", 0.5)
-    before = line.services.table.version()
+    before = line.services.dataset.versions()
     with monkeypatch.context() as patch:
         patch.setattr("platform_assets.line.features.build_rows", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             build(line.services)
-    assert line.services.table.version() == before
+    assert line.services.dataset.versions() == before
     assert "already_done_by" not in build(line.services).metadata
-    assert line.services.table.version() == (before or 0) + 1
+    name = "airport=JFK/year=2013"
+    assert line.services.dataset.versions() == {**before, name: before[name] + 1}
     assert build(line.services).metadata["already_done_by"]
 
 
@@ -219,7 +225,7 @@ def test_two_identical_batches_make_each_partition_once(line: Line) -> None:
         (version,) = line.history("features", name)
         assert {one[name][1], other[name][1]} == {None, version.run_id}
         assert in_table(line, name) == version.data_version
-    table = DeltaTable(line.services.table.path)
+    table = DeltaTable(path_of(line))
     assert table.version() == len(names)
 
 
@@ -231,7 +237,7 @@ def test_without_leases_two_identical_runs_both_make_it(line: Line) -> None:
     os.kill(first.pid, signal.SIGCONT)
     first.join(60)
     assert (first.exitcode, second.exitcode) == (0, 0)
-    assert DeltaTable(line.services.table.path).version() == 2
+    assert DeltaTable(path_of(line)).version() == 2
 
 
 @pytest.mark.heavy
@@ -310,7 +316,7 @@ def test_rows_that_are_gone_are_made_again_though_their_inputs_are_the_same(line
     build(line.services)
     import shutil
 
-    shutil.rmtree(line.services.table.path)
+    shutil.rmtree(line.services.dataset.path)
     assert build(line.services).changed
 
 

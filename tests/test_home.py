@@ -99,7 +99,7 @@ def test_a_child_process_finds_the_same_home(
     table = (
         "s3://lake/signalbox/flights/features" if overridden else f"{home.lake}/flights/features"
     )
-    assert home.table_path("flights") == table
+    assert home.dataset_path("flights") == table
 
 
 @pytest.mark.parametrize("url", ["lake", "s3://", "https://lake.example/signalbox", "file:///lake"])

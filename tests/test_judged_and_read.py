@@ -65,7 +65,7 @@ def test_an_hour_that_is_gone_after_the_verdict_is_judged_anew(
     assert "flights (judged with 24 hours, 23 now)" in said
     assert "materialize flights/features for it again" in said
     assert services.ledger.current_version(ASSET, str(KEY)) is None
-    assert services.table.version() is None
+    assert services.dataset.versions() == {}
     with pytest.raises(HeldError, match="23 of 24 hours"):
         build_features(services, KEY, "the next try")
 

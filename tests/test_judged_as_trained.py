@@ -73,7 +73,7 @@ def test_a_feature_that_the_catalog_has_dropped(
     # The rows were built before, and have it.
     np.testing.assert_array_equal(told(line, spec, model), predicted(line, model))
     rows = judged_rows(line.services, date(2013, 1, 4))
-    table = line.services.table.read(rows.partitions, rows.read_version)
+    table = line.services.dataset.read(rows.partitions)
     assert table["visib"].null_count < table.num_rows
     at = table.column_names.index("visib")
     kept = [
@@ -85,7 +85,7 @@ def test_a_feature_that_the_catalog_has_dropped(
     half = table.set_column(at, "visib", pa.array(kept, table["visib"].type))
     with opened(line.home, spec) as other:
         for built_since in (half, table.drop_columns(["visib"])):
-            monkeypatch.setattr(other.services.table, "read", lambda *_, t=built_since: t)
+            monkeypatch.setattr(other.services.dataset, "read", lambda *_, t=built_since: t)
             with pytest.raises(RefusedError, match=r"was trained on visib, which the rows"):
                 predictions_on(other.services, model, rows)
 

@@ -16,6 +16,7 @@ from deltalake import DeltaTable
 
 from platform_assets.domain.partition import PartitionKey
 from resources.home import Home
+from resources.lake import Dataset
 from tests import s3
 from tests.lake_workers import DAY, held
 from tests.small import opened
@@ -89,9 +90,11 @@ def test_a_line_whose_table_lies_on_s3(home: Home, s3_bucket: str) -> None:
         trained = line.versions("model")["2013-01-04"]
         built = line.versions("features").values()
         assert trained.rows == sum(v.rows for v in built if v.partition[4:] < "2013-01-05")
-    table = DeltaTable(there.table_path("flights"))
-    assert table.table_uri.startswith("s3://")
-    assert table.to_pyarrow_table().num_rows == sum(v.rows for v in built)
+    dataset = Dataset(there.dataset_path("flights"), "airport")
+    known = [PartitionKey.parse(v.partition) for v in built]
+    assert list(dataset.versions(known)) == ["airport=JFK/year=2013", "airport=LGA/year=2013"]
+    assert dataset.table_of(known[0]).path.startswith("s3://")
+    assert dataset.newest_rows(known).num_rows == sum(v.rows for v in built)
     assert not (home.lake / "flights" / "features").exists()
 
 

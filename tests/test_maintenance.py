@@ -27,7 +27,8 @@ def line(home: Home) -> Iterator[Line]:
 
 def orphan(line: Line, name: str = "orphan") -> Path:
     """A file that a writer left behind which was killed before it committed."""
-    folder = Path(line.services.table.path, f"airport={KEY.key}", f"date={KEY.date}")
+    table = Path(line.services.dataset.table_of(KEY).path)
+    folder = table / f"airport={KEY.key}" / f"date={KEY.date}"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.parquet"
     file.write_bytes(b"whatever")
@@ -40,7 +41,7 @@ def age(path: Path) -> None:
 
 
 def test_only_what_no_version_ever_had_is_removed(line: Line) -> None:
-    table = line.services.table
+    table = line.services.dataset.table_of(KEY)
     first = table.commit(KEY, rows(mark=1.0), previous=None)
     table.commit(KEY, rows(mark=2.0), previous=None)
     write_deltalake(table.path, rows(mark=2.0), mode="append")
@@ -49,7 +50,7 @@ def test_only_what_no_version_ever_had_is_removed(line: Line) -> None:
     fresh = orphan(line, "fresh")
     done = maintain(line.services, "me")
     assert done["files_compacted"] == 2
-    assert done["orphans_removed"] == [str(left.relative_to(table.path))]
+    assert done["orphans_removed"] == [str(left.relative_to(line.services.dataset.path))]
     assert not left.exists()
     assert fresh.exists()
     # The rows that were replaced, and those that were compacted, are read as they were.
@@ -59,7 +60,8 @@ def test_only_what_no_version_ever_had_is_removed(line: Line) -> None:
         table_version=first.table_version or 0,
         rows=50,
     )
-    assert set(table.read([pinned], done["version"])["mark"].to_pylist()) == {1.0}
+    newest = done["tables"]["airport=JFK/year=2013"]["version"]
+    assert set(table.read([pinned], newest)["mark"].to_pylist()) == {1.0}
     assert held(table.path).num_rows == 100
     assert held(table.path, version=2).num_rows == 50
     # What Delta's own vacuum would have taken, had it been let.
@@ -70,9 +72,9 @@ def test_only_what_no_version_ever_had_is_removed(line: Line) -> None:
 
 
 def test_a_partition_that_somebody_is_at_work_on_is_left_alone(line: Line) -> None:
-    line.services.table.commit(KEY, rows(), previous=None)
+    line.services.dataset.commit(KEY, rows(), previous=None)
     file = orphan(line)
-    age(Path(line.services.table.path))
+    age(Path(line.services.dataset.path))
     with line.services.claim("flights/features", str(KEY), "at work"):
         assert maintain(line.services, "me")["orphans_removed"] == []
     assert file.exists()
@@ -89,7 +91,7 @@ def test_one_maintenance_at_a_time(line: Line, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_log_that_is_not_whole_lets_nothing_be_removed(line: Line) -> None:
-    table = line.services.table
+    table = line.services.dataset.table_of(KEY)
     table.commit(KEY, rows(), previous=None)
     table.commit(KEY, rows(mark=1.0), previous=None)
     DeltaTable(table.path).create_checkpoint()
@@ -106,7 +108,7 @@ def test_nothing_was_built_yet(line: Line) -> None:
 
 
 def test_the_job_in_the_ui(line: Line) -> None:
-    line.services.table.commit(KEY, rows(), previous=None)
+    line.services.dataset.commit(KEY, rows(), previous=None)
     job = line.defs.resolve_job_def("flights_maintain")
     assert job.execute_in_process(instance=line.instance).success
     assert line.services.leases.held() == []

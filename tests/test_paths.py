@@ -191,7 +191,7 @@ def test_signalbox_refuses_what_the_accident_trained_on(partial: Line, way: Way)
     said = failure_of(ran)
     assert "flights 18 of 24 hours, not due yet 18:00-23:00" in said
     assert "weather 18 of 24 hours, not due yet 18:00-23:00" in said
-    assert partial.services.table.version() is None
+    assert partial.services.dataset.versions() == {}
 
 
 RANGE = ("JFK|2013-01-02", "JFK|2013-01-03", "JFK|2013-01-04")
@@ -541,11 +541,11 @@ def test_the_input_of_each_event_is_the_output_of_the_one_before(trained: Line) 
 
 
 def test_an_identical_replay_commits_nothing(built: Line) -> None:
-    table, partition = built.services.table, "JFK|2013-01-04"
-    version, told = table.version(), len(built.materializations("features"))
+    dataset, partition = built.services.dataset, "JFK|2013-01-04"
+    version, told = dataset.versions(), len(built.materializations("features"))
     built.land("2013-01-04")
     built.must("features", partition=partition)
-    assert table.version() == version
+    assert dataset.versions() == version
     assert len(built.history("features", partition)) == 1
     event = built.materializations("features")[-1]
     assert len(built.materializations("features")) == told + 1
@@ -553,7 +553,8 @@ def test_an_identical_replay_commits_nothing(built: Line) -> None:
 
 
 def test_a_changed_delivery_is_a_version_of_its_own(built: Line) -> None:
-    table, partition = built.services.table, "JFK|2013-01-04"
+    partition = "JFK|2013-01-04"
+    table = built.services.dataset.table_of(PartitionKey.parse(partition))
     before, old = table.version(), built.versions("features")[partition]
     thin(built, "JFK", date(2013, 1, 4))
     built.must("features", partition=partition)
@@ -915,7 +916,7 @@ def test_columns_and_their_lineage(line: Line) -> None:
     line.must("features", partition=PARTIAL)
     import deltalake
 
-    table = deltalake.DeltaTable(line.services.table.path)
+    table = deltalake.DeltaTable(line.services.dataset.table_of(PartitionKey.parse(PARTIAL)).path)
     assert [field.name for field in table.schema().fields] == names
 
 

@@ -994,7 +994,7 @@ def test_a_person_sees_that_a_file_changes_while_it_is_read(
         with pytest.raises(SystemExit):
             main(["explain", "flights/features", str(partition)])
         assert "the file changed while it was read" in capsys.readouterr().out
-    assert services.table.version() is None
+    assert services.dataset.versions() == {}
     zone.deliver("flights", "JFK", HOUR, flights(rows=3))
     assert build_features(services, partition, "run").metadata["rows"] == 24 * 3
 

@@ -123,14 +123,14 @@ def test_without_time_travel_the_model_would_be_another_one(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The failure itself: the partitions are read as they are now, and nobody is told."""
-    table, read = line.services.table, line.services.table.read
+    dataset, read = line.services.dataset, line.services.dataset.read
 
-    def newest(partitions: tuple[PartitionVersion, ...], _version: int) -> pa.Table:
+    def newest(partitions: tuple[PartitionVersion, ...]) -> pa.Table:
         current = line.versions("features")
         now = [as_partition_version(current[p.partition]) for p in partitions]
-        return read(now, max(p.table_version for p in now))
+        return read(now)
 
-    monkeypatch.setattr(table, "read", newest)
+    monkeypatch.setattr(dataset, "read", newest)
     assert rebuilt(line.services).verdict is Verdict.IDENTICAL
     correct(line)
     found = rebuilt(line.services)
@@ -160,7 +160,8 @@ def test_the_predictions_are_compared_on_the_judged_rows(
 
 def files_of(line: Line, partition: str) -> list[Path]:
     key = PartitionKey.parse(partition)
-    folder = Path(line.services.table.path, f"airport={key.key}", f"date={key.date}")
+    table = Path(line.services.dataset.table_of(key).path)
+    folder = table / f"airport={key.key}" / f"date={key.date}"
     return sorted(folder.glob("*.parquet"))
 
 

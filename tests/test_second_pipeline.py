@@ -268,7 +268,7 @@ def test_a_variation_with_a_join_needs_no_more_than_its_spec(
         assert run.materialized("model") == {"2024-03-30", "2024-03-31"}
     found = services.ledger.current_versions(spec.asset("features"), ["south|2024-03-30"])
     versions = [as_partition_version(record) for record in found.values()]
-    rows = services.table.read(versions, versions[0].table_version).to_pylist()
+    rows = services.dataset.read(versions).to_pylist()
     assert len(rows) > 40
     for row in rows:
         expected = grid_load_producer.forecast(row["station"], row["hour"].astimezone(UTC))

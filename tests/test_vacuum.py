@@ -197,8 +197,8 @@ def replace_rows(line: Line, partition: str) -> VersionRecord:
     """Commit other rows to a partition, as a correction would."""
     key, services = PartitionKey.parse(partition), line.services
     before = line.versions("features")[partition]
-    held = services.table.read([as_partition_version(before)], before.table_version or 0)
-    done = services.table.commit(key, held.slice(1), previous=before.data_version)
+    held = services.dataset.read([as_partition_version(before)])
+    done = services.dataset.commit(key, held.slice(1), previous=before.data_version)
     record = replace(
         before,
         data_version=done.data_version,
@@ -232,20 +232,20 @@ def test_every_model_and_judgement_is_there_after_maintenance_and_vacuum(line: L
     assert len(done["removed"]) == tried["expired_files"]
     assert done["removed_bytes"] == tried["expired_bytes"] > 0
     assert done["models"] == len(models) == 4
-    assert not any(Path(services.table.path, name).exists() for name in done["removed"])
+    assert not any(Path(services.dataset.path, name).exists() for name in done["removed"])
     for record in models:
         assert reproduce(services, record).verdict is Verdict.IDENTICAL
     (judgement,) = services.ledger.versions("flights/evaluation")
     judged = [PartitionVersion(**p) for p in judgement.detail["partitions"]]
-    assert services.table.read(judged, max(p.table_version for p in judged)).num_rows
+    assert services.dataset.read(judged).num_rows
     # What is current is there as well, and a model is trained on it.
     for name, record in line.versions("features").items():
         version = as_partition_version(record)
-        assert services.table.read([version], version.table_version).num_rows == record.rows, name
+        assert services.dataset.read([version]).num_rows == record.rows, name
     # The version in between is gone, which is what it was for.
     between = services.ledger.history("flights/features", "JFK|2013-01-04")[-2]
     with pytest.raises(RefusedError, match="vacuumed"):
-        services.table.read([as_partition_version(between)], between.table_version or 0)
+        services.dataset.read([as_partition_version(between)])
 
 
 def test_without_the_pins_the_models_could_not_be_rebuilt(
@@ -277,7 +277,7 @@ def test_what_a_current_snapshot_names_is_pinned_before_it_is_trained_on(line: L
 
 def test_a_manifest_that_is_gone_lets_nothing_be_removed(line: Line) -> None:
     replaced(line)
-    lake = Path(line.services.table.path)
+    lake = Path(line.services.dataset.path)
     before = set(lake.rglob("*.parquet"))
     record = line.versions("model")[DAY]
     folder = line.home.lake / "flights" / "snapshots" / DAY
@@ -305,7 +305,9 @@ def test_a_model_that_was_trained_again_keeps_its_pins(line: Line) -> None:
 
 def test_nothing_was_built_yet(line: Line) -> None:
     pins = pinned_versions(line.services)
-    assert max(pins) <= (line.services.table.version() or 0)
+    there = line.services.dataset.versions()
+    assert pins
+    assert all(max(own) <= there[name] for name, own in pins.items())
     assert json.dumps(vacuum(line.services, "by hand", keep=NOW, dry_run=True))
 
 

@@ -588,10 +588,10 @@ def test_the_same_rows_under_another_waiver(built: Line) -> None:
     assert second.name == "W-0002"
     # What was built under the first is to be built again, with nothing to commit.
     assert days_of(services, [SIXTH])[SIXTH].state == "unbuilt"
-    version = services.table.version()
+    version = services.dataset.versions()
     outcome = build_features(services, KEY, "by hand")
     assert not outcome.changed
-    assert services.table.version() == version
+    assert services.dataset.versions() == version
     first, last = built.history("features", HELD)
     assert first.data_version == last.data_version
     assert [first.detail["waivers"], last.detail["waivers"]] == [["W-0001"], ["W-0002"]]

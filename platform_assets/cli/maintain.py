@@ -34,8 +34,8 @@ def maintain(
     for name, done in found.items():
         print(
             f"{name}: {done['files_compacted']} file(s) compacted, "
-            f"{len(done['orphans_removed'])} of {done['orphans']} orphan(s) removed; the table is "
-            f"at version {done['version']}"
+            f"{len(done['orphans_removed'])} of {done['orphans']} orphan(s) removed, "
+            f"{len(done['tables'])} table(s)"
         )
 
 

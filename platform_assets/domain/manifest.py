@@ -20,6 +20,7 @@ class PartitionVersion(BaseModel):
     """One committed version of one dataset partition.
 
     Attributes:
+        table_version: of the table that the partition lies in.
         short: what it lacked when it was accepted or waived; empty if it was whole.
         waivers: the names of the waivers that let it leave.
     """
@@ -124,11 +125,6 @@ class Snapshot(BaseModel):
     def waivers(self) -> tuple[str, ...]:
         """The names of the waivers that it rests on."""
         return tuple(sorted({name for p in self.partitions for name in p.waivers}))
-
-    @property
-    def read_version(self) -> int:
-        """The table version at which all partitions can be read at once."""
-        return max(p.table_version for p in self.partitions)
 
     def data_version(self) -> str:
         """Digest over what is read: table versions are where it lies, not what it is."""

@@ -139,10 +139,8 @@ def _naive_rows(scene: Scene) -> "pa.Table":
 
 
 def _signalbox_rows(services: Services) -> "pa.Table":
-    """All that the table holds, read without the ledger: what is there twice shows."""
-    from deltalake import DeltaTable
-
-    return DeltaTable(services.table.path).to_pyarrow_table()
+    """All that the tables hold, read without the ledger: what is there twice shows."""
+    return services.dataset.newest_rows()
 
 
 def _distinct(table: "pa.Table") -> int:

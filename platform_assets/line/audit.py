@@ -74,7 +74,9 @@ def audit(services: Services, record: VersionRecord) -> dict[str, Any]:
             "window_start": snapshot.window_start.isoformat() if snapshot else None,
             "days": [day.isoformat() for day in snapshot.days] if snapshot else [],
             "held": dict(record.detail.get("held", {})),
-            "read_at_version": snapshot.read_version if snapshot else None,
+            "read_at_versions": (
+                services.dataset.read_versions(snapshot.partitions) if snapshot else {}
+            ),
             "partitions": rows,
         },
         "waivers": described(services, names),
@@ -289,4 +291,4 @@ def _promoted(services: Services, change: Mapping[str, Any], version: int) -> di
 
 
 def _read(services: Services, partitions: tuple[PartitionVersion, ...]) -> "pa.Table":
-    return services.table.read(partitions, max(p.table_version for p in partitions))
+    return services.dataset.read(partitions)

@@ -185,7 +185,7 @@ def _of_the_model(
         figures["what the model looks at"] = plots.importance(importance)
     if document["judgements"] and spec.model.kind == "binary_classification":
         judged = [PartitionVersion(**p) for p in document["judgements"][-1]["partitions"]]
-        rows = services.table.read(judged, max(p.table_version for p in judged))
+        rows = services.dataset.read(judged)
         frame, target = training_frame(rows, spec)
         predictions = trainer.predict(model, frame)
         figures["predicted and observed on the judged days"] = plots.calibration(

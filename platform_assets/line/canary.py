@@ -91,7 +91,7 @@ def _report(services: Services, champion: VersionRecord, here: str) -> CanaryRep
             "with environment.on_change: warn in the catalog"
         )
     snapshot = recorded_snapshot(services, champion)
-    table = read_exactly(services, champion, snapshot.partitions, snapshot.read_version)
+    table = read_exactly(services, champion, snapshot.partitions)
     spec = told_again(services.spec, recipe)
     services.tell(f"version {version} is trained again on its own {table.num_rows} rows")
     again = train_again(spec, table)
@@ -156,7 +156,7 @@ def _judged_rows(
     if latest is None:
         return None
     partitions = tuple(PartitionVersion(**p) for p in latest.detail["partitions"])
-    rows = read_exactly(services, champion, partitions, max(p.table_version for p in partitions))
+    rows = read_exactly(services, champion, partitions)
     target = services.spec.dataset.target
     asked = spec.model_copy(update={"dataset": spec.dataset.model_copy(update={"target": target})})
     frame, _ = training_frame(rows, asked)

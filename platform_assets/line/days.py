@@ -313,7 +313,6 @@ def _build_snapshot(
         asset=asset,
         partition=name,
         data_version=version,
-        table_version=taken.read_version,
         rows=taken.rows,
         run_id=run_id,
         detail=detail,
@@ -332,7 +331,7 @@ def _build_snapshot(
         "held": dict(taken.held),
         "short": taken.short or None,
         "waivers": described(services, taken.waivers) or None,
-        "delta_version": taken.read_version,
+        "delta_versions": services.dataset.read_versions(taken.partitions),
         "manifest": str(path.relative_to(services.home.root)),
         "already_done_by": before.run_id if before and not changed else None,
     }

@@ -49,6 +49,7 @@ def explain(services: Services, asset: str, partition: str) -> dict[str, Any]:
     key = services.partition(partition, keyed=keyed)
     _require_in_stage(spec, stage, key)
     name = str(key)
+    table = {"delta_table": services.dataset.table_name(key)} if stage in KEYED_STAGES else {}
     history = services.ledger.history(spec.asset(stage), name)
     document: dict[str, Any] = {
         "asset": spec.asset(stage),
@@ -64,6 +65,7 @@ def explain(services: Services, asset: str, partition: str) -> dict[str, Any]:
                 "committed_at": v.committed_at.isoformat(),
                 "run_id": v.run_id,
                 "delta_version": v.table_version,
+                **table,
                 **{k: v.detail[k] for k in ("model_version", "metrics") if k in v.detail},
                 **({"waivers": v.detail["waivers"]} if v.detail.get("waivers") else {}),
             }

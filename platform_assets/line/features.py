@@ -308,8 +308,12 @@ def _build(
         "as_of": report.as_of.isoformat(),
         "lease_token": lease.token,
     }
-    if done is not None and not lease.after_crash and services.table.stands(partition, done.rows):
-        told |= {"delta_version": done.table_version, "committed": False}
+    if done is not None and not lease.after_crash and services.dataset.stands(partition, done.rows):
+        told |= {
+            "delta_table": services.dataset.table_name(partition),
+            "delta_version": done.table_version,
+            "committed": False,
+        }
         return already_done(services, done, told, upstream)
     hours = _judged_hours(services, partition, report)
     tables = {
@@ -326,7 +330,7 @@ def _build(
         **terms,
         **made_of(services, inputs),
     }
-    commit = services.table.commit(
+    commit = services.dataset.commit(
         partition,
         built.table,
         previous=before.data_version if before else None,
@@ -356,6 +360,7 @@ def _build(
         **{f"excluded_{reason}": count for reason, count in built.excluded.items()},
         "rows_without_joined_row": built.unmatched,
         **told,
+        "delta_table": services.dataset.table_name(partition),
         "delta_version": commit.table_version,
         "committed": commit.changed,
     }

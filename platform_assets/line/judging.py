@@ -48,10 +48,6 @@ class JudgedRows:
         """The names of the waivers that they rest on."""
         return tuple(sorted({name for p in self.partitions for name in p.waivers}))
 
-    @property
-    def read_version(self) -> int:
-        return max(p.table_version for p in self.partitions)
-
 
 def judged_rows(services: Services, day: date) -> JudgedRows:
     """The following days of a date, all of them whole.
@@ -218,7 +214,7 @@ def predictions_on(
             kind, on features that the rows have no more, or stored in another flavor.
     """
     spec, version = services.spec, int(model.detail["model_version"])
-    table = services.table.read(rows.partitions, rows.read_version)
+    table = services.dataset.read(rows.partitions)
     recipe = recorded_recipe(model)
     then = spec if recipe is None else told_again(spec, recipe)
     if then.model.kind != spec.model.kind:

@@ -17,6 +17,7 @@ from platform_assets.domain.partition import PartitionKey
 from platform_assets.line.days import as_partition_version, load_snapshot
 from platform_assets.line.services import Services
 from resources import processes, upkeep
+from resources.lake import DatasetTable
 from resources.leasing import keeper
 from resources.ledger.records import VersionRecord
 from resources.vacuum import Pins, sort_files
@@ -27,37 +28,52 @@ KEEP_DAYS = 7
 
 
 def maintain(services: Services, run_id: str) -> dict[str, Any]:
-    """Look after the table of a pipeline; one at a time, while runs go on.
+    """Look after the tables of a pipeline; one at a time, while runs go on.
 
-    A file is removed only if no version of the table ever had it, it is a day old, and nobody is
+    A file is removed only if no version of its table ever had it, it is a day old, and nobody is
     at work on its partition.
 
     Raises:
         LeaseTakenError: another maintenance is at work.
-        RefusedError: the table's log is not whole.
+        RefusedError: the log of a table is not whole; then nothing is removed of any.
     """
-    spec, table = services.spec, services.table
+    spec, dataset = services.spec, services.dataset
     with services.claim(f"{spec.pipeline}/{RESOURCE}", None, run_id):
-        began = table.version()
-        compacted = upkeep.compact(table.path)
-        found = upkeep.orphans(table.path, time.time())
-        removed = [file for file in found if _removed(services, file, run_id)]
+        tables = dataset.tables(_built(services))
+        began = {name: table.version() for name, table in tables.items()}
+        compacted = {name: upkeep.compact(table.path) for name, table in tables.items()}
+        now = time.time()
+        found = {name: upkeep.orphans(table.path, now) for name, table in tables.items()}
+        removed = [
+            file
+            for name, files in found.items()
+            for file in files
+            if _removed(services, tables[name], file, run_id)
+        ]
         return {
-            "table": table.path,
-            "version_before": began,
-            "version": table.version(),
-            "files_compacted": compacted.removed,
-            "compaction_conflict": compacted.conflict,
-            "orphans": len(found),
-            "orphans_removed": [str(file.relative_to(table.path)) for file in removed],
+            "dataset": dataset.path,
+            "tables": {
+                name: {"version_before": began[name], "version": table.version()}
+                for name, table in tables.items()
+            },
+            "files_compacted": sum(done.removed for done in compacted.values()),
+            "compaction_conflicts": [name for name, done in compacted.items() if done.conflict],
+            "orphans": sum(map(len, found.values())),
+            "orphans_removed": [str(file.relative_to(dataset.path)) for file in removed],
         }
 
 
-def _removed(services: Services, file: Path, run_id: str) -> bool:
+def _built(services: Services) -> list[PartitionKey]:
+    """The partitions that the ledger knows rows of: they tell which tables there are on S3."""
+    found = services.ledger.current_versions(services.spec.asset("features"))
+    return [PartitionKey.parse(name) for name in found]
+
+
+def _removed(services: Services, table: DatasetTable, file: Path, run_id: str) -> bool:
     """Remove a file unless somebody is at work on its partition; tells whether it did."""
-    folders = file.relative_to(services.table.path).parts[:-1]
+    folders = file.relative_to(table.path).parts[:-1]
     values = {name: unquote(value) for name, _, value in (f.partition("=") for f in folders)}
-    key, day = values.get(services.table.key_column), values.get("date")
+    key, day = values.get(table.key_column), values.get("date")
     if key is None or day is None:
         return False
     resource = f"{services.spec.asset('features')} {key}|{day}"
@@ -69,8 +85,8 @@ def _removed(services: Services, file: Path, run_id: str) -> bool:
         return True
 
 
-def pinned_versions(services: Services) -> Pins:
-    """The table versions at which partitions have to stay readable, whatever is removed.
+def pinned_versions(services: Services) -> dict[str, Pins]:
+    """By table: its versions at which partitions have to stay readable, whatever is removed.
 
     Those are what each registered model was trained on, and judged on; what the current snapshots
     name; and the current version of each partition.
@@ -78,19 +94,17 @@ def pinned_versions(services: Services) -> Pins:
     Raises:
         RefusedError: the manifest of a model is gone or was changed, so that nobody can tell.
     """
-    ledger, spec = services.ledger, services.spec
-    pins: dict[int, set[PartitionKey]] = {}
+    ledger, spec, dataset = services.ledger, services.spec, services.dataset
+    pins: dict[str, dict[int, set[PartitionKey]]] = {}
 
     def pin(partitions: Iterable[PartitionVersion]) -> None:
-        found = list(partitions)
-        keys = {PartitionKey.parse(p.partition) for p in found}
-        if found:
+        for table, found in dataset.by_table(partitions).items():
             # At once, as a training reads them; and each where it was committed, which is where
             # it is looked for when it was replaced before the last of them was.
-            pins.setdefault(max(p.table_version for p in found), set()).update(keys)
-        for version in found:
-            own = pins.setdefault(version.table_version, set())
-            own.add(PartitionKey.parse(version.partition))
+            own = pins.setdefault(table, {})
+            own.setdefault(max(v.table_version for v in found.values()), set()).update(found)
+            for key, version in found.items():
+                own.setdefault(version.table_version, set()).add(key)
 
     named = {(model.partition, str(model.detail["snapshot"])) for model in _models(services)}
     current = ledger.current_versions(spec.asset("snapshot"))
@@ -107,7 +121,7 @@ def pinned_versions(services: Services) -> Pins:
         pin(PartitionVersion(**p) for p in judgement.detail["partitions"])
     for record in ledger.current_versions(spec.asset("features")).values():
         pin([as_partition_version(record)])
-    return pins
+    return dict(sorted(pins.items()))
 
 
 def vacuum(
@@ -129,23 +143,33 @@ def vacuum(
         LeaseTakenError: a maintenance is at work.
         RefusedError: a manifest or the log is not whole, or the table is remote.
     """
-    spec, table = services.spec, services.table
+    spec, dataset = services.spec, services.dataset
     with services.claim(f"{spec.pipeline}/{RESOURCE}", None, run_id):
         pins = pinned_versions(services)
         cutoff = int((time.time() - keep.total_seconds()) * 1000)
-        found = sort_files(table.path, table.key_column, pins, cutoff)
-        sizes = {file: file.stat().st_size for file in found.expired}
-        removed = [f for f in found.expired if not dry_run and _removed(services, f, run_id)]
+        tables = {name: dataset.table_named(name) for name in pins} | dataset.tables()
+        # All of them are looked at before a file of one is removed.
+        found = {
+            name: sort_files(table.path, table.key_column, pins.get(name, {}), cutoff)
+            for name, table in tables.items()
+        }
+        sizes = {file: file.stat().st_size for files in found.values() for file in files.expired}
+        removed = [
+            file
+            for name, files in found.items()
+            for file in files.expired
+            if not dry_run and _removed(services, tables[name], file, run_id)
+        ]
         return {
-            "table": table.path,
-            "version": table.version(),
+            "dataset": dataset.path,
+            "tables": {name: table.version() for name, table in tables.items()},
             "models": len({m.detail["model_version"] for m in _models(services)}),
-            "pinned_files": len(found.pinned),
-            "recent_files": len(found.recent),
-            "expired_files": len(found.expired),
+            "pinned_files": sum(len(files.pinned) for files in found.values()),
+            "recent_files": sum(len(files.recent) for files in found.values()),
+            "expired_files": len(sizes),
             "expired_bytes": sum(sizes.values()),
             "removed_bytes": sum(sizes[file] for file in removed),
-            "removed": [str(file.relative_to(table.path)) for file in removed],
+            "removed": [str(file.relative_to(dataset.path)) for file in removed],
             "dry_run": dry_run,
         }
 

@@ -168,7 +168,7 @@ def _train(
         told |= environments.described(found)
         told |= {"rows": known.rows, "lease_token": lease.token}
         return Outcome(asset, name, known.data_version, True, told, {}, upstream)
-    table = services.table.read(snapshot.partitions, snapshot.read_version)
+    table = services.dataset.read(snapshot.partitions)
     frame, target = training_frame(table, spec)
     parameters = dict(spec.model.parameters)
     here = environments.environment_here(services)

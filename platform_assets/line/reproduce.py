@@ -72,7 +72,7 @@ def reproduce(
         RefusedError: what it was trained on cannot be had exactly as it was.
     """
     snapshot = recorded_snapshot(services, record)
-    table = read_exactly(services, record, snapshot.partitions, snapshot.read_version)
+    table = read_exactly(services, record, snapshot.partitions)
     then, now = recorded_recipe(record), recipe_of(services.spec)
     used = now if declared or then is None else then
     spec = told_again(services.spec, used)
@@ -124,7 +124,6 @@ def read_exactly(
     services: Services,
     record: VersionRecord,
     partitions: tuple[PartitionVersion, ...],
-    read_version: int,
 ) -> "pa.Table":
     """Rows in the versions that were recorded, or nothing.
 
@@ -132,7 +131,7 @@ def read_exactly(
         RefusedError: one of them is not there any more as it was.
     """
     try:
-        return services.table.read(partitions, read_version)
+        return services.dataset.read(partitions)
     except RefusedError as error:
         raise RefusedError(
             f"{_named(services, record)} cannot be rebuilt, its data is not there as it was "
@@ -288,7 +287,7 @@ def _rows_to_compare(
     for judgement in reversed(judgements(services, record)):
         judged = [PartitionVersion(**p) for p in judgement.detail["partitions"]]
         try:
-            rows = services.table.read(judged, max(p.table_version for p in judged))
+            rows = services.dataset.read(judged)
         except RefusedError:
             continue
         if rows.num_rows:

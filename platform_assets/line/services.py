@@ -19,7 +19,7 @@ from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.stopwatch import Stopwatch
 from resources import processes
 from resources.home import Home
-from resources.lake import DatasetTable
+from resources.lake import Dataset
 from resources.landing import LandingZone
 from resources.landing.setaside import SetAside
 from resources.leasing import acquire, keeper
@@ -155,8 +155,8 @@ class Services:
         return LandingZone(self.home.landing, self.spec, self.ledger, set_aside)
 
     @cached_property
-    def table(self) -> DatasetTable:
-        return DatasetTable(self.home.table_path(self.spec.pipeline), self.spec.partitions.key)
+    def dataset(self) -> Dataset:
+        return Dataset(self.home.dataset_path(self.spec.pipeline), self.spec.partitions.key)
 
     @cached_property
     def tracking(self) -> Tracking:

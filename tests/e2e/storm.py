@@ -15,7 +15,6 @@ from typing import Any
 
 import dagster as dg
 import psutil
-from deltalake import DeltaTable
 
 from platform_assets.demo import conductor
 from platform_assets.domain.errors import RefusedError, SignalboxError
@@ -179,7 +178,7 @@ _ACTIVE = {"REQUESTED", "CANCELING", "FAILING"}
 
 def tables_of(services: Services) -> dict[str, str]:
     """Each partition of the features as deltalake itself reads it: digest of its rows."""
-    whole = DeltaTable(services.table.path).to_pyarrow_table()
+    whole = services.dataset.newest_rows()
     import pyarrow.compute as pc
 
     found = {}

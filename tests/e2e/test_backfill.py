@@ -213,8 +213,8 @@ def test_two_backfills_and_the_sensor_write_each_partition_once(depot: Station) 
     ledger = services(depot).ledger
     once = dict.fromkeys(wanted, 1)
     assert {p: len(ledger.history("flights/features", p)) for p in wanted} == once
-    table = DeltaTable(services(depot).table.path)
-    commits = [entry.get("signalbox.partition") for entry in table.history()]
+    tables = [DeltaTable(table.path) for table in services(depot).dataset.tables().values()]
+    commits = [entry.get("signalbox.partition") for table in tables for entry in table.history()]
     assert {p: commits.count(p) for p in wanted} == once
 
 

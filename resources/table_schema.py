@@ -1,0 +1,110 @@
+"""The columns of a Delta table: made with it, added later, and never of another type."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from platform_assets.domain.errors import RefusedError
+from resources.delta import CHECKPOINT_INTERVAL, newest_table, open_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from deltalake import DeltaTable
+
+_CONFIGURATION: Mapping[str, str | None] = {
+    # A registered model pins the versions that it was trained on: nothing may expire.
+    "delta.enableExpiredLogCleanup": "false",
+    "delta.logRetentionDuration": "interval 5200 weeks",
+    "delta.deletedFileRetentionDuration": "interval 5200 weeks",
+    # Partitions are found by their values; statistics of the columns would only swell the log.
+    "delta.dataSkippingNumIndexedCols": "0",
+    "delta.checkpointInterval": str(CHECKPOINT_INTERVAL),
+}
+
+_ATTEMPTS = 5
+
+
+def create_table(path: str, schema: "pa.Schema", partition_by: list[str]) -> "DeltaTable":
+    """Create a table, or open the one that another process has created meanwhile."""
+    from deltalake import CommitProperties, DeltaTable, Schema
+    from deltalake.exceptions import CommitFailedError, DeltaError
+
+    try:
+        return DeltaTable.create(
+            path,
+            Schema.from_arrow(schema),
+            partition_by=partition_by,
+            configuration=dict(_CONFIGURATION),
+            # Of two creations at once delta-rs would commit the second as version 1, and its
+            # columns would replace those of the first.
+            commit_properties=CommitProperties(max_commit_retries=0),
+        )
+    except (CommitFailedError, DeltaError):
+        table = open_table(path)
+        if table is None:
+            raise
+        return table
+
+
+def schema_differs(path: str, table: "DeltaTable", schema: "pa.Schema") -> bool:
+    """Whether a table has other columns than these.
+
+    Raises:
+        RefusedError: one has another type in the table.
+    """
+    there = _columns(table)
+    for field in schema:
+        kind = there.get(field.name, field.type)
+        if kind != field.type:
+            raise RefusedError(
+                f"column {field.name!r} is {field.type} now, but {kind} in {path}, whose "
+                "older versions models were trained on; give the column another name"
+            )
+    return set(there) != set(schema.names)
+
+
+def _columns(table: "DeltaTable") -> "dict[str, pa.DataType]":
+    import pyarrow as pa
+
+    return {field.name: field.type for field in pa.schema(table.schema().to_arrow())}
+
+
+class ColumnTypes:
+    """The columns that any table of a dataset ever had, as a Delta table without rows.
+
+    It is asked before a table is made and before one gets a column: what is read from several
+    tables at once must have one type a column. A column stays in it, also where the commit that
+    it was admitted for failed.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def admit(self, schema: "pa.Schema") -> None:
+        """Take the columns of a schema in.
+
+        Raises:
+            RefusedError: one has another type already.
+            CommitFailedError: others took theirs in, each time.
+        """
+        from deltalake import Schema
+        from deltalake.exceptions import CommitFailedError
+
+        for left in reversed(range(_ATTEMPTS)):
+            table = newest_table(self.path) or create_table(self.path, schema, [])
+            schema_differs(self.path, table, schema)
+            there = _columns(table)
+            new = [f for f in Schema.from_arrow(schema).fields if f.name not in there]
+            try:
+                if new:
+                    table.alter.add_columns(new)
+                return
+            except CommitFailedError:
+                if not left:
+                    raise
+
+    def schema(self) -> "pa.Schema | None":
+        """The columns and their types; None if no table was made yet."""
+        import pyarrow as pa
+
+        table = newest_table(self.path)
+        return None if table is None else pa.schema(table.schema().to_arrow())
