@@ -158,9 +158,9 @@ class Dataset:
         """Read partitions in exactly the versions that are named.
 
         The same versions give the same rows in the same order, whatever was committed or
-        compacted since: by date and key, within a partition by content. Each table is read at the
-        newest of the versions that are named of it, and a partition that holds other rows there
-        at its own.
+        compacted since: by date and key, within a partition by content. Each table is read as it
+        is now; what is not there as it was, at the newest of the versions that are named; and
+        what is not there either, at the version that committed it.
 
         Args:
             partitions: what to read; each partition's digest is verified.
@@ -172,7 +172,7 @@ class Dataset:
         """
         versions = self.read_versions(partitions)
         found = [
-            self.table_named(name).rows_of(own, versions[name])
+            self.table_named(name).rows_of(own, versions[name], newest_first=True)
             for name, own in self.by_table(partitions).items()
         ]
         whole = arranged(found, sorted(named(partitions))) if found else self._no_rows()

@@ -4,36 +4,29 @@ A partition is a key (an airport) and a date. What it holds is named by `content
 where it lies: compaction, another file layout or another order of the rows keep the name.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from platform_assets.domain.errors import RefusedError, SignalboxError, TransientError, UsageError
-from platform_assets.domain.manifest import PartitionVersion
+from platform_assets.domain.errors import SignalboxError, TransientError, UsageError
 from platform_assets.domain.partition import PartitionKey
-from resources.content import EncodedRows, content_digest, is_text
+from resources.content import content_digest, is_text
 from resources.delta import (
     CHECKPOINT_INTERVAL,
     column,
-    filesystem,
-    first_line,
     is_storable,
     literal,
     newest_table,
-    open_table,
     translated,
 )
-from resources.table_rows import Rows, arranged, named, selected
+from resources.table_reader import DATE, ReadableTable
 from resources.table_schema import ColumnTypes, create_table, schema_differs
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
     from deltalake import DeltaTable
-
-DATE = "date"
 
 _CONFLICT_ATTEMPTS = 5
 _FENCE = "signalbox.fence"
@@ -57,7 +50,7 @@ class Commit:
     changed: bool
 
 
-class DatasetTable:
+class DatasetTable(ReadableTable):
     """A Delta table partitioned by a key column and `date`.
 
     An object is a name and may be sent to another process; what it has open belongs to the thread
@@ -73,14 +66,8 @@ class DatasetTable:
             key_column: by which it is partitioned, beside `date`.
             types: of the dataset that it is a part of, asked before it gets a column.
         """
-        self.path = str(path)
-        self.key_column = key_column
+        super().__init__(path, key_column)
         self.types = types
-
-    def version(self) -> int | None:
-        """The newest version of the table; None if there is no table yet."""
-        table = open_table(self.path)
-        return None if table is None else table.version()
 
     def commit(
         self,
@@ -162,54 +149,6 @@ class DatasetTable:
         own = [(self.key_column, "=", partition.key or ""), (DATE, "=", str(partition.date))]
         return table is not None and (rows == 0 or bool(table.file_uris(own)))
 
-    def read(
-        self,
-        partitions: Sequence[PartitionVersion],
-        version: int,
-        columns: Sequence[str] | None = None,
-    ) -> "pa.Table":
-        """Read partitions in exactly the versions that are named.
-
-        The same versions give the same rows in the same order, whatever was committed or
-        compacted since: by date and key, within a partition by content.
-
-        Args:
-            partitions: what to read; each partition's digest is verified.
-            version: the table version to read at. A partition that holds other rows there is
-                read at its own.
-            columns: the columns to return; all of them by default.
-
-        Raises:
-            RefusedError: rows that the digest names are not there: changed, vacuumed, deleted.
-            UsageError: a partition is named twice, or a column does not exist.
-        """
-        wanted = named(partitions)
-        whole = arranged([self.rows_of(wanted, version)], sorted(wanted))
-        return selected(whole, columns, self.path)
-
-    def rows_of(self, wanted: Mapping[PartitionKey, PartitionVersion], version: int) -> Rows:
-        """Find partitions in exactly the versions that are named; see `read`."""
-        import numpy as np
-        import pyarrow as pa
-
-        ordered = sorted(wanted)
-        tables: list[pa.Table] = []
-        found: dict[PartitionKey, np.ndarray] = {}
-        try:
-            whole, found = self._verified(version, {k: wanted[k].data_version for k in ordered})
-            if found or not ordered:
-                tables.append(whole)
-        except RefusedError:
-            if not ordered or version > (self.version() or 0):
-                raise
-            # A file of that version is gone. Each partition may still lie where it was committed.
-        start = sum(table.num_rows for table in tables)
-        for key in (key for key in ordered if key not in found):
-            tables.append(self._at_own(key, wanted[key]))
-            found[key] = np.arange(start, start + tables[-1].num_rows)
-            start += tables[-1].num_rows
-        return Rows(pa.concat_tables(tables, promote_options="default"), found)
-
     # --- writing ------------------------------------------------------------------------------
 
     def _storable(self, partition: PartitionKey, table: "pa.Table") -> "pa.Table":
@@ -283,93 +222,3 @@ class DatasetTable:
         if self.types is not None:
             self.types.admit(schema)
         return create_table(self.path, schema, [self.key_column, DATE])
-
-    # --- reading ------------------------------------------------------------------------------
-
-    def _scan(self, version: int, keys: Sequence[PartitionKey]) -> "pa.Table":
-        """All rows of these keys and dates at a version, in no order."""
-        import pyarrow as pa
-        from deltalake.exceptions import DeltaError
-
-        try:
-            table = open_table(self.path, version)
-            if table is None:
-                raise RefusedError(
-                    f"{self.path} is no Delta table, but versions of it are recorded; restore the "
-                    "folder, or rebuild its partitions"
-                )
-            names = ", ".join(literal(name) for name in sorted({k.key or "" for k in keys}))
-            days = ", ".join(f"DATE '{day}'" for day in sorted({k.date for k in keys}))
-            dataset = table.to_pyarrow_dataset(
-                filesystem=filesystem(self.path),
-                file_pruning_predicate=f"{column(self.key_column)} IN ({names}) "
-                f"AND {column(DATE)} IN ({days})"
-                if keys
-                else None,
-            )
-            return dataset.to_table() if keys else dataset.schema.empty_table()
-        except (DeltaError, OSError, pa.ArrowInvalid) as error:
-            raise RefusedError(
-                f"version {version} of {self.path} cannot be read, so what was trained on it "
-                f"cannot be repeated; was it vacuumed or deleted? ({first_line(error)})"
-            ) from error
-
-    def _verified(
-        self, version: int, digests: Mapping[PartitionKey, str]
-    ) -> tuple["pa.Table", dict[PartitionKey, "np.ndarray"]]:
-        """Rows at a version, and for each partition that holds what is asked its positions."""
-        whole = self._scan(version, list(digests))
-        encoded = EncodedRows.of(whole)
-        found = {}
-        for key, positions in self._split(whole, list(digests)):
-            rows = encoded.rows[positions]
-            if encoded.digest(rows) == digests[key]:
-                found[key] = positions[encoded.order(rows)]
-        return whole, found
-
-    def _split(
-        self, table: "pa.Table", keys: Sequence[PartitionKey]
-    ) -> Iterator[tuple[PartitionKey, "np.ndarray"]]:
-        import numpy as np
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        names = sorted({key.key or "" for key in keys})
-        days = sorted({key.date for key in keys})
-        name = pc.index_in(table[self.key_column], value_set=pa.array(names, pa.string()))
-        day = pc.index_in(table[DATE], value_set=pa.array(days, pa.date32()))
-        cell = name.to_numpy() * len(days) + day.to_numpy()
-        order = np.argsort(cell, kind="stable")
-        bounds = np.searchsorted(cell[order], np.arange(len(names) * len(days) + 1))
-        for key in keys:
-            at = names.index(key.key or "") * len(days) + days.index(key.date)
-            yield key, order[bounds[at] : bounds[at + 1]]
-
-    def _at_own(self, key: PartitionKey, partition: PartitionVersion) -> "pa.Table":
-        """A partition at the version that committed it: it was replaced afterwards."""
-        import pyarrow as pa
-
-        own = partition.table_version
-        try:
-            rows = self._scan(own, [key])
-        except RefusedError as error:
-            raise RefusedError(f"partition {partition.partition}: {error}") from error
-        for names in (rows.column_names, self._committed_columns(own)):
-            if not set(names) <= set(rows.column_names):
-                continue
-            # Columns that the dataset got before or after this commit are null here.
-            part = rows.select(names)
-            encoded = EncodedRows.of(part)
-            if encoded.digest(encoded.rows) == partition.data_version:
-                return part.take(pa.array(encoded.order(encoded.rows)))
-        raise RefusedError(
-            f"partition {partition.partition} of {self.path} holds other rows at version {own} "
-            f"than the recorded ones (digest {partition.data_version[:12]}), it was tampered "
-            "with; rebuild the partition and take the snapshot again"
-        )
-
-    def _committed_columns(self, version: int) -> list[str]:
-        table = open_table(self.path, version)
-        entry = table.history(1)[0] if table is not None else {}
-        names = entry.get("signalbox.columns", [])
-        return [str(name) for name in names]
