@@ -19,7 +19,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from platform_assets.domain.errors import TransientError
 from platform_assets.domain.partition import PartitionKey
-from resources.lake import Commit, DatasetTable, content_digest
+from resources.lake import Commit, Dataset, DatasetTable, content_digest
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload([__name__])
@@ -54,13 +54,15 @@ def start(task: Callable[..., Any], *arguments: Any) -> Any:
     return process
 
 
-def commit_days(path: Path, barrier: Any, key: str, count: int, results: Any) -> None:
-    """Commit `count` days of one key, one after the other."""
-    table = DatasetTable(path, "airport")
+def commit_days(
+    place: Path | Dataset, barrier: Any, key: str, count: int, results: Any, first: date = DAY
+) -> None:
+    """Commit `count` days of one key, one after the other, to one table or to a dataset."""
+    table = place if isinstance(place, Dataset) else DatasetTable(place, "airport")
     barrier.wait()
     done: list[tuple[str, Commit]] = []
     for i in range(count):
-        partition = PartitionKey(DAY + timedelta(days=i), key)
+        partition = PartitionKey(first + timedelta(days=i), key)
         done.append((str(partition), table.commit(partition, rows(partition), previous=None)))
     results.put(done)
 
@@ -75,9 +77,10 @@ def create_plainly(path: Path, barrier: Any, results: Any) -> None:
         results.put(str(error))
 
 
-def commit_with_own_column(path: Path, barrier: Any, key: str, results: Any) -> None:
+def commit_with_own_column(place: Path | Dataset, barrier: Any, key: str, results: Any) -> None:
     """Commit one partition, whose rows have a column that no other process has."""
-    table, partition = DatasetTable(path, "airport"), PartitionKey(DAY, key)
+    table = place if isinstance(place, Dataset) else DatasetTable(place, "airport")
+    partition = PartitionKey(DAY, key)
     ours = rows(partition).append_column(f"of_{key}", pa.array([key] * 50, pa.string()))
     barrier.wait()
     results.put(table.commit(partition, ours, previous=None).table_version)

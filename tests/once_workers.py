@@ -20,7 +20,7 @@ from platform_assets.line.features import build_features
 from platform_assets.line.models import train_model
 from platform_assets.line.services import Services
 from resources import processes
-from resources.lake import DatasetTable
+from resources.lake import Dataset, DatasetTable
 from resources.ledger.leases import Leases
 from resources.tracking.run import TrackedRun
 from tests.homes import home_at
@@ -118,7 +118,9 @@ def build_all(root: Path, partitions: list[str], run_id: str, barrier: Any, resu
     results.put(done)
 
 
-def write_in_turn(url: str, path: Path, partition: str, mark: float, results: Any) -> None:
+def write_in_turn(
+    url: str, table: DatasetTable | Dataset, partition: str, mark: float, results: Any
+) -> None:
     """Commit one partition under its lease, and record it."""
     from datetime import UTC, datetime
 
@@ -126,7 +128,7 @@ def write_in_turn(url: str, path: Path, partition: str, mark: float, results: An
     from resources.ledger import Ledger, VersionRecord
     from tests.lake_workers import rows
 
-    leases, table = Leases(url), DatasetTable(path, "airport")
+    leases = Leases(url)
     key = PartitionKey.parse(partition)
     name = f"flights/features {partition}"
     lease = acquire(leases, name, processes.holder(f"run {mark}"), limit=120)

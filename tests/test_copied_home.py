@@ -5,7 +5,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -15,11 +15,15 @@ from dagster._core.test_utils import create_run_for_test
 from platform_assets.cli.app import main
 from platform_assets.cli.copying import take_over
 from platform_assets.domain.errors import HomeError, RefusedError, SignalboxError
+from platform_assets.domain.reproduction import Verdict
 from platform_assets.factory.instance import end_orphaned_runs
 from platform_assets.instance.forked import PROCESS_TAG
+from platform_assets.line.maintenance import maintain, vacuum
+from platform_assets.line.reproduce import reproduce
 from platform_assets.line.services import Services
 from resources import adopting, copying, processes
 from resources.home import Home
+from resources.lake import DatasetTable
 from resources.ledger import open_ledger
 from tests.small import Line, Templates, copied, opened, small_spec
 
@@ -218,6 +222,10 @@ def drop_data(home: Home) -> None:
     path.unlink()
 
 
+def drop_table(home: Home) -> None:
+    shutil.rmtree(home.lake / "flights" / "features" / "airport=LGA")
+
+
 def drop_models(home: Home) -> None:
     shutil.rmtree(home.mlflow_artifacts)
     home.mlflow_artifacts.mkdir()
@@ -234,7 +242,8 @@ TEARS: dict[str, tuple[Callable[[Home], object], str]] = {
     "half a database": (cut_database, "is damaged"),
     "the files of models": (drop_models, "the files of model version"),
     "registered models": (drop_registry, "MLflow's registry has not"),
-    "the table": (lambda home: shutil.rmtree(home.lake / "flights"), "no table"),
+    "one of the tables": (drop_table, "no table"),
+    "all tables": (lambda home: shutil.rmtree(home.lake / "flights"), "no table"),
 }
 
 
@@ -279,6 +288,41 @@ def in_use(
     monkeypatch.setattr(copying, "_rank", rank)
     monkeypatch.setattr(copying, "_copy_database", go_on)
     return lambda folder: copying.copy_home(line.home, folder)
+
+
+@pytest.mark.heavy
+def test_a_home_whose_features_are_one_table_goes_on_and_is_copied(
+    home: Home, tmp_path: Path
+) -> None:
+    """As an earlier version left it: built, trained, looked after, copied, and found torn."""
+    with opened(home) as line:
+        line.land("2013-01-02", "2013-01-04")
+        path = line.services.dataset.path
+        line.must("features", span=("JFK|2013-01-02", "JFK|2013-01-04"))
+        schema = line.services.dataset.newest_rows().schema
+        shutil.rmtree(path)
+        DatasetTable(path, "airport")._create(schema)
+        for airport in ("JFK", "LGA"):
+            line.must("features", span=(f"{airport}|2013-01-02", f"{airport}|2013-01-04"))
+        line.must("day", span=("2013-01-02", "2013-01-04"))
+        line.must("snapshot", "model", partition="2013-01-04")
+        assert line.services.dataset.versions() == {".": 6}
+        held = rows_of(line.services)
+        assert len(held) == 6
+        assert maintain(line.services, "me")["tables"].keys() == {"."}
+        done = vacuum(line.services, "me", keep=timedelta(0))
+        assert done["pinned_files"] == 0 == len(done["removed"])
+        trained = line.versions("model")["2013-01-04"]
+        assert reproduce(line.services, trained).verdict is Verdict.IDENTICAL
+        whole = copying.copy_home(line.home, tmp_path / "copy")
+        torn = copying.copy_home(line.home, tmp_path / "torn")
+    take_over(whole, idle=True)
+    with opened(whole) as other:
+        assert other.services.dataset.versions() == {".": 6}
+        assert rows_of(other.services) == held
+    max((torn.lake / "flights" / "features" / "_delta_log").glob("*.json")).unlink()
+    with pytest.raises(RefusedError, match="of the table's log cannot be read"):
+        take_over(torn, idle=True)
 
 
 @pytest.mark.heavy

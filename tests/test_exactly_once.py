@@ -28,7 +28,7 @@ from platform_assets.line.models import train_model
 from platform_assets.line.projection import projected
 from platform_assets.line.services import Services
 from resources import processes
-from resources.lake import DatasetTable, content_digest
+from resources.lake import Dataset, DatasetTable, content_digest
 from resources.ledger import upgrade
 from resources.ledger.leases import Leases
 from tests import once_workers as work
@@ -241,14 +241,17 @@ def test_without_leases_two_identical_runs_both_make_it(line: Line) -> None:
 
 
 @pytest.mark.heavy
-def test_eight_writers_of_one_partition_take_turns(tmp_path: Path) -> None:
-    url, path = f"sqlite:///{tmp_path / 'ledger.db'}", tmp_path / "table"
+@pytest.mark.parametrize("one", [False, True], ids=["tables", "one table"])
+def test_eight_writers_of_one_partition_take_turns(tmp_path: Path, one: bool) -> None:
+    url, dataset = f"sqlite:///{tmp_path / 'ledger.db'}", Dataset(tmp_path / "lake", "airport")
+    table = DatasetTable(dataset.path, "airport") if one else dataset
     upgrade(url)
     queue = work.context.Queue()
-    writers = [work.start(work.write_in_turn, url, path, JFK4, float(n), queue) for n in range(8)]
+    writers = [work.start(work.write_in_turn, url, table, JFK4, float(n), queue) for n in range(8)]
     results = sorted(gathered(queue, writers))
     assert [token for token, _ in results] == list(range(1, 9))
     key = PartitionKey.parse(JFK4)
+    path = dataset.table_of(key).path
     last = rows(key, mark=results[-1][1])
     assert content_digest(held(path, key)) == content_digest(last)
     from resources.ledger import Ledger

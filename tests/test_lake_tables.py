@@ -18,8 +18,17 @@ from platform_assets.domain.manifest import PartitionVersion
 from platform_assets.domain.partition import PartitionKey
 from resources import delta, processes
 from resources.lake import Dataset, DatasetTable, content_digest, found_dataset
-from tests.lake_workers import KEY, held, rows
+from tests.lake_workers import (
+    KEY,
+    commit_days,
+    commit_with_own_column,
+    context,
+    held,
+    rows,
+    start,
+)
 from tests.test_lake import pinned
+from tests.test_lake_failures import gathered
 
 LAST = date(2013, 12, 31)
 NEW_YEAR = [PartitionKey(LAST + timedelta(days=n), key) for n in range(2) for key in ("EWR", "JFK")]
@@ -173,6 +182,7 @@ def test_columns_come_and_go_by_table(dataset: Dataset) -> None:
     # In a table that is there already, too; and then as everywhere.
     late = rows(NEW_YEAR[1]).append_column("late", pa.array([True] * 50))
     dataset.commit(NEW_YEAR[1], late, previous=None)
+    assert dataset.read([before, with_more]).equals(back)
     other = rows(NEW_YEAR[3]).append_column("late", pa.array([1.0] * 50))
     with pytest.raises(RefusedError, match="column 'late' is double now, but bool in"):
         dataset.commit(NEW_YEAR[3], other, previous=None)
@@ -222,6 +232,35 @@ def test_who_slept_through_its_lease_writes_nothing_also_as_the_first(
     with pytest.raises(LeaseLostError):
         disk.commit(KEY, rows(n=sent, mark=1.0), previous=None, guard=guard, token=1)
     assert content_digest(held(disk.table_of(KEY).path)) == content_digest(rows(mark=2.0))
+
+
+def test_first_writers_at_once_make_their_tables_and_keep_their_columns(disk: Dataset) -> None:
+    keys = ["EWR", "JFK", "LGA", "SWF"]
+    barrier, queue = context.Barrier(4), context.Queue()
+    writers = [start(commit_with_own_column, disk, barrier, key, queue) for key in keys]
+    assert gathered(queue, writers) == [1, 1, 1, 1]
+    for key in keys:
+        partition = PartitionKey(KEY.date, key)
+        own = held(disk.table_of(partition).path, partition)
+        assert own[f"of_{key}"].to_pylist() == [key] * 50
+    assert {f"of_{key}" for key in keys} <= set(disk.read([]).column_names)
+
+
+@pytest.mark.heavy
+def test_sixteen_writers_over_a_year_s_end_lose_nothing(disk: Dataset) -> None:
+    """Two a key, each with days of its own: four tables change under both."""
+    barrier, queue = context.Barrier(16), context.Queue()
+    keys, first = [f"C{n}" for n in range(8)], LAST - timedelta(days=3)
+    writers = [
+        start(commit_days, disk, barrier, key, 8, queue, first + timedelta(days=8 * half))
+        for key in keys
+        for half in range(2)
+    ]
+    commits = [pair for done in gathered(queue, writers) for pair in done]
+    versions = [pinned(PartitionKey.parse(partition), commit) for partition, commit in commits]
+    found = disk.versions()
+    assert sorted(found.values()) == [4] * 8 + [12] * 8
+    assert disk.read(versions).num_rows == disk.newest_rows().num_rows == 128 * 50
 
 
 def test_a_table_that_is_gone_is_made_anew_and_the_others_stand(disk: Dataset) -> None:

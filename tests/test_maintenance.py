@@ -13,15 +13,19 @@ from platform_assets.domain.lease import LeaseTakenError
 from platform_assets.domain.manifest import PartitionVersion
 from platform_assets.line.maintenance import maintain
 from resources.home import Home
+from resources.lake import DatasetTable
 from tests.lake_workers import KEY, held, rows
 from tests.small import Line, opened
 
 DAYS = 2 * 24 * 3600
 
 
-@pytest.fixture
-def line(home: Home) -> Iterator[Line]:
+@pytest.fixture(params=["tables", "one table"])
+def line(request: pytest.FixtureRequest, home: Home) -> Iterator[Line]:
     with opened(home) as found:
+        if request.param == "one table":  # as an earlier version began it
+            begun = DatasetTable(found.services.dataset.path, "airport")
+            begun._create(rows().schema)
         yield found
 
 
@@ -60,7 +64,7 @@ def test_only_what_no_version_ever_had_is_removed(line: Line) -> None:
         table_version=first.table_version or 0,
         rows=50,
     )
-    newest = done["tables"]["airport=JFK/year=2013"]["version"]
+    newest = done["tables"][line.services.dataset.table_name(KEY)]["version"]
     assert set(table.read([pinned], newest)["mark"].to_pylist()) == {1.0}
     assert held(table.path).num_rows == 100
     assert held(table.path, version=2).num_rows == 50
