@@ -3,11 +3,12 @@
 Nothing that any version of the table holds is removed: models are repeated from them.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from resources.delta import close_tables, open_table, translated
+from resources.delta import LOG, close_tables, open_table, translated
 from resources.vacuum import read_log
 
 ORPHAN_SECONDS = 24 * 3600.0
@@ -29,7 +30,7 @@ class Compacted:
 
 
 def compact(path: str) -> Compacted:
-    """Make one file of each partition that has several, and write a checkpoint.
+    """Make one file of each partition that has several, and write a checkpoint if there is news.
 
     Raises:
         TransientError: the disk is full.
@@ -41,7 +42,8 @@ def compact(path: str) -> Compacted:
         return Compacted(0, 0)
     try:
         done = table.optimize.compact()
-        table.create_checkpoint()
+        if _checkpoint(path) != table.version():
+            table.create_checkpoint()
     except CommitFailedError:
         return Compacted(0, 0, conflict=True)
     except Exception as error:
@@ -52,6 +54,14 @@ def compact(path: str) -> Compacted:
     finally:
         close_tables()
     return Compacted(int(done["numFilesAdded"]), int(done["numFilesRemoved"]))
+
+
+def _checkpoint(path: str) -> int | None:
+    """The version of the newest checkpoint; None where there is none, or nobody can tell."""
+    try:
+        return int(json.loads(Path(path, LOG, "_last_checkpoint").read_bytes())["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def orphans(path: str, now: float) -> list[Path]:

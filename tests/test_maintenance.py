@@ -107,6 +107,23 @@ def test_a_log_that_is_not_whole_lets_nothing_be_removed(line: Line) -> None:
     assert file.exists()
 
 
+def test_a_table_without_news_is_left_as_it_is(line: Line) -> None:
+    line.services.dataset.commit(KEY, rows(), previous=None)
+    log = Path(line.services.dataset.table_of(KEY).path, "_delta_log")
+
+    def checkpoints() -> dict[str, int]:
+        return {f.name: f.stat().st_mtime_ns for f in log.glob("*checkpoint*")}
+
+    maintain(line.services, "me")
+    before = checkpoints()
+    assert len(before) == 2
+    maintain(line.services, "me")
+    assert checkpoints() == before
+    line.services.dataset.commit(KEY, rows(mark=1.0), previous=None)
+    maintain(line.services, "me")
+    assert checkpoints() != before
+
+
 def test_nothing_was_built_yet(line: Line) -> None:
     assert maintain(line.services, "me")["orphans"] == 0
 
