@@ -6,18 +6,22 @@ from pathlib import Path
 
 import dagster as dg
 
+from platform_assets.factory.events import what_ran
 from platform_assets.instance.kubernetes.step_pod import STEP_KEY, step_pod_executor
 
 LASTS = 25
 """Seconds; a step that lasts is ended by something else."""
 
+PATIENCE = 4.0
+"""Seconds that a step waits for the executor's word."""
+
 STEPS = "FAKE_STEPS"
 """Variable of the pods: the folder in which a step notes that it has started."""
 
 if os.environ.get(STEP_KEY):
-    stock = pinned = step_pod_executor()  # the pod of a step starts no other
+    stock = pinned = never = step_pod_executor()  # the pod of a step starts no other
 else:
-    from tests.cluster_executors import pinned, stock
+    from tests.cluster_executors import never, pinned, stock
 
 
 def started(name: str) -> int:
@@ -85,6 +89,14 @@ def after(x: int) -> int:
 def trivial() -> int:
     started("step")
     return 1
+
+
+@dg.op
+def records(context: dg.OpExecutionContext) -> None:
+    """It takes no time, and writes what it is told that its container runs."""
+    started("step")
+    ran = what_ran(context, patience=PATIENCE)
+    (Path(os.environ[STEPS]) / f"recorded {ran.get('image_id', '')}".replace("/", " ")).touch()
 
 
 @dg.op
@@ -183,3 +195,19 @@ def stock_trivial() -> None:
 @dg.job(executor_def=pinned)
 def pinned_trivial() -> None:
     trivial()
+
+
+@dg.job(executor_def=stock)
+def stock_records() -> None:
+    records()
+
+
+@dg.job(executor_def=never)
+def never_records() -> None:
+    records()
+
+
+@dg.job(executor_def=never)
+def never_records_beside() -> None:
+    records()
+    until_told()
