@@ -99,6 +99,56 @@ def records(context: dg.OpExecutionContext) -> None:
     (Path(os.environ[STEPS]) / f"recorded {ran.get('image_id', '')}".replace("/", " ")).touch()
 
 
+MORE = {
+    "container_config": {
+        "security_context": {
+            "privileged": True,
+            "allow_privilege_escalation": True,
+            "read_only_root_filesystem": False,
+            "capabilities": {"add": ["SYS_ADMIN"], "drop": ["KILL"]},
+            "proc_mount": "Unmasked",
+            "run_as_user": 0,
+            "windows_options": {"host_process": True},
+            "app_armor_profile": {"type": "Unconfined"},
+            "se_linux_options": {"role": "system_r"},
+        },
+        "ports": [{"container_port": 1, "host_port": 1}],
+        "liveness_probe": {"http_get": {"host": "10.0.0.1", "port": 1}},
+        "lifecycle": {"pre_stop": {"tcp_socket": {"host": "10.0.0.1", "port": 1}}},
+    },
+    "pod_spec_config": {
+        "host_network": True,
+        "host_pid": True,
+        "host_ipc": True,
+        "priority_class_name": "system-node-critical",
+        "service_account_name": "signalbox",
+        "volumes": [
+            {"name": "v", "host_path": {"path": "/"}},
+            {"name": "v", "nfs": {"server": "s", "path": "/"}},
+        ],
+        "security_context": {
+            "run_as_non_root": False,
+            "run_as_user": 0,
+            "sysctls": [{"name": "kernel.msgmax", "value": "1"}],
+            "seccomp_profile": {"type": "Unconfined"},
+            "app_armor_profile": {"type": "Unconfined"},
+            "se_linux_options": {"user": "system_u", "type": "spc_t"},
+            "windows_options": {"host_process": True},
+        },
+    },
+    "pod_template_spec_metadata": {
+        "annotations": {"container.apparmor.security.beta.kubernetes.io/dagster": "unconfined"}
+    },
+}
+"""All that a pod of a step may not have, and an op's tag may ask for."""
+
+
+@dg.op(tags={"dagster-k8s/config": MORE})
+def asks_for_more() -> int:
+    started("step")
+    return 1
+
+
 @dg.op
 def until_told() -> int:
     """Its first attempt ends when it is told so."""
@@ -211,3 +261,13 @@ def never_records() -> None:
 def never_records_beside() -> None:
     records()
     until_told()
+
+
+@dg.job(executor_def=stock)
+def stock_more() -> None:
+    asks_for_more()
+
+
+@dg.job(executor_def=pinned)
+def pinned_more() -> None:
+    asks_for_more()
