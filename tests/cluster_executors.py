@@ -1,4 +1,4 @@
-"""dagster-k8s's executor and the pinned one, which look at their steps more often."""
+"""dagster-k8s's executor and the pinned one, which look at their steps more often, or never."""
 
 from typing import Any
 
@@ -10,9 +10,11 @@ from dagster_k8s import k8s_job_executor
 from platform_assets.instance.kubernetes.executor import pinned_k8s_job_executor
 
 
-def _often(definition: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
+def _often(
+    definition: dg.ExecutorDefinition, name: str = "often", seconds: int = 0
+) -> dg.ExecutorDefinition:
     @dg.executor(
-        name=f"{definition.name}_often",
+        name=f"{definition.name}_{name}",
         config_schema=definition.config_schema,
         requirements=definition._requirements_fn,
     )
@@ -20,7 +22,7 @@ def _often(definition: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
         make = definition.executor_creation_fn
         assert make is not None
         executor: Any = make(init_context)
-        executor._check_step_health_interval_seconds = 0
+        executor._check_step_health_interval_seconds = seconds
         executor._sleep_seconds = 0.2
         return executor  # type: ignore[no-any-return]
 
@@ -28,3 +30,4 @@ def _often(definition: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
 
 
 stock, pinned = _often(k8s_job_executor), _often(pinned_k8s_job_executor)
+never = _often(pinned_k8s_job_executor, "never", 3600)

@@ -6,18 +6,22 @@ from pathlib import Path
 
 import dagster as dg
 
+from platform_assets.factory.events import what_ran
 from platform_assets.instance.kubernetes.step_pod import STEP_KEY, step_pod_executor
 
 LASTS = 25
 """Seconds; a step that lasts is ended by something else."""
 
+PATIENCE = 4.0
+"""Seconds that a step waits for the executor's word."""
+
 STEPS = "FAKE_STEPS"
 """Variable of the pods: the folder in which a step notes that it has started."""
 
 if os.environ.get(STEP_KEY):
-    stock = pinned = step_pod_executor()  # the pod of a step starts no other
+    stock = pinned = never = step_pod_executor()  # the pod of a step starts no other
 else:
-    from tests.cluster_executors import pinned, stock
+    from tests.cluster_executors import never, pinned, stock
 
 
 def started(name: str) -> int:
@@ -83,6 +87,64 @@ def after(x: int) -> int:
 
 @dg.op
 def trivial() -> int:
+    started("step")
+    return 1
+
+
+@dg.op
+def records(context: dg.OpExecutionContext) -> None:
+    """It takes no time, and writes what it is told that its container runs."""
+    started("step")
+    ran = what_ran(context, patience=PATIENCE)
+    (Path(os.environ[STEPS]) / f"recorded {ran.get('image_id', '')}".replace("/", " ")).touch()
+
+
+MORE = {
+    "container_config": {
+        "security_context": {
+            "privileged": True,
+            "allow_privilege_escalation": True,
+            "read_only_root_filesystem": False,
+            "capabilities": {"add": ["SYS_ADMIN"], "drop": ["KILL"]},
+            "proc_mount": "Unmasked",
+            "run_as_user": 0,
+            "windows_options": {"host_process": True},
+            "app_armor_profile": {"type": "Unconfined"},
+            "se_linux_options": {"role": "system_r"},
+        },
+        "ports": [{"container_port": 1, "host_port": 1}],
+        "liveness_probe": {"http_get": {"host": "10.0.0.1", "port": 1}},
+        "lifecycle": {"pre_stop": {"tcp_socket": {"host": "10.0.0.1", "port": 1}}},
+    },
+    "pod_spec_config": {
+        "host_network": True,
+        "host_pid": True,
+        "host_ipc": True,
+        "priority_class_name": "system-node-critical",
+        "service_account_name": "signalbox",
+        "volumes": [
+            {"name": "v", "host_path": {"path": "/"}},
+            {"name": "v", "nfs": {"server": "s", "path": "/"}},
+        ],
+        "security_context": {
+            "run_as_non_root": False,
+            "run_as_user": 0,
+            "sysctls": [{"name": "kernel.msgmax", "value": "1"}],
+            "seccomp_profile": {"type": "Unconfined"},
+            "app_armor_profile": {"type": "Unconfined"},
+            "se_linux_options": {"user": "system_u", "type": "spc_t"},
+            "windows_options": {"host_process": True},
+        },
+    },
+    "pod_template_spec_metadata": {
+        "annotations": {"container.apparmor.security.beta.kubernetes.io/dagster": "unconfined"}
+    },
+}
+"""All that a pod of a step may not have, and an op's tag may ask for."""
+
+
+@dg.op(tags={"dagster-k8s/config": MORE})
+def asks_for_more() -> int:
     started("step")
     return 1
 
@@ -183,3 +245,29 @@ def stock_trivial() -> None:
 @dg.job(executor_def=pinned)
 def pinned_trivial() -> None:
     trivial()
+
+
+@dg.job(executor_def=stock)
+def stock_records() -> None:
+    records()
+
+
+@dg.job(executor_def=never)
+def never_records() -> None:
+    records()
+
+
+@dg.job(executor_def=never)
+def never_records_beside() -> None:
+    records()
+    until_told()
+
+
+@dg.job(executor_def=stock)
+def stock_more() -> None:
+    asks_for_more()
+
+
+@dg.job(executor_def=pinned)
+def pinned_more() -> None:
+    asks_for_more()

@@ -26,6 +26,7 @@ ADVICE = (
     "NOT RUN: the tests on a registry of images; get one with `apt-get install docker-registry`, "
     "then run `make test` again"
 )
+NO_SKOPEO = ADVICE.replace("docker-registry", "skopeo").replace("a registry of images", "digests")
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from platform_assets.domain.admission import Layer, admit, images_of, other_image, witnessed
+from platform_assets.domain.admission import (
+    IMAGE_ATTRIBUTES,
+    Layer,
+    admit,
+    images_of,
+    other_image,
+    witnessed,
+)
 from platform_assets.domain.errors import RefusedError
 from platform_assets.domain.images import ImageLock, LockedImage
 
@@ -93,6 +100,8 @@ def everywhere(image: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "sidecar", job(pod(initContainers=[sidecar]))
     yield "ephemeral", job(pod(ephemeralContainers=[bad]))
     yield "volume", job(pod(volumes=[{"name": "bad", "image": {"reference": image}}]))
+    csi = {"driver": "csi.example", "volumeAttributes": {"image": image}}
+    yield "CSI volume", job(pod(volumes=[{"name": "bad", "csi": csi}]))
     yield "pod", {"kind": "Pod", "spec": pod(initContainers=[bad])}
     cron = {"kind": "CronJob", "spec": {"jobTemplate": job(pod(initContainers=[bad]))}}
     yield "cron job", cron
@@ -171,6 +180,17 @@ def test_a_text_image_that_starts_nothing_is_none() -> None:
     assert not list(images_of(notes))
     # And in a kind with containers it stands for none.
     assert not admit({"kind": "Job", "spec": {"image": GOOD}}, LOCK).allowed
+
+
+@pytest.mark.parametrize("attribute", [*IMAGE_ATTRIBUTES, "IMAGE", "image-ref"])
+def test_an_image_that_a_csi_driver_mounts_is_one(attribute: str) -> None:
+    def judged(image: str, key: str = "volumeAttributes") -> bool:
+        csi = {"driver": "d", key: {attribute: image, "imagePullPolicy": "Always", "share": "s"}}
+        return admit(job(pod(volumes=[{"name": "weights", "csi": csi}])), LOCK).allowed
+
+    assert judged(GOOD)
+    assert not judged(f"{REPOSITORY}:latest")
+    assert not judged(f"{REPOSITORY}:latest", "volume_attributes")  # as dagster-k8s writes it
 
 
 def test_an_empty_lock_admits_nothing() -> None:

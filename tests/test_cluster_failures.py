@@ -1,5 +1,6 @@
 """Failures of the cluster: what dagster-k8s makes of each, and what the pinned executor does."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -30,6 +31,7 @@ failures:
   image: {patience: 1}
   container_config: {patience: 1}
   unschedulable: {patience: 1}
+  suspended: {patience: 1}
 """
 
 
@@ -215,6 +217,10 @@ def _full(cluster: fake.Cluster) -> None:
     cluster.full = "0/2 nodes are available: 2 Insufficient nvidia.com/gpu."
 
 
+def _suspended(cluster: fake.Cluster) -> None:
+    cluster.suspends = True
+
+
 NEVER: dict[str, tuple[Callable[[fake.Cluster], None], str]] = {
     "an image that is gone": (
         partial(_unpullable, "ErrImagePull: manifest unknown"),
@@ -232,6 +238,7 @@ NEVER: dict[str, tuple[Callable[[fake.Cluster], None], str]] = {
         _priorities,
         "no PriorityClass with name signalbox-step-adhoc was found",
     ),
+    "a queue that does not let it in": (_suspended, "JobSuspended: Job suspended"),
     "no room": (_full, "Unschedulable: 0/2 nodes are available: 2 Insufficient nvidia.com/gpu."),
 }
 
@@ -277,6 +284,11 @@ def test_a_quota_is_waited_for_and_said_once(kubelet: fake.Cluster) -> None:
 
 def test_a_quota_that_stays_full_ends_the_wait(kubelet: fake.Cluster, tmp_path: Path) -> None:
     _quota(kubelet)
+    waits = asked_often(kubelet, lambda: len(kubelet.events) > 0)
+    ended = execute(kubelet, "stock_trivial", hangs_if=waits)
+    assert ended.hung  # it waits for ever, and says nothing
+    assert "exceeded quota" not in ended.told
+    kubelet.jobs.clear()
     (tmp_path / "failures.yaml").write_text("failures: {quota: {patience: 1}}")
     ended = execute(kubelet, "pinned_trivial")
     assert not ended.success
@@ -309,6 +321,30 @@ def test_a_step_that_is_not_taken_costs_no_other_step(
     kubelet.faults.clear()
     ended = execute(kubelet, "pinned_two", refuse)
     assert ended.success, ended.told
+
+
+def test_a_step_that_is_forbidden_fails_alone(kubelet: fake.Cluster) -> None:
+    text = 'jobs.batch "x" is forbidden: ValidatingAdmissionPolicy images denied request'
+    faults: list[fake.Fault] = []
+
+    def forbids() -> None:
+        faults[:] = [fake.Fault("POST", "/jobs", 403, message=text)]
+        kubelet.faults[:] = faults
+
+    def goes_on() -> None:
+        (Path(os.environ[STEPS]) / "after-0").touch()
+
+    ended = execute(kubelet, "stock_two", forbids)
+    assert not ended.success
+    assert "Unexpected exception while steps were still in-progress" in ended.told
+    faults.clear()
+    kubelet.when(lambda: faults and not faults[0].times, goes_on)
+    ended = execute(kubelet, "pinned_two", forbids)
+    assert not ended.success
+    assert "Execution of step 'after' failed: POST " in ended.told
+    assert f"403 Forbidden: {text}. Give the Role what it lacks" in ended.told
+    assert ended.events.count("STEP_SUCCESS") == 2
+    assert ended.events.count("STEP_FAILURE") == 1
 
 
 @pytest.mark.parametrize("breaks", ["drop", "late", 500, 503, 504])

@@ -1,6 +1,8 @@
 """The image lock against a real registry: pin, verify, diff, bump."""
 
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -78,6 +80,37 @@ def test_an_index_is_pinned_by_the_manifest_of_the_platform(
         resolve(image, "linux/s390x")
     with pytest.raises(UsageError, match="is for linux/amd64, not for linux/arm64"):
         resolve(TaggedImage(f"{registry.host}/multi", "amd64"), "linux/arm64")
+
+
+def test_skopeo_names_the_same_digests(
+    registry: oci.RunningRegistry, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Somebody else's program, of index and platform: it reads the registry in its own way."""
+
+    def skopeo(*arguments: str) -> str:
+        done = subprocess.run(["skopeo", *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    if shutil.which("skopeo") is None:
+        pytest.skip(oci.NO_SKOPEO)
+    images = {
+        PLATFORM: registry.push_image("seen", "amd64"),
+        "linux/arm64/v8": registry.push_image("seen", "arm64", platform="linux/arm64/v8"),
+    }
+    registry.push_index("seen", "1", images)
+    name = f"{registry.host}/seen:1"
+    told = run(capsys, "pin", "train", name, "--allow-registry", "--json")
+    plain, source = "--tls-verify=false", f"docker://{name}"
+    assert skopeo("inspect", plain, "--format", "{{.Digest}}", source) == told["index"]
+    # The manifest that it takes for the platform, with its blobs, and what it makes of its bytes.
+    place = tmp_path / "copied"
+    platform = ("--override-os", "linux", "--override-arch", "amd64")
+    copied = ("copy", "--quiet", "--src-tls-verify=false", source, f"dir:{place}")
+    skopeo("--insecure-policy", *platform, *copied)
+    assert skopeo("manifest-digest", str(place / "manifest.json")) == told["digest"]
+    (config,) = (p for p in place.iterdir() if told["config"] == f"sha256:{p.name}")
+    assert oci.sha256(config.read_bytes()) == told["config"]
 
 
 def test_drift_is_told_and_not_followed_until_it_is_bumped(

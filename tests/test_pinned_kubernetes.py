@@ -586,6 +586,8 @@ def test_a_step_that_ends_before_a_look_is_compared_at_its_end(
     kubelet: fake.Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executor, "HEALTH_SECONDS", 3600)
+    # It is over before the run's worker reads that it began.
+    monkeypatch.setattr(executor.PinnedStepHandler, "begun", lambda *_: "")
     kubelet.image_ids = {RUN: OTHER}
     success, told = execute(kubelet, "pinned_job")
     assert not success
@@ -637,9 +639,16 @@ def test_a_tag_in_the_pod_does_not_silence_the_check(
         if pod["spec"]["containers"][0]["image"] == TRAIN:
             webhook(pod)
 
-    kubelet.webhook = mutates
     tagged = f"docker-pullable://{HOST}/mesh@sha256:{'d' * 64}"
-    kubelet.image_ids = {TRAIN: OTHER, MOVED: OTHER, f"{HOST}/mesh:latest": tagged}
+    kubelet.image_ids = {TRAIN: OTHER, RUN: OTHER, MOVED: OTHER, f"{HOST}/mesh:latest": tagged}
+    kubelet.webhook = webhook
+    success, told = execute(kubelet, "stock_job")
+    assert success, told  # nobody looks at what was made of it
+    assert named in json.dumps(list(kubelet.pods.values()))
+    kubelet.jobs.clear()
+    kubelet.pods.clear()
+    kubelet.image_ids.pop(RUN)
+    kubelet.webhook = mutates
     success, told = execute(kubelet, "pinned_lasting")
     assert not success
     assert "Error while checking health" not in told

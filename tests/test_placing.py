@@ -19,6 +19,7 @@ from platform_assets.domain.placing import (
     RUN_ACCOUNT,
     STEP_ACCOUNT,
     Place,
+    _unconfined,
     insecure,
     placed,
     secured,
@@ -28,6 +29,8 @@ from resources.cluster import load_settings
 from resources.images import VARIABLE, change_lock
 from tests import cluster as fake
 from tests import podman
+from tests.cluster_runs import STEPS
+from tests.cluster_runs import execute as execute_steps
 from tests.test_pinned_kubernetes import CONFIG, LOCK, RUN, job_with, launch, prepares, trains
 from tests.test_pinned_kubernetes import client as client_of
 
@@ -215,6 +218,31 @@ def test_who_asks_for_more_is_refused(spec: dict[str, Any], words: str) -> None:
         placed(asked, Place("step", Lane.BACKFILL), "step x")
     assert words in str(refused.value)
     assert insecure(job()["spec"]["template"]["spec"]) == []
+
+
+@pytest.mark.heavy
+def test_a_tag_gives_a_step_nothing_that_it_may_not_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it at once: dagster-k8s sends each, and each is named."""
+    monkeypatch.setenv(STEPS, str(tmp_path / "steps"))
+    (tmp_path / "steps").mkdir()
+    with fake.running(tmp_path, runs=True) as kubelet:
+        assert execute_steps(kubelet, "stock_more").success
+        (stock,) = kubelet.jobs.values()
+        template = stock["spec"]["template"]
+        wrong = [*insecure(template["spec"]), *_unconfined(template["metadata"]["annotations"])]
+        kubelet.jobs.clear()
+        found = execute_steps(kubelet, "pinned_more")
+        assert not found.success
+        assert kubelet.jobs == {}
+    words = [words for _, words in (*LESS, *LESS_OF_CONTAINER, *OF_CONTAINER)]
+    for one in (*words, "hostIPC is true", "annotation container.apparmor"):
+        assert one in found.told
+        assert one in "; ".join(wrong) or "ServiceAccount" in one
+    assert template["spec"]["serviceAccountName"] == RUN_ACCOUNT
+    assert template["spec"]["priorityClassName"] == "system-node-critical"
+    assert "that of a step in lane adhoc is signalbox-step-adhoc" in found.told
 
 
 def test_what_the_standard_allows_is_not_refused() -> None:

@@ -415,6 +415,8 @@ def test_a_worker_that_runs_another_image_is_ended(
 ) -> None:
     cluster.image_ids = {RUN: f"docker-pullable://{HOST}/run@sha256:{'e' * 64}"}
     run = launched(launcher, resumes)
+    cluster.create(a_job(run.run_id, "its-step"))
+    cluster.create(a_job("another", "anothers-step"))
     if launcher is K8sRunLauncher:
         assert "sha256:eeee" not in run.monitor()
         assert run.run.status is DagsterRunStatus.STARTED
@@ -427,8 +429,59 @@ def test_a_worker_that_runs_another_image_is_ended(
     told = "\n".join(entry.message for entry in run.instance.all_logs(run.run_id))
     assert "the worker was ended: the cluster runs sha256:eeee" in told
     assert "somebody deleted it" not in told
+    assert "Job dagster-run-" in told
+    assert "its-step" in told
     assert run.run.status is DagsterRunStatus.FAILURE
-    assert cluster.jobs == {}
+    assert list(cluster.jobs) == ["anothers-step"]
+
+
+@BOTH
+@pytest.mark.parametrize("resumes", [0, 5])
+def test_the_steps_of_a_run_whose_worker_is_not_resumed_are_ended(
+    cluster: fake.Cluster,
+    launched: Callable[..., Run],
+    launcher: type[K8sRunLauncher],
+    resumes: int,
+) -> None:
+    run = launched(launcher, resumes)
+    cluster.out_of_memory()
+    cluster.work()
+    cluster.create(a_job(run.run_id, "its-step"))
+    if launcher is K8sRunLauncher:
+        run.monitor()  # failed or resumed, it leaves them
+        assert "its-step" in cluster.jobs
+        return
+    if resumes:
+        with pytest.raises(ClusterError):
+            run.monitor()
+    else:
+        run.monitor()
+    assert run.run.status is DagsterRunStatus.FAILURE
+    assert "its-step" not in cluster.jobs
+
+
+@BOTH
+def test_the_steps_of_a_run_that_is_terminated_are_ended(
+    cluster: fake.Cluster, launched: Callable[..., Run], launcher: type[K8sRunLauncher]
+) -> None:
+    """Its worker leaves them to the next one, as long as it might be resumed."""
+    run = launched(launcher, resumes=5)
+    cluster.create(a_job(run.run_id, "its-step"))
+    run.instance.run_launcher.terminate(run.run_id)
+    assert ("its-step" in cluster.jobs) is (launcher is K8sRunLauncher)
+
+
+def test_jobs_that_cannot_be_deleted_are_told(
+    cluster: fake.Cluster, launched: Callable[..., Run]
+) -> None:
+    run = launched(PinnedK8sRunLauncher)
+    cluster.out_of_memory()
+    cluster.work()
+    cluster.create(a_job(run.run_id, "its-step"))
+    cluster.faults.append(fake.Fault("DELETE", "/jobs/its-step", 403, times=100))
+    told = run.monitor()
+    assert "Jobs of the run were not deleted, they may go on" in told
+    assert run.run.status is DagsterRunStatus.FAILURE
 
 
 def test_a_worker_whose_image_left_the_lock_goes_on(

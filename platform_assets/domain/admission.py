@@ -30,7 +30,15 @@ _WITHOUT = (
 """What lies below these starts nothing by a text `image`: an image volume is looked at by itself,
 and the `image` of a block device is none of a container."""
 
+IMAGE_ATTRIBUTES = (
+    *("image", "imageName", "imageRef", "imageReference", "imageURI", "imageUrl"),
+    *("containerImage", "ociImage", "ociRef", "reference"),
+)
+"""Attributes of a CSI volume by which drivers that mount an image are told which one. Each driver
+has words of its own; these are the ones that are looked for."""
+
 _DEEPEST = 64
+_ATTRIBUTES = {name.lower() for name in IMAGE_ATTRIBUTES}
 _ID = re.compile(rf"{DIGEST}\Z", re.ASCII)
 
 
@@ -257,6 +265,18 @@ def _volumes(value: Sequence[Any], place: str) -> Iterator[Found]:
             text = image.get("reference") if isinstance(image, Mapping) else image
             name = str(volume.get("name") or "")
             yield Found(f"{place}[{number}]", name, text if _is_text(text) else None)
+        csi = volume.get("csi") if isinstance(volume, Mapping) else None
+        if isinstance(csi, Mapping):
+            yield from _of_csi(csi, f"{place}[{number}].csi", str(volume.get("name") or ""))
+
+
+def _of_csi(csi: Mapping[str, Any], place: str, name: str) -> Iterator[Found]:
+    for key in ("volumeAttributes", "volume_attributes"):
+        told = csi.get(key)
+        for attribute, value in told.items() if isinstance(told, Mapping) else ():
+            if re.sub(r"[^a-z]", "", str(attribute).lower()) in _ATTRIBUTES:
+                here = f"{place}.volumeAttributes.{attribute}"
+                yield Found(here, name, value if _is_text(value) else None)
 
 
 def _is_text(value: Any) -> bool:

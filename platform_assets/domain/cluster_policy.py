@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from platform_assets.domain.admission import IMAGE_ATTRIBUTES
 from platform_assets.domain.cluster_lanes import classes
 from platform_assets.domain.cluster_settings import ClusterSettings
 from platform_assets.domain.images import COMPONENT, DIGEST, ImageLock
@@ -139,6 +140,12 @@ def _images(spec: str) -> str:
     parts.append(
         f"(has({spec}.volumes) ? {spec}.volumes.filter(v, has(v.image)).map(v, {reference}) : [])"
     )
+    for name in IMAGE_ATTRIBUTES:
+        told = f"has(v.csi) && has(v.csi.volumeAttributes) && has(v.csi.volumeAttributes.{name})"
+        value = f"v.csi.volumeAttributes.{name}"
+        parts.append(
+            f"(has({spec}.volumes) ? {spec}.volumes.filter(v, {told}).map(v, {value}) : [])"
+        )
     return " + ".join(parts)
 
 

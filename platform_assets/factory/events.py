@@ -3,6 +3,7 @@
 import base64
 import os
 import re
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory.grid import asset_key, partition_tags
 from platform_assets.instance.claiming import in_lane
+from platform_assets.instance.kubernetes.step_pod import STEP_KEY
 from platform_assets.line.features import SourceChange
 from platform_assets.line.services import Outcome, Services
 
@@ -43,6 +45,12 @@ MAIN_CONTAINER = "dagster"
 POD = "HOSTNAME"
 """Variable in which a container finds the name of its pod, unless the pod asks for another one."""
 
+PATIENCE_SECONDS, LOOK_SECONDS = 15.0, 0.2
+"""How long a step waits for what its container runs to be compared, and between two looks."""
+
+_WAITED: set[tuple[str, str]] = set()
+"""Run and pod for which that has been waited once, in vain or not."""
+
 RETRIES, RETRY_SECONDS = 2, 5.0
 """How often a step is tried again after transient errors alone, and how long it waits."""
 
@@ -58,14 +66,40 @@ def opened(context: dg.AssetExecutionContext, spec: PipelineSpec) -> Services:
     )
 
 
-def what_ran(context: dg.AssetExecutionContext) -> dict[str, str]:
+def what_ran(
+    context: dg.AssetExecutionContext | dg.OpExecutionContext, patience: float | None = None
+) -> dict[str, str]:
     """What the executor has noted on this run of the container that the step is in.
 
-    It asks the cluster every few seconds: in the first ones, and outside of a cluster, nothing.
+    It asks the cluster as soon as the step has begun, and in the pod of a step that is waited for:
+    once in a process, for who asks has not written anything yet. Outside of a cluster, nothing.
     Of init containers and sidecars, and of the pods of other attempts, it notes the same.
+
+    Args:
+        patience: seconds; None: PATIENCE_SECONDS.
     """
     if not os.environ.get("SIGNALBOX_IMAGE"):
         return {}
+    found = _noted(context)
+    attempt = (context.run.run_id, os.environ.get(POD, ""))
+    if found or not os.environ.get(STEP_KEY) or attempt in _WAITED:
+        return found
+    patience = PATIENCE_SECONDS if patience is None else patience
+    end = time.monotonic() + patience
+    while not found and time.monotonic() < end:
+        time.sleep(LOOK_SECONDS)
+        found = _noted(context)
+    _WAITED.add(attempt)
+    if not found:
+        context.log.warning(
+            f"nobody has compared this container with images.lock.yaml within {patience:.0f} s: "
+            "the cluster, or the run's worker, is away. What is made stands without its imageID, "
+            "and is compared when the step ends"
+        )
+    return found
+
+
+def _noted(context: dg.AssetExecutionContext | dg.OpExecutionContext) -> dict[str, str]:
     pod = os.environ.get(POD)
     step = context.get_step_execution_context().step.key
     records = context.instance.get_records_for_run(

@@ -198,9 +198,13 @@ class Services:
             run_id: who works.
             wait: for how many seconds another run is waited for; None: CLAIM_SECONDS.
 
+        In the pod of a step nothing is claimed before the executor has said what the pod runs: what
+        runs in another image is ended then, and has written nothing.
+
         Raises:
             LeaseTakenError: another run was at work on it for all of that time.
         """
+        self.ran()
         lease = acquire(
             self.leases,
             f"{asset} {partition}" if partition else asset,

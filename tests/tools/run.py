@@ -11,6 +11,7 @@ of models in CI, for its time is limited, and all with --heavy. Other arguments 
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -159,6 +160,8 @@ def main(arguments: list[str]) -> int:
         print(f"NOT RUN: the tests on Postgres; {postgres.ADVICE}, then run `make test` again")
     if not oci.is_there():
         print(oci.ADVICE)
+    if shutil.which("skopeo") is None:
+        print(oci.NO_SKOPEO)
     if heavy and not podman.is_there():
         print(podman.advice(podman.missing()))
     return int(failed)

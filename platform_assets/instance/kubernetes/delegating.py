@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from dagster import DagsterInstance
-from dagster._core.events import DagsterEvent
+from dagster._core.events import DagsterEvent, DagsterEventType
 from dagster._core.execution.context.system import IStepContext
 from dagster._core.execution.plan.state import KnownExecutionState
 from dagster._core.execution.retries import RetryMode
@@ -23,6 +23,7 @@ from dagster_shared.error import SerializableErrorInfo
 from platform_assets.domain.cluster_budgets import Verdict
 from platform_assets.domain.cluster_causes import Fault, Finding
 from platform_assets.instance.kubernetes.recovering import (
+    STARTS,
     Recovery,
     ends,
     error_of,
@@ -46,6 +47,9 @@ class Told(Protocol):
     def interruption(self, key: str) -> Finding | None:
         """Who interrupted a step, by the cluster; None where it knows nothing of it."""
 
+    def begun(self, key: str) -> str:
+        """As `ended`, of a step that has just begun; one that runs something else is ended."""
+
     def ended(self, key: str) -> str:
         """Why what a step ran is not what was asked for; empty if it is, or was said before."""
 
@@ -59,6 +63,7 @@ class RecoveringExecutor(StepDelegatingExecutor):
         super().__init__(handler, retries=retries, **settings)
         self._told = told
         self._held: list[DagsterEvent] | None = None
+        self._over: set[str | None] = set()
 
     def log_failure_or_retry_event_after_error(
         self,
@@ -101,8 +106,37 @@ class RecoveringExecutor(StepDelegatingExecutor):
         late = {n for n in unseen(events) if not self._known(events[n])} if first else set()
         told = [n for n in range(len(events)) if not superseded(events, n)]
         self._held = [events[n] for n in told if n in late]
-        kept = [events[n] for n in told if n not in late and not self._replaced(events[n])]
-        return [event for event in kept if not self._ran_another(event)]
+        kept = [events[n] for n in told if n not in late and self._counts(events[n])]
+        ended = {event.step_key for event in kept if ends(event)}
+        for key in {e.step_key for e in kept if e.event_type in STARTS} - ended:
+            self._compare(key)
+        return kept
+
+    def _counts(self, event: DagsterEvent) -> bool:
+        """Whether an event is Dagster's to see.
+
+        Not a second end of one attempt, at which it would break off the run: a step that is ended
+        from here has the time to record that it was interrupted.
+        """
+        key = event.step_key
+        if event.event_type is DagsterEventType.STEP_WORKER_STARTING:
+            self._over.discard(key)
+        if not ends(event):
+            return True
+        if key in self._over or self._replaced(event) or self._ran_another(event):
+            return False
+        self._over.add(key)
+        return True
+
+    def _compare(self, key: str | None) -> None:
+        """Look at a step as soon as it has begun: it waits for that before it writes anything."""
+        context = self._told.context_of(key) if key is not None else None
+        if key is None or context is None:
+            return
+        reason = self._told.begun(key)
+        if reason:
+            words = f"step {key} was ended: {reason}"
+            self._told.recovery.fail(context, key, Verdict("fail", words))
 
     def _known(self, event: DagsterEvent) -> bool:
         return event.step_key is None or self._told.context_of(event.step_key) is not None

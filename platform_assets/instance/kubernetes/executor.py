@@ -13,8 +13,7 @@ import dagster as dg
 import kubernetes.client
 from dagster._core.definitions.executor_definition import multiple_process_executor_requirements
 from dagster._core.events import EngineEventData
-from dagster._core.execution.retries import RetryMode, get_retries_config
-from dagster._core.execution.tags import get_tag_concurrency_limits_config
+from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.base import Executor
 from dagster._core.executor.init import InitExecutorContext
 from dagster._core.executor.step_delegating import (
@@ -24,18 +23,14 @@ from dagster._core.executor.step_delegating import (
 )
 from dagster_k8s.container_context import K8sContainerContext
 from dagster_k8s.executor import K8sStepHandler
-from dagster_k8s.job import (
-    USER_DEFINED_K8S_JOB_CONFIG_SCHEMA,
-    DagsterK8sJobConfig,
-    UserDefinedDagsterK8sConfig,
-)
+from dagster_k8s.job import UserDefinedDagsterK8sConfig
 from dagster_k8s.launcher import K8sRunLauncher
 from dagster_k8s.utils import load_kubernetes_config
 
 from platform_assets.domain.admission import Layer, other_image
 from platform_assets.domain.cluster_budgets import ClusterError, Verdict
 from platform_assets.domain.cluster_causes import Finding, disruption, find, unrecorded
-from platform_assets.domain.image_spec import DEFAULT_IMAGE, IMAGE_TAG
+from platform_assets.domain.image_spec import IMAGE_TAG
 from platform_assets.domain.images import ImageLock
 from platform_assets.domain.lanes import lane_of
 from platform_assets.domain.placing import Place
@@ -45,9 +40,9 @@ from platform_assets.instance.kubernetes.admitting import (
     credentials,
     making,
 )
+from platform_assets.instance.kubernetes.configuring import CONTEXT, of_steps, schema
 from platform_assets.instance.kubernetes.delegating import RecoveringExecutor
 from platform_assets.instance.kubernetes.foreseeing import CONFIG_TAG, read_tag
-from platform_assets.instance.kubernetes.launcher import PinnedK8sRunLauncher
 from platform_assets.instance.kubernetes.looking import Looking, Ran, Seen, started
 from platform_assets.instance.kubernetes.recovering import (
     PLACE,
@@ -61,18 +56,10 @@ from platform_assets.instance.kubernetes.step_pod import NAME
 from resources.failures import load_budgets
 from resources.images import load_lock
 
-CONTEXT = (
-    *("image_pull_policy", "image_pull_secrets", "service_account_name", "env_config_maps"),
-    *("env_secrets", "env_vars", "volume_mounts", "volumes", "labels", "resources"),
-    *("scheduler_name", "security_context"),
-)
-"""Fields of the config that are those of a container context, by the same name."""
-
-
 _log = logging.getLogger(__name__)
 
 HEALTH_SECONDS = 5
-"""Between looks at what runs; a step that is shorter is looked at when it ends."""
+"""Between looks at what runs, after the one at its beginning; there is another at its end."""
 
 
 class _Named(K8sStepHandler):
@@ -249,10 +236,27 @@ class PinnedStepHandler(StepHandler):
             self._record(context, key, ran)
         return "; ".join(reasons)
 
+    def begun(self, key: str) -> str:
+        """Why a step that has just begun was ended: it runs something else than asked for.
+
+        A cluster that cannot be asked is asked again at the next look.
+        """
+        context = self._contexts[key]
+        handler = self._handler(context)
+        try:
+            ran = started(self._look(context, key).pods)
+        except ClusterError:
+            return ""
+        reasons = self._compared(context, key, ran)
+        if reasons:
+            self._settled.add(handler.job_name(context))
+            self._end(handler, context)
+        return reasons
+
     def ended(self, key: str) -> str:
         """What a step that says that it ended ran otherwise than asked for; empty if it is known.
 
-        Most steps were looked at before; a short one only here.
+        Most steps were looked at before; one that wrote nothing may be seen only here.
         """
         context = self._contexts[key]
         name = self._handler(context).job_name(context)
@@ -309,49 +313,9 @@ class PinnedStepHandler(StepHandler):
         return self._handlers[name]
 
 
-def _schema() -> dict[str, Any]:
-    config = {**DagsterK8sJobConfig.config_type_job()}
-    # By its name in the lock, and by nothing else.
-    config.pop("job_image", None)
-    kubernetes_config = dg.Field(USER_DEFINED_K8S_JOB_CONFIG_SCHEMA, is_required=False)
-    return {
-        **config,
-        "image": dg.Field(
-            dg.StringSource,
-            default_value=DEFAULT_IMAGE,
-            description="Name in images.lock.yaml of the image that steps run in.",
-        ),
-        "load_incluster_config": dg.Field(bool, is_required=False),
-        "kubeconfig_file": dg.Field(dg.Noneable(str), is_required=False),
-        "job_namespace": dg.Field(dg.StringSource, is_required=False),
-        "retries": get_retries_config(),
-        "max_concurrent": dg.Field(dg.IntSource, is_required=False),
-        "tag_concurrency_limits": get_tag_concurrency_limits_config(),
-        "step_k8s_config": kubernetes_config,
-        "per_step_k8s_config": dg.Field(
-            dg.Map(str, USER_DEFINED_K8S_JOB_CONFIG_SCHEMA, key_label_name="step_name"),
-            is_required=False,
-            default_value={},
-        ),
-        "enable_owner_references": dg.Field(bool, is_required=False, default_value=False),
-    }
-
-
-def of_steps(launcher: Any) -> dict[str, Any]:
-    """What the launcher's config says of steps, as the executor's own config would say it."""
-    said = launcher.steps if isinstance(launcher, PinnedK8sRunLauncher) else {}
-    names = {
-        "step_resources": "resources",
-        "step_service_account_name": "service_account_name",
-        "steps_at_once": "max_concurrent",
-        "kueue": "kueue",
-    }
-    return {names[name]: value for name, value in said.items()}
-
-
 @dg.executor(
     name=NAME,
-    config_schema=_schema(),
+    config_schema=schema(),
     requirements=multiple_process_executor_requirements(),
 )
 def pinned_k8s_job_executor(init_context: InitExecutorContext) -> Executor:

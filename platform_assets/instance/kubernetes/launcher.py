@@ -26,6 +26,7 @@ from dagster._core.launcher import LaunchRunContext, ResumeRunContext, WorkerSta
 from dagster._core.launcher.base import CheckRunHealthResult
 from dagster._core.storage.dagster_run import DagsterRunStatus
 from dagster._serdes import ConfigurableClassData
+from dagster_k8s.client import DagsterK8sError
 from dagster_k8s.job import get_job_name_from_run_id
 from dagster_k8s.launcher import K8sRunLauncher
 from dagster_k8s.utils import load_kubernetes_config
@@ -166,19 +167,37 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
             RefusedError: a container of the Job is not pinned; of its steps each is judged then.
         """
         run = context.dagster_run
-        if run.run_id in self._others:
-            raise ClusterError(Cause.IMAGE, self._others[run.run_id])
         name = get_job_name_from_run_id(
             run.run_id, resume_attempt_number=(context.resume_attempt_number or 1) - 1 or None
         )
-        self._allow(run, self._seen(run, name))
+        try:
+            if run.run_id in self._others:
+                raise ClusterError(Cause.IMAGE, self._others[run.run_id])
+            self._allow(run, self._seen(run, name))
+        except ClusterError:
+            self._end_jobs(run)
+            raise
         with self._making(run):
             super().resume_run(context)
+
+    def terminate(self, run_id: str) -> bool:
+        """End a run, by its worker's Job and those of its steps.
+
+        Where runs are resumed, a worker that is ended leaves its steps to the next one, and there
+        is none.
+        """
+        run = self._instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            return False
+        ended = bool(super().terminate(run_id))
+        self._end_jobs(run)
+        return ended
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         """Whether the run's worker is there; if not, why, in the cluster's words.
 
-        One that runs something else than was asked for is ended, as a step is, and not resumed.
+        One that runs something else than was asked for is ended, as a step is, and not resumed; its
+        steps are ended with it, and so are those of any that no other one comes after.
 
         dagster-k8s takes a run whose cluster cannot be asked for lost: Dagster fails it, or starts
         a second worker beside the first. Nothing is known of it then, so it counts as running.
@@ -191,15 +210,15 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
         others = _others(seen)
         if others:
             self._others[run.run_id] = others
-            self._end(run, seen)
+            self._end_jobs(run)
             return CheckRunHealthResult(WorkerStatus.FAILED, f"the worker was ended: {others}")
         finding = self._finding(seen)
         if finding is not None and finding.state == "over":
             budgets = load_budgets()
             words = decide(finding, budgets, 0, timedelta(0)).words.partition(". It is asked")[0]
-            return CheckRunHealthResult(WorkerStatus.FAILED, words)
+            return self._failed(run, words)
         if seen.finished and run.status in (DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING):
-            return CheckRunHealthResult(WorkerStatus.FAILED, _unsaid(seen))
+            return self._failed(run, _unsaid(seen))
         return CheckRunHealthResult(
             WorkerStatus.SUCCESS if seen.finished else WorkerStatus.RUNNING,
             finding.words if finding else None,
@@ -251,12 +270,27 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
                 namespace=self.get_container_context_for_run(run).namespace,
             )
 
-    def _end(self, run: dg.DagsterRun, seen: Seen) -> None:
-        namespace = self.get_container_context_for_run(run).namespace
+    def _failed(self, run: dg.DagsterRun, words: str) -> CheckRunHealthResult:
+        if not self._instance.run_will_resume(run.run_id):
+            self._end_jobs(run)
+        return CheckRunHealthResult(WorkerStatus.FAILED, words)
+
+    def _end_jobs(self, run: dg.DagsterRun) -> None:
+        """Delete what is left of a run: nobody would take up what its steps say."""
+        namespace = str(self.get_container_context_for_run(run).namespace)
+        looking = Looking(self._api_client.batch_api, self._api_client.core_api)
         try:
-            self._api_client.delete_job(job_name=seen.name, namespace=namespace)
-        except ClusterError:
-            _log.warning("Job %s was not deleted", seen.name, exc_info=True)
+            names = looking.of_run(namespace, run.run_id)
+            for name in names:
+                self._api_client.delete_job(job_name=name, namespace=namespace)
+        except (ClusterError, DagsterK8sError) as error:
+            words = f"Jobs of the run were not deleted, they may go on: {error}"
+            _log.warning("run %s: %s", run.run_id, words)
+            self._instance.report_engine_event(words, run)
+            return
+        if names:
+            words = f"what was left of the run was deleted: Job {', '.join(sorted(names))}"
+            self._instance.report_engine_event(words, run)
 
     def _making(self, run: dg.DagsterRun) -> AbstractContextManager[None]:
         place = Place("run", lane_of(run.tags, parent_lane(self._instance, run)))

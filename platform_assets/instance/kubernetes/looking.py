@@ -14,6 +14,9 @@ from platform_assets.domain.cluster_causes import Said, started_pods
 MOST_PODS = 5
 """Pods of one Job whose events are asked for: it should have had one."""
 
+RUN_LABEL = "dagster/run-id"
+"""Label that dagster-k8s gives to the Jobs of a run and of its steps."""
+
 Ran = Mapping[str, tuple[str, str]]
 """Image ID as the cluster reports it and image as it was sent, by pod and container."""
 
@@ -41,11 +44,7 @@ class Seen:
     @property
     def finished(self) -> bool:
         """Whether nothing of it can start any more."""
-        conditions = ((self.job or {}).get("status") or {}).get("conditions") or ()
-        kinds = ("Complete", "Failed")
-        return self.job is None or any(
-            c.get("type") in kinds and c.get("status") == "True" for c in conditions
-        )
+        return self.job is None or _over(self.job)
 
 
 class Looking:
@@ -86,6 +85,17 @@ class Looking:
             seen.events.extend(self._events(namespace, name, (*known, *map(_name, pods))))
         return seen
 
+    def of_run(self, namespace: str, run_id: str) -> list[str]:
+        """Names of the Jobs of a run and its steps that are not over.
+
+        Raises:
+            ClusterError: the API server does not answer, or does not allow it.
+        """
+        listed = self._batch.list_namespaced_job(
+            namespace, label_selector=f"{RUN_LABEL}={run_id}", _preload_content=False
+        )
+        return [_name(job) for job in _read(listed).get("items") or () if not _over(job)]
+
     def _events(self, namespace: str, name: str, known: Iterable[str]) -> list[Said]:
         try:
             found = self._of(namespace, name)
@@ -122,6 +132,12 @@ def started(pods: Sequence[Said]) -> Ran:
 def _read(response: Any) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(response.data)
     return document
+
+
+def _over(job: Said) -> bool:
+    conditions = (job.get("status") or {}).get("conditions") or ()
+    kinds = ("Complete", "Failed")
+    return any(c.get("type") in kinds and c.get("status") == "True" for c in conditions)
 
 
 def _well(job: Said | None) -> bool:

@@ -55,6 +55,7 @@ class Cluster:
         unpullable: messages by image that cannot be pulled.
         config_error: why no container can be made.
         full: why no pod is scheduled.
+        suspends: whether Jobs are suspended, as a queue does it, before they have a pod.
         tokens: those that are valid.
         faults: what comes in the way of requests, the first that fits.
         webhook: changes each pod before it is stored, as one of the cluster may.
@@ -74,6 +75,7 @@ class Cluster:
     unpullable: dict[str, str] = field(default_factory=dict)
     config_error: str = ""
     full: str = ""
+    suspends: bool = False
     tokens: set[str] = field(default_factory=lambda: {"fake"})
     faults: list[Fault] = field(default_factory=list)
     webhook: Callable[[Object], None] | None = None
@@ -249,6 +251,11 @@ class Cluster:
         job = self.jobs[name]
         status, spec = job["status"], job["spec"]
         if any(c["type"] in ("Complete", "Failed") for c in status.get("conditions") or ()):
+            return
+        if self.suspends and not status.get("conditions"):
+            text = {"reason": "JobSuspended", "message": "Job suspended"}
+            status["conditions"] = [{"type": "Suspended", "status": "True", **text}]
+        if self.suspends:
             return
         pods = self.of_job(name)
         for pod in pods:
