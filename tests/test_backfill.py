@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 
 from platform_assets.cli import backfill_screen
 from platform_assets.cli.app import main
+from platform_assets.cli.lanes import describe
 from platform_assets.domain.backfill_cost import batches
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.factory import assets, grid
@@ -36,6 +37,7 @@ from platform_assets.factory.instance import dagster_yaml
 from platform_assets.line import stopwatch
 from platform_assets.line.backfill import make_plan, read_measured, select, span_of
 from platform_assets.line.features import build_features
+from resources.lanes import load_lanes
 from resources.ledger.backfills import Backfills
 from tests.small import HELD, Line, Templates, copied, small_spec
 
@@ -363,6 +365,8 @@ def test_the_queue_is_read_from_the_instance(line: Line) -> None:
     for rule in declared["tag_concurrency_limits"]:
         if rule["key"] == "signalbox/lane":
             assert found.lanes[rule["value"]] <= rule["limit"]
+        if rule["key"] == "dagster/backfill":
+            assert found.per_backfill == rule["limit"]
 
 
 def test_a_batch_that_was_cut_off_goes_on_with_what_is_missing(
@@ -515,6 +519,45 @@ def test_a_backfill_of_the_ui_is_adopted_when_it_is_steered(line: Line, backfill
     again = store.find("fromthui")
     assert again is not None
     assert again.selection == record.selection
+
+
+def test_a_size_that_the_lane_does_not_have_is_said(line: Line, backfill: Shell) -> None:
+    pretend(line, {"features": ["JFK|2013-01-09"]})
+    assert "at most 99 run(s) at once (its lane allows 2)" in backfill("resize", "--runs", "99")
+    assert "its lane allows" not in backfill("resize", "--runs", "2")
+    assert backfill.json("status", "fromthui")["runs_at_once"] == 2
+
+
+def test_what_has_ended_is_no_limit_any_more(line: Line, backfill: Shell) -> None:
+    """The queue reads the limits of steered backfills once a second, for ever."""
+    one = {"features": ["JFK|2013-01-09"]}
+    first = pretend(line, one, "first")
+    store = Backfills(line.home.ledger_url)
+    backfill("pause", "first")
+    backfill("resize", "first", "--runs", "1")
+    line.instance.update_backfill(first.with_status(BulkActionStatus.CANCELED))
+    assert [r.id for r in store.steered()] == ["first"]
+    assert "first" not in json.dumps(describe(line.home, load_lanes())["steered"])
+
+    pretend(line, one, "second")
+    backfill("resize", "second", "--runs", "1")
+    assert [r.id for r in store.steered()] == ["second"]
+    assert backfill.json("status", "first")["max_runs"] == 1, "what it had is still told"
+
+
+def test_watching_as_json_tells_how_it_ended(
+    line: Line, backfill: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going = pretend(line, {"features": ["JFK|2013-01-09"]})
+
+    def ends(_: float) -> None:
+        line.instance.update_backfill(going.with_status(BulkActionStatus.CANCELED))
+
+    monkeypatch.setattr("platform_assets.cli.backfill_screen.time.sleep", ends)
+    found = json.loads(backfill("watch", "--json"))
+    assert (found["backfill"], found["status"]) == ("fromthui", "canceled")
+    assert backfill.code == 1
+    assert "ended as canceled" in backfill.err
 
 
 def test_only_what_goes_on_can_be_steered(line: Line, backfill: Shell) -> None:

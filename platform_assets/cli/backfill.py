@@ -15,6 +15,7 @@ from platform_assets.cli.backfill_common import (
     Runs,
     Url,
     dagster_of,
+    forget_ended,
     login,
     watch_to_its_end,
 )
@@ -235,7 +236,8 @@ def _launch(
             )
         time.sleep(0.2)
     now = datetime.now(UTC)
-    Backfills(services.home.ledger_url).put(
+    ledger = Backfills(services.home.ledger_url)
+    ledger.put(
         BackfillRecord(
             id=backfill_id,
             pipeline=spec.pipeline,
@@ -248,6 +250,7 @@ def _launch(
             changed_by=by,
         )
     )
+    forget_ended(instance, ledger)
     return backfill_id
 
 

@@ -15,6 +15,7 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES, DagsterRun
 from platform_assets.domain.backfill import STAGES
 from platform_assets.domain.backfill_cost import Queue
 from platform_assets.domain.errors import UsageError
+from platform_assets.domain.lane_limits import EACH_VALUE
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory import grid
@@ -77,6 +78,16 @@ def ending(instance: dg.DagsterInstance) -> list[str]:
     """The backfills that are being cancelled, or given up: a launch waits for their end."""
     wanted = BulkActionsFilter(statuses=list(ENDING_STATUSES))
     return [backfill.backfill_id for backfill in instance.get_backfills(filters=wanted)]
+
+
+def ended_of(instance: dg.DagsterInstance, ids: Iterable[str]) -> list[str]:
+    """Those of some backfills that have ended."""
+    found = {name: instance.get_backfill(name) for name in ids}
+    return [
+        name
+        for name, backfill in found.items()
+        if backfill is not None and backfill.status in BULK_ACTION_TERMINAL_STATUSES
+    ]
 
 
 def _described(backfill: PartitionBackfill) -> str:
@@ -159,8 +170,12 @@ def read_queue(instance: dg.DagsterInstance) -> Queue:
     if config is None:
         return Queue(0, {})
     lanes: dict[str, int] = {}
+    each = None
     for rule in config.tag_concurrency_limits:
         value = rule.get("value")
+        if rule["key"] == BACKFILL_TAG and value == EACH_VALUE:
+            each = rule["limit"]
+            continue
         if rule["key"] == LANE_TAG and isinstance(value, str):
             lane = value
         elif rule["key"] == BACKFILL_TAG and value is None:
@@ -168,7 +183,7 @@ def read_queue(instance: dg.DagsterInstance) -> Queue:
         else:
             continue
         lanes[lane] = min(lanes.get(lane, rule["limit"]), rule["limit"])
-    return Queue(config.max_concurrent_runs, lanes)
+    return Queue(config.max_concurrent_runs, lanes, each)
 
 
 def pipeline_of_backfill(backfill: PartitionBackfill) -> str | None:
