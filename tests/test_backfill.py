@@ -297,6 +297,9 @@ def test_the_backfill_of_a_job_is_work_elsewhere_and_has_progress(
     stage = found["assets"]["flights/features"]
     assert (found["pipeline"], stage["wanted"], stage["done"]) == ("flights", 3, 1)
     assert (stage["in_progress"], stage["waiting"], stage["failed"]) == (1, 1, 0)
+    assert backfill.json("pause", "ofthejob")["paused"] is True
+    (record,) = Backfills(line.home.ledger_url).steered()
+    assert record.selection == {"flights/features": names}
 
 
 def test_backfills_of_other_assets_stand_in_nobodys_way(line: Line, backfill: Shell) -> None:
