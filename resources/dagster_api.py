@@ -3,11 +3,12 @@
 import json
 import re
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from platform_assets.domain.errors import RefusedError, TransientError
+from platform_assets.domain.errors import RefusedError, TransientError, UsageError
 
 TIMEOUT_SECONDS = 30
 
@@ -116,10 +117,13 @@ class DagsterApi:
 
     Args:
         url: its address, `http://127.0.0.1:3000`.
+
+    Raises:
+        UsageError: it is no address of a webserver.
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+        self.url = _address(url)
 
     def query(self, text: str, variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Run one GraphQL operation.
@@ -265,6 +269,19 @@ class DagsterApi:
         found = self.query(RUNS, {"filter": wanted, "limit": limit})["runsOrError"]
         runs: list[dict[str, Any]] = found["results"]
         return runs
+
+
+def _address(url: str) -> str:
+    try:
+        found = urllib.parse.urlsplit(url)
+        right = found.scheme in ("http", "https") and bool(found.hostname) and found.port != 0
+    except ValueError:  # a port that is no number
+        right = False
+    if not right:
+        raise UsageError(
+            f"{url!r} is no address of a webserver; write it as in http://127.0.0.1:3000"
+        )
+    return url.rstrip("/")
 
 
 def _cause(error: Mapping[str, Any]) -> str:

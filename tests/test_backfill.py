@@ -16,12 +16,18 @@ from dagster._core.definitions.automation_tick_evaluation_context import (
 )
 from dagster._core.execution.asset_backfill import AssetBackfillData
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemotePartitionSetOrigin,
+    RemoteRepositoryOrigin,
+)
 from dagster._core.storage.dagster_run import DagsterRun, DagsterRunStatus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from platform_assets.cli import backfill_screen
 from platform_assets.cli.app import main
+from platform_assets.cli.lanes import describe
 from platform_assets.domain.backfill_cost import batches
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.factory import assets, grid
@@ -31,6 +37,7 @@ from platform_assets.factory.instance import dagster_yaml
 from platform_assets.line import stopwatch
 from platform_assets.line.backfill import make_plan, read_measured, select, span_of
 from platform_assets.line.features import build_features
+from resources.lanes import load_lanes
 from resources.ledger.backfills import Backfills
 from tests.small import HELD, Line, Templates, copied, small_spec
 
@@ -249,6 +256,79 @@ def test_what_a_run_or_a_backfill_works_on_is_left_out(line: Line) -> None:
     assert "2013-01-09" in alone["model"]
 
 
+def pretend_of_job(line: Line, job: str, names: Sequence[str]) -> PartitionBackfill:
+    """The backfill of a job, as its page in the UI and `dagster job backfill` make it."""
+    origin = RemotePartitionSetOrigin(
+        repository_origin=RemoteRepositoryOrigin(
+            RegisteredCodeLocationOrigin("signalbox"), repository_name="__repository__"
+        ),
+        partition_set_name=f"{job}_partition_set",
+    )
+    found = PartitionBackfill(
+        backfill_id="ofthejob",
+        status=BulkActionStatus.REQUESTED,
+        from_failure=False,
+        tags={},
+        backfill_timestamp=1.0,
+        partition_set_origin=origin,
+        partition_names=list(names),
+    )
+    line.instance.add_backfill(found)
+    return found
+
+
+def test_the_backfill_of_a_job_is_work_elsewhere_and_has_progress(
+    line: Line, backfill: Shell
+) -> None:
+    line.land("2013-01-10", "2013-01-11")
+    names = [f"JFK|2013-01-{day}" for day in ("08", "10", "11")]
+    pretend_of_job(line, "flights_features", names)
+    busy = in_work(line.instance, line.spec)
+    assert busy == {("features", name): "backfill ofthejob" for name in names}
+
+    tags = {"dagster/backfill": "ofthejob"}
+    line.must("features", partition="JFK|2013-01-10", tags=tags, job="flights_features")
+    running(line, {**tags, "dagster/partition": "JFK|2013-01-11"}, "features")
+    busy = in_work(line.instance, line.spec)
+    assert set(busy) == {("features", "JFK|2013-01-08"), ("features", "JFK|2013-01-11")}
+    assert "of backfill ofthejob" in busy["features", "JFK|2013-01-11"]
+
+    found = backfill.json("status", "ofthejob")
+    stage = found["assets"]["flights/features"]
+    assert (found["pipeline"], stage["wanted"], stage["done"]) == ("flights", 3, 1)
+    assert (stage["in_progress"], stage["waiting"], stage["failed"]) == (1, 1, 0)
+    assert backfill.json("pause", "ofthejob")["paused"] is True
+    (record,) = Backfills(line.home.ledger_url).steered()
+    assert record.selection == {"flights/features": names}
+
+
+def test_backfills_of_other_assets_stand_in_nobodys_way(line: Line, backfill: Shell) -> None:
+    """Somebody's own assets beside the pipelines have partitions and jobs of their own."""
+    static = dg.StaticPartitionsDefinition(["a", "b"])
+    key = dg.AssetKey("regions")
+
+    @dg.asset(key=key, partitions_def=static)
+    def regions() -> None: ...
+
+    subset = AssetGraphSubset({key: static.subset_with_partition_keys(["a"])})
+    line.instance.add_backfill(
+        PartitionBackfill(
+            backfill_id="regional",
+            status=BulkActionStatus.REQUESTED,
+            from_failure=False,
+            tags={},
+            backfill_timestamp=1.0,
+            asset_selection=[key],
+            asset_backfill_data=AssetBackfillData.empty(subset, 1.0, line.instance),
+        )
+    )
+    pretend_of_job(line, "weekly_train", ["week 1"])
+    assert in_work(line.instance, line.spec) == {}
+    found = {one["backfill"]: one for one in backfill.json("status")["backfills"]}
+    assert found["regional"]["assets"]["regions"]["wanted"] == 1
+    assert set(found) == {"regional", "ofthejob"}
+
+
 @unhurried
 @given(st.sampled_from(CELLS), st.sampled_from(CELLS))
 def test_a_range_means_what_dagster_means_by_it(one: str, other: str) -> None:
@@ -288,6 +368,8 @@ def test_the_queue_is_read_from_the_instance(line: Line) -> None:
     for rule in declared["tag_concurrency_limits"]:
         if rule["key"] == "signalbox/lane":
             assert found.lanes[rule["value"]] <= rule["limit"]
+        if rule["key"] == "dagster/backfill":
+            assert found.per_backfill == rule["limit"]
 
 
 def test_a_batch_that_was_cut_off_goes_on_with_what_is_missing(
@@ -442,6 +524,45 @@ def test_a_backfill_of_the_ui_is_adopted_when_it_is_steered(line: Line, backfill
     assert again.selection == record.selection
 
 
+def test_a_size_that_the_lane_does_not_have_is_said(line: Line, backfill: Shell) -> None:
+    pretend(line, {"features": ["JFK|2013-01-09"]})
+    assert "at most 99 run(s) at once (its lane allows 2)" in backfill("resize", "--runs", "99")
+    assert "its lane allows" not in backfill("resize", "--runs", "2")
+    assert backfill.json("status", "fromthui")["runs_at_once"] == 2
+
+
+def test_what_has_ended_is_no_limit_any_more(line: Line, backfill: Shell) -> None:
+    """The queue reads the limits of steered backfills once a second, for ever."""
+    one = {"features": ["JFK|2013-01-09"]}
+    first = pretend(line, one, "first")
+    store = Backfills(line.home.ledger_url)
+    backfill("pause", "first")
+    backfill("resize", "first", "--runs", "1")
+    line.instance.update_backfill(first.with_status(BulkActionStatus.CANCELED))
+    assert [r.id for r in store.steered()] == ["first"]
+    assert "first" not in json.dumps(describe(line.home, load_lanes())["steered"])
+
+    pretend(line, one, "second")
+    backfill("resize", "second", "--runs", "1")
+    assert [r.id for r in store.steered()] == ["second"]
+    assert backfill.json("status", "first")["max_runs"] == 1, "what it had is still told"
+
+
+def test_watching_as_json_tells_how_it_ended(
+    line: Line, backfill: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going = pretend(line, {"features": ["JFK|2013-01-09"]})
+
+    def ends(_: float) -> None:
+        line.instance.update_backfill(going.with_status(BulkActionStatus.CANCELED))
+
+    monkeypatch.setattr("platform_assets.cli.backfill_screen.time.sleep", ends)
+    found = json.loads(backfill("watch", "--json"))
+    assert (found["backfill"], found["status"]) == ("fromthui", "canceled")
+    assert backfill.code == 1
+    assert "ended as canceled" in backfill.err
+
+
 def test_only_what_goes_on_can_be_steered(line: Line, backfill: Shell) -> None:
     pretend(line, {"features": ["JFK|2013-01-09"]}, status=BulkActionStatus.COMPLETED_SUCCESS)
     for command in (("pause",), ("resume",), ("resize", "--runs", "2"), ("cancel",)):
@@ -473,6 +594,46 @@ def test_without_a_webserver_nothing_is_launched_or_recorded(line: Line, backfil
     assert backfill.code == 1
     assert "start it with `signalbox dev`" in backfill.err
     assert Backfills(line.home.ledger_url).all() == []
+
+
+@pytest.mark.parametrize(
+    "url", ["nonsense", "127.0.0.1:3000", "ftp://host", "http://", "http://a:b"]
+)
+def test_what_is_no_address_of_a_webserver_is_wrong_use(
+    line: Line, backfill: Shell, url: str
+) -> None:
+    pretend(line, {"features": ["JFK|2013-01-09"]})
+    for command in (("launch", "flights", *RANGE), ("cancel", "fromthui")):
+        assert f"{url!r} is no address" in backfill.refused(2, *command, "--url", url)
+
+
+@pytest.mark.parametrize("status", [BulkActionStatus.CANCELING, BulkActionStatus.FAILING])
+def test_a_launch_waits_for_the_end_of_what_was_cancelled(
+    line: Line, backfill: Shell, monkeypatch: pytest.MonkeyPatch, status: BulkActionStatus
+) -> None:
+    """What a backfill that ends has in work nobody would build, if it was left out."""
+    line.land("2013-01-10")
+    asked = ("launch", "flights", "--dates", "2013-01-10", "--url", "http://127.0.0.1:9")
+    cancelled = pretend(line, {"features": ["JFK|2013-01-10", "LGA|2013-01-10"]}, status=status)
+    planned = backfill.json("plan", *asked[1:4])
+    assert planned["assets"]["flights/features"]["elsewhere"] == 2
+    assert planned["runs"] == 0
+
+    monkeypatch.setattr("platform_assets.cli.backfill.ENDING_SECONDS", 0.0)
+    said = backfill.refused(1, *asked)
+    assert "backfill fromthui is being ended, and has partitions in work that were asked" in said
+    # Of other partitions nobody waits.
+    others = ("launch", "flights", "--dates", "2013-01-02", *asked[4:])
+    assert backfill.json(*others)["backfill"] is None
+
+    def ends(_: float) -> None:
+        line.instance.update_backfill(cancelled.with_status(BulkActionStatus.CANCELED))
+
+    monkeypatch.setattr("platform_assets.cli.backfill.ENDING_SECONDS", 60.0)
+    monkeypatch.setattr("platform_assets.cli.backfill.time.sleep", ends)
+    assert "2 │" in backfill(*asked)
+    assert "waiting for the end of backfill fromthui" in backfill.err
+    assert "http://127.0.0.1:9 does not answer" in backfill.err  # it was about to launch them
 
 
 def test_where_nothing_is_missing_nothing_is_launched(line: Line, backfill: Shell) -> None:

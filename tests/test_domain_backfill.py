@@ -316,7 +316,13 @@ def test_what_is_left_for_the_daily_lane_is_said() -> None:
     assert full["left_for_daily"] == 0
     assert "may have to wait" in full["text"]
     assert "no limit" in daily_effect(Queue(3, {}))["text"]
-    assert daily_effect(Queue(5, {"backfill": 2}), max_runs=1)["left_for_daily"] == 4
+    # Another backfill may take what this one leaves of the lane.
+    small = daily_effect(Queue(5, {"backfill": 2}), max_runs=1)
+    assert (small["backfill"], small["left_for_daily"]) == (1, 3)
+    assert small["text"].endswith("of this backfill at most 1 run(s) at once")
+    assert "no limit" in daily_effect(Queue(3, {}), max_runs=1)["text"]
+    shared = daily_effect(Queue(6, {"backfill": 3}, per_backfill=2))
+    assert (shared["backfill"], shared["left_for_daily"]) == (2, 3)
 
 
 # --- progress -----------------------------------------------------------------------------------

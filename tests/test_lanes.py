@@ -184,6 +184,13 @@ def test_a_retry_is_in_the_lane_of_what_it_retries(parent: Lane) -> None:
     assert lane_of({"signalbox/lane": "daily"}, Lane.ADHOC) is Lane.ADHOC
 
 
+def test_a_parent_that_no_tag_names_is_no_gap_in_the_reason() -> None:
+    found = assign_lane(origin_of({}, Lane.LATE), "daily")
+    assert found.reason == "a run of lane late once more is in lane late; " + (
+        "it may not take a slot of daily"
+    )
+
+
 def test_a_retry_in_a_backfill_stays_in_it() -> None:
     assert lane_of({"dagster/backfill": "abc"}, Lane.DAILY) is Lane.BACKFILL
 

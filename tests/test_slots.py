@@ -21,7 +21,7 @@ from resources.lanes import load_lanes
 from resources.ledger import upgrade
 from resources.ledger.leases import Leases
 from resources.slots import holders, slot
-from tests.small import Line, Templates, copied, failure_of
+from tests.small import Line, Templates, copied, definitions, failure_of, small_spec
 
 LANES = load_lanes()
 DONE = "JFK|2013-01-03"
@@ -270,6 +270,20 @@ def test_each_stage_claims_its_slot(
     with ExitStack() as stack:
         fill(line.home.ledger_url, Lane.ADHOC, stack)
         assert "lane adhoc has 2 slot(s)" in failure_of(line.run(stage, partition=partition))
+
+
+@pytest.mark.parametrize("job", ["flights_maintain", "flights_live_metric"])
+def test_a_job_that_works_on_the_table_or_on_models_claims_its_slot(
+    line: Line, monkeypatch: pytest.MonkeyPatch, job: str
+) -> None:
+    monkeypatch.setattr("resources.slots.WAIT_SECONDS", 0.0)
+    found = definitions(small_spec(serving={"rollback": {"bound": 0.8, "days": 2}}))
+    with ExitStack() as stack:
+        fill(line.home.ledger_url, Lane.ADHOC, stack)
+        result = found.resolve_job_def(job).execute_in_process(
+            instance=line.instance, raise_on_error=False
+        )
+        assert "lane adhoc has 2 slot(s)" in failure_of(result)
 
 
 def test_a_declaration_that_cannot_be_read_stops_the_run(

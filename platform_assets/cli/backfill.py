@@ -1,7 +1,8 @@
 """`signalbox backfill`: plan, launch, watch and steer the rebuilding of history."""
 
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,11 +15,13 @@ from platform_assets.cli.backfill_common import (
     Runs,
     Url,
     dagster_of,
+    forget_ended,
     login,
     watch_to_its_end,
 )
-from platform_assets.cli.backfill_screen import print_plan
-from platform_assets.domain.errors import RefusedError
+from platform_assets.cli.backfill_screen import LOOK_SECONDS, print_plan
+from platform_assets.domain.backfill import State
+from platform_assets.domain.errors import RefusedError, TransientError
 from platform_assets.line.services import Services
 from platform_assets.terminal import print_json
 
@@ -26,9 +29,15 @@ if TYPE_CHECKING:
     import dagster as dg
 
     from platform_assets.line.backfill import BackfillPlan
+    from resources.dagster_api import DagsterApi
+
+    Planned = tuple[Services, BackfillPlan, dict[str, Any]]
 
 HOME_SECONDS = 10.0
 """How long a launched backfill may take to show up in the home."""
+
+ENDING_SECONDS = 120.0
+"""How long a backfill that was cancelled may take to end, before another one is launched."""
 
 backfill_app = typer.Typer(
     help="Plan, launch, watch and steer the rebuilding of history.", no_args_is_help=True
@@ -88,9 +97,14 @@ def launch(
 
     Ctrl-C ends the watching, not the backfill.
     """
+    from resources.dagster_api import DagsterApi
+
+    api = DagsterApi(url)
     with dagster_of() as instance:
         asked = (first, last, dates)
-        services, found, document = _plan(instance, pipeline, asked, airport, restate, runs)
+        services, found, document = _plan_once_ended(
+            instance, lambda: _plan(instance, pipeline, asked, airport, restate, runs)
+        )
         if not document["runs"]:
             if as_json:
                 print_json({"backfill": None, "url": None, "plan": document})
@@ -99,8 +113,8 @@ def launch(
             return
         if not as_json:
             print_plan(document)
-        backfill_id = _launch(instance, services, found, url, runs, by or login())
-        page = f"{url.rstrip('/')}/runs/b/{backfill_id}"
+        backfill_id = _launch(instance, services, found, api, runs, by or login())
+        page = f"{api.url}/runs/b/{backfill_id}"
         if as_json:
             print_json({"backfill": backfill_id, "url": page, "plan": document})
             return
@@ -111,6 +125,46 @@ def launch(
         watch_to_its_end(instance, services.home, backfill_id)
 
 
+def _plan_once_ended(instance: "dg.DagsterInstance", plan_it: "Callable[[], Planned]") -> "Planned":
+    """Plan, once what is asked for is not in work of a backfill that is being ended.
+
+    Its partitions would be left out, as in work elsewhere, and nobody would build them.
+
+    Raises:
+        TransientError: it has not ended in ENDING_SECONDS.
+    """
+    from platform_assets.factory.backfills import ending
+
+    deadline, told = time.monotonic() + ENDING_SECONDS, False
+    while True:
+        # Also what ends while it is planned: the plan may have seen it before.
+        ends = ending(instance)
+        planned = plan_it()
+        busy = {
+            item.why
+            for items in planned[1].items.values()
+            for item in items
+            if item.state is State.ELSEWHERE
+        }
+        ends += [known for known in ending(instance) if known not in ends]
+        waited_for = [known for known in ends if any(known in why for why in busy)]
+        if not waited_for:
+            return planned
+        named = f"backfill {', '.join(waited_for)}"
+        if time.monotonic() > deadline:
+            raise TransientError(
+                f"{named} is being ended, and has partitions in work that were asked for; it has "
+                f"not ended in {ENDING_SECONDS:.0f} seconds: its runs are ended by the daemon, "
+                "start `signalbox dev` if it does not run"
+            )
+        if not told:
+            print(
+                f"waiting for the end of {named}, whose partitions are asked for", file=sys.stderr
+            )
+            told = True
+        time.sleep(LOOK_SECONDS)
+
+
 def _plan(
     instance: "dg.DagsterInstance",
     pipeline: str,
@@ -118,7 +172,7 @@ def _plan(
     airports: Sequence[str] | None,
     restate: bool,
     runs: int | None,
-) -> tuple[Services, "BackfillPlan", dict[str, Any]]:
+) -> "Planned":
     from platform_assets.factory.backfills import in_work, read_queue
     from platform_assets.line.backfill import document, make_plan, select
 
@@ -145,7 +199,7 @@ def _launch(
     instance: "dg.DagsterInstance",
     services: Services,
     found: "BackfillPlan",
-    url: str,
+    api: "DagsterApi",
     runs: int | None,
     by: str,
 ) -> str:
@@ -158,11 +212,10 @@ def _launch(
     from platform_assets.factory.backfills import ranges_of
     from platform_assets.factory.events import RESTATE_TAG
     from platform_assets.factory.lanes import LANE_TAG, PIPELINE_TAG
-    from resources.dagster_api import DagsterApi
     from resources.ledger.backfills import RUNNING, Backfills
     from resources.ledger.records import BackfillRecord
 
-    spec, build, api = services.spec, found.build, DagsterApi(url)
+    spec, build = services.spec, found.build
     partitions: dict[str, Sequence[tuple[str, str]] | None] = dict(ranges_of(spec, build))
     if "evaluation" in build:
         partitions[spec.asset("champion")] = None
@@ -177,13 +230,14 @@ def _launch(
         if time.monotonic() > deadline:
             api.cancel_backfill(backfill_id)
             raise RefusedError(
-                f"the webserver at {url} works on another home than {services.home.root}: backfill "
-                f"{backfill_id} was launched there and is cancelled; name the webserver of this "
-                "home with --url"
+                f"the webserver at {api.url} works on another home than {services.home.root}: "
+                f"backfill {backfill_id} was launched there and is cancelled; name the webserver "
+                "of this home with --url"
             )
         time.sleep(0.2)
     now = datetime.now(UTC)
-    Backfills(services.home.ledger_url).put(
+    ledger = Backfills(services.home.ledger_url)
+    ledger.put(
         BackfillRecord(
             id=backfill_id,
             pipeline=spec.pipeline,
@@ -196,6 +250,7 @@ def _launch(
             changed_by=by,
         )
     )
+    forget_ended(instance, ledger)
     return backfill_id
 
 

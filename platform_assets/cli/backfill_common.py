@@ -1,6 +1,7 @@
 """What `signalbox backfill` commands share: the home's Dagster, and a backfill to its end."""
 
 import getpass
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +14,14 @@ from platform_assets.domain.backfill_cost import Measured, daily_effect
 from platform_assets.domain.backfill_progress import seconds_left
 from platform_assets.domain.errors import RefusedError
 from platform_assets.line.services import Services
+from platform_assets.terminal import print_json
 from resources.home import Home
 
 if TYPE_CHECKING:
     import dagster as dg
 
     from platform_assets.factory.backfill_view import BackfillView
+    from resources.ledger.backfills import Backfills
 
 DEFAULT_URL = "http://127.0.0.1:3000"
 """Where `signalbox dev` serves Dagster."""
@@ -51,8 +54,19 @@ def dagster_of(home: Home | None = None) -> Iterator["dg.DagsterInstance"]:
         yield instance
 
 
-def watch_to_its_end(instance: "dg.DagsterInstance", home: Home, backfill_id: str) -> None:
-    """Follow a backfill to its end.
+def forget_ended(instance: "dg.DagsterInstance", store: "Backfills") -> None:
+    """Take what has ended from the limits that the queue reads at every look."""
+    from platform_assets.factory.backfills import ended_of
+
+    over = ended_of(instance, [record.id for record in store.steered()])
+    if over:
+        store.note_ended(over)
+
+
+def watch_to_its_end(
+    instance: "dg.DagsterInstance", home: Home, backfill_id: str, *, as_json: bool = False
+) -> None:
+    """Follow a backfill to its end; as JSON only its last state is printed.
 
     Raises:
         RefusedError: it did not build everything.
@@ -65,13 +79,16 @@ def watch_to_its_end(instance: "dg.DagsterInstance", home: Home, backfill_id: st
         return described(instance, home, watcher.look(), costs)
 
     try:
-        last = follow(look)
+        last = follow(look, quiet=as_json)
     except KeyboardInterrupt:
         print(
             f"\nbackfill {backfill_id} goes on; watch it with `signalbox backfill watch "
-            f"{backfill_id}`, end it with `signalbox backfill cancel {backfill_id}`"
+            f"{backfill_id}`, end it with `signalbox backfill cancel {backfill_id}`",
+            file=sys.stderr if as_json else sys.stdout,
         )
         raise typer.Exit(130) from None
+    if as_json:
+        print_json(last)
     left = {asset: s for asset, s in last["assets"].items() if s["done"] < s["wanted"]}
     if last["status"] not in ("completed", "completed_success") or left:
         counts = "; ".join(
@@ -124,9 +141,9 @@ def described(
     paused = record is not None and record.state == PAUSED
     max_runs = record.max_runs if record else None
     left = None
+    parallel = daily_effect(read_queue(instance), max_runs)["backfill"]
     measured = None if view.ended or paused else costs.of(view.pipeline)
     if measured is not None:
-        parallel = daily_effect(read_queue(instance), max_runs)["backfill"]
         stages = {asset.split("/")[-1]: found for asset, found in view.stages.items()}
         left = seconds_left(stages, measured, parallel)
     return {
@@ -137,6 +154,7 @@ def described(
         "ended": view.ended,
         "paused": paused,
         "max_runs": max_runs,
+        "runs_at_once": parallel,
         "launched_at": view.launched_at.isoformat(),
         "launched_by": record.launched_by if record else None,
         "changed_by": record.changed_by if record else None,

@@ -121,11 +121,15 @@ def progress_table(document: Mapping[str, Any]) -> "RenderableType":
     return table
 
 
-def follow(look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def follow(look: Callable[[], dict[str, Any]], *, quiet: bool = False) -> dict[str, Any]:
     """Show a backfill's progress until it has ended; its last state.
 
-    A table that is drawn anew on a terminal, a line from time to time elsewhere.
+    A table that is drawn anew on a terminal, a line from time to time elsewhere; nothing if quiet.
     """
+    if quiet:
+        while not (found := look())["ended"]:
+            time.sleep(LOOK_SECONDS)
+        return found
     if not sys.stdout.isatty():
         return _follow_by_lines(look)
     from rich.live import Live

@@ -18,6 +18,7 @@ from platform_assets.cli.backfill_common import (
     dagster_of,
     described,
     document_of,
+    forget_ended,
     login,
     watch_to_its_end,
 )
@@ -69,11 +70,14 @@ def status(
 
 
 @backfill_app.command()
-def watch(given: Id = None) -> None:
-    """Show the progress of a backfill until it ends; Ctrl-C ends the watching only."""
+def watch(given: Id = None, as_json: AsJson = False) -> None:
+    """Show the progress of a backfill until it ends; Ctrl-C ends the watching only.
+
+    As JSON it prints how the backfill ended, once it has.
+    """
     home, backfill_id = Home.locate(), _the_one(given)
     with dagster_of(home) as instance:
-        watch_to_its_end(instance, home, backfill_id)
+        watch_to_its_end(instance, home, backfill_id, as_json=as_json)
 
 
 @backfill_app.command()
@@ -172,7 +176,7 @@ def _print_list(found: Sequence[dict[str, Any]]) -> None:
             one["runs"]["in_progress"],
             one["runs"]["queued"],
             one["launched_by"] or "Dagster",
-            one["launched_at"][:16],
+            one["launched_at"][:16].replace("T", " "),
         )
         for one in found
     ]
@@ -198,6 +202,7 @@ def _steering(backfill_id: str, by: str | None) -> Iterator[tuple["Backfills", s
         store = Backfills(home.ledger_url)
         if store.find(backfill_id) is None:
             store.put(_adopted(backfill, name))
+        forget_ended(instance, store)
         yield store, name
 
 
@@ -239,7 +244,10 @@ def _tell_steered(backfill_id: str, as_json: bool) -> None:
         return
     runs, size = found["runs"], found["max_runs"]
     state = "paused" if found["paused"] else "running"
+    most = found["runs_at_once"]
     limit = f"at most {size} run(s) at once" if size else "as many runs at once as its lane allows"
+    if size and size > most:
+        limit = f"{limit} (its lane allows {most})"
     print(
         f"backfill {backfill_id} is {state}, {limit}; {runs['in_progress']} run(s) in progress "
         f"go on to their end, {runs['queued']} are queued; the queue follows within seconds"

@@ -100,6 +100,7 @@ def describe(home: Home, lanes: Lanes) -> dict[str, Any]:
     """The declaration, and what happens in the lanes now."""
     import dagster as dg
 
+    from platform_assets.factory.backfills import ended_of
     from resources.ledger.backfills import Backfills
     from resources.slots import holders
 
@@ -132,13 +133,18 @@ def describe(home: Home, lanes: Lanes) -> dict[str, Any]:
             for lane in Lane
         }
         wrong = live_differences(instance, lanes)
-    steered = Backfills(home.ledger_url).steered()
+        steered = Backfills(home.ledger_url).steered()
+        over = ended_of(instance, [record.id for record in steered])
     return {
         "file": str(lanes_file()),
         "slots": lanes.slots,
         "lanes": described,
         "backfill": lanes.backfill.model_dump(),
-        "steered": [{"id": r.id, "state": r.state, "max_runs": r.max_runs} for r in steered],
+        "steered": [
+            {"id": r.id, "state": r.state, "max_runs": r.max_runs}
+            for r in steered
+            if r.id not in over
+        ],
         "differences": wrong,
     }
 

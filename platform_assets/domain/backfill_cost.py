@@ -74,10 +74,15 @@ class Advice:
 
 @dataclass(frozen=True)
 class Queue:
-    """The run queue's slots, and the limits of lanes that have one."""
+    """The run queue's slots, and the limits of lanes that have one.
+
+    Attributes:
+        per_backfill: runs of one backfill at once; None where there is no such limit.
+    """
 
     slots: int
     lanes: Mapping[str, int]
+    per_backfill: int | None = None
 
 
 def median_costs(costs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Measured:
@@ -227,10 +232,12 @@ def daily_effect(queue: Queue, max_runs: int | None = None) -> dict[str, Any]:
         max_runs: of the backfill, if it has a size of its own.
     """
     limit = queue.lanes.get("backfill")
-    mine = min(found for found in (limit, max_runs, queue.slots) if found is not None)
+    limits = (limit, max_runs, queue.per_backfill, queue.slots)
+    mine = min(found for found in limits if found is not None)
     others = {lane: n for lane, n in queue.lanes.items() if lane not in ("backfill", "daily")}
-    left = queue.slots - mine - sum(others.values())
-    if limit is None and max_runs is None:
+    # Whatever this one takes: another backfill may have the rest of the lane.
+    left = queue.slots - (queue.slots if limit is None else limit) - sum(others.values())
+    if limit is None:
         text = (
             "no limit holds the lane backfill, it may fill every slot; run `signalbox doctor` "
             "before launching"
@@ -243,6 +250,8 @@ def daily_effect(queue: Queue, max_runs: int | None = None) -> dict[str, Any]:
     else:
         text = (
             f"{left} of {queue.slots} slots stay free for the daily lane, whatever is queued "
-            f"(backfill {mine}" + "".join(f", {lane} {n}" for lane, n in others.items()) + ")"
+            f"(backfill {limit}" + "".join(f", {lane} {n}" for lane, n in others.items()) + ")"
         )
+        if mine < limit:
+            text += f"; of this backfill at most {mine} run(s) at once"
     return {"slots": queue.slots, "backfill": mine, "left_for_daily": max(0, left), "text": text}

@@ -213,7 +213,9 @@ def origin_of(tags: Mapping[str, str], parent: Lane | None = None) -> Origin:
     if BACKFILL_TAG in tags:
         return Origin(Lane.BACKFILL, f"a run of backfill {tags[BACKFILL_TAG]}")
     if parent is not None:
-        return Origin(parent, f"run {tags.get(PARENT_TAG, '')[:8]} of lane {parent} once more")
+        # The UI may name the parent beside the tags.
+        which = f"run {tags[PARENT_TAG][:8]}" if PARENT_TAG in tags else "a run"
+        return Origin(parent, f"{which} of lane {parent} once more")
     sensor = tags.get(SENSOR_TAG)
     if sensor is not None:
         lane = Lane.LATE if sensor.endswith(LATE_SENSOR_ENDING) else Lane.DAILY

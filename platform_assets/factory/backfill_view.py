@@ -5,7 +5,7 @@ event is there. Why one is held or failed stands in the asset check `clear` of i
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -21,7 +21,12 @@ from dagster._core.storage.dagster_run import DagsterRun, DagsterRunStatus
 
 from platform_assets.domain.backfill_progress import StageFacts, StageProgress, stage_progress
 from platform_assets.domain.errors import UsageError
-from platform_assets.factory.backfills import names_of, pipeline_of_backfill
+from platform_assets.factory.backfills import (
+    PARTITION_TAG,
+    names_of,
+    pipeline_of_backfill,
+    targets_of_job,
+)
 from platform_assets.factory.events import HELD_CHECK
 from platform_assets.factory.lanes import BACKFILL_TAG
 
@@ -47,7 +52,7 @@ class BackfillView:
 
     Attributes:
         status: Dagster's, lower case: requested, canceling, completed_success, and so on.
-        stages: progress by asset key; empty for a backfill of a job, which has runs only.
+        stages: progress by asset key; empty for the backfill of a job that is none of a pipeline's.
         runs: how many are queued, in_progress, succeeded, failed, canceled.
         error: why Dagster gave it up.
     """
@@ -82,7 +87,11 @@ class Watcher:
         tagged = dg.RunsFilter(tags={BACKFILL_TAG: self.backfill_id})
         runs = self.instance.get_runs(tagged)
         data = backfill.asset_backfill_data
-        stages = {} if data is None else self._stages(backfill, data, runs)
+        stages = (
+            self._stages_of_job(backfill, runs)
+            if data is None
+            else self._stages(backfill, data, runs)
+        )
         return BackfillView(
             id=backfill.backfill_id,
             pipeline=pipeline_of_backfill(backfill),
@@ -114,6 +123,34 @@ class Watcher:
                     errors=errors,
                     lost=_keys(data.failed_and_downstream_subset, key),
                     started=_keys(data.requested_subset, key),
+                    canceled=backfill.status in CANCELED,
+                )
+            )
+        return found
+
+    def _stages_of_job(
+        self, backfill: PartitionBackfill, runs: Sequence[DagsterRun]
+    ) -> dict[str, StageProgress]:
+        """Of a job's backfill Dagster keeps no progress but its runs, each of one partition."""
+
+        def of(wanted: Callable[[DagsterRun], bool]) -> set[str]:
+            return names_of(r.tags[PARTITION_TAG] for r in runs if wanted(r) and _has_one(r))
+
+        failed_runs = {r.run_id for r in runs if r.status is DagsterRunStatus.FAILURE}
+        found = {}
+        for name, wanted in targets_of_job(backfill).items():
+            key = dg.AssetKey(name.split("/"))
+            self._read_events(key, backfill)
+            refused, errors = self._reasons(key, failed_runs)
+            found[name] = stage_progress(
+                StageFacts(
+                    wanted=wanted,
+                    done=self._done[name],
+                    refused=refused,
+                    errors=errors,
+                    # A retry that is under way may still build it.
+                    lost=of(lambda r: r.is_finished) - of(lambda r: not r.is_finished),
+                    started=of(lambda r: True),
                     canceled=backfill.status in CANCELED,
                 )
             )
@@ -161,6 +198,10 @@ class Watcher:
             held |= _reasons_in(metadata, "held")
             failed |= _reasons_in(metadata, "failed")
         return held, failed
+
+
+def _has_one(run: DagsterRun) -> bool:
+    return PARTITION_TAG in run.tags
 
 
 def _reasons_in(metadata: Mapping[str, Any], name: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES, DagsterRun
 from platform_assets.domain.backfill import STAGES
 from platform_assets.domain.backfill_cost import Queue
 from platform_assets.domain.errors import UsageError
+from platform_assets.domain.lane_limits import EACH_VALUE
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory import grid
@@ -29,6 +30,9 @@ OPEN_STATUSES = [
     status for status in BulkActionStatus if status not in BULK_ACTION_TERMINAL_STATUSES
 ]
 """A backfill of these may still request runs, or end some."""
+
+ENDING_STATUSES = (BulkActionStatus.CANCELING, BulkActionStatus.FAILING)
+"""One of these requests no more runs; the daemon ends those that it has."""
 
 
 def ranges_of(
@@ -55,25 +59,74 @@ def in_work(instance: dg.DagsterInstance, spec: PipelineSpec) -> dict[tuple[str,
     """By stage and partition, the run or backfill that is not finished and works on it."""
     found: dict[tuple[str, str], str] = {}
     open_ = instance.get_backfills(filters=BulkActionsFilter(statuses=OPEN_STATUSES))
+    who_of = {}
     for backfill in open_:
-        if backfill.asset_backfill_data is None:
-            continue
-        for asset, names in left_of(backfill.asset_backfill_data).items():
-            stage = _stage(spec, asset)
-            if stage is not None:
-                found |= {(stage, name): f"backfill {backfill.backfill_id}" for name in names}
+        who = who_of[backfill.backfill_id] = _described(backfill)
+        for stage, names in _wanted(instance, spec, backfill).items():
+            found |= {(stage, name): who for name in names}
     for run in instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
         backfill_id = run.tags.get(BACKFILL_TAG)
-        who = f"run {run.run_id}" + (f" of backfill {backfill_id}" if backfill_id else "")
+        of = who_of.get(backfill_id or "", f"backfill {backfill_id}")
+        who = f"run {run.run_id}" + (f" of {of}" if backfill_id else "")
         partitions = _partitions_of(spec, run)
         for stage in _stages_of(spec, run):
             found |= {(stage, name): who for name in partitions}
     return found
 
 
+def ending(instance: dg.DagsterInstance) -> list[str]:
+    """The backfills that are being cancelled, or given up: a launch waits for their end."""
+    wanted = BulkActionsFilter(statuses=list(ENDING_STATUSES))
+    return [backfill.backfill_id for backfill in instance.get_backfills(filters=wanted)]
+
+
+def ended_of(instance: dg.DagsterInstance, ids: Iterable[str]) -> list[str]:
+    """Those of some backfills that have ended."""
+    found = {name: instance.get_backfill(name) for name in ids}
+    return [
+        name
+        for name, backfill in found.items()
+        if backfill is not None and backfill.status in BULK_ACTION_TERMINAL_STATUSES
+    ]
+
+
+def _described(backfill: PartitionBackfill) -> str:
+    ends = ", which is being ended" if backfill.status in ENDING_STATUSES else ""
+    return f"backfill {backfill.backfill_id}{ends}"
+
+
+def _wanted(
+    instance: dg.DagsterInstance, spec: PipelineSpec, backfill: PartitionBackfill
+) -> dict[str, set[str]]:
+    """By stage, what an open backfill has yet to build."""
+    if backfill.asset_backfill_data is not None:
+        left = left_of(backfill.asset_backfill_data)
+        return {stage: names for asset, names in left.items() if (stage := _stage(spec, asset))}
+    runs = instance.get_runs(dg.RunsFilter(tags={BACKFILL_TAG: backfill.backfill_id}))
+    requested = {run.tags.get(PARTITION_TAG, "") for run in runs}
+    # Those that a run was requested for are that run's, as long as it goes on.
+    names = set(backfill.partition_names or ()) - requested
+    pipeline, stages = _of_job(backfill.job_name)
+    return {stage: names_of(names) for stage in stages} if pipeline == spec.pipeline else {}
+
+
+def _of_job(job: str | None) -> tuple[str | None, tuple[str, ...]]:
+    """The pipeline of a job with partitions, and the stages that have them: of `flights_train`."""
+    pipeline, _, name = (job or "").rpartition("_")
+    found = tuple(stage for stage in STAGES_OF_JOB.get(name, ()) if stage in STAGES)
+    return (pipeline, found) if found else (None, ())
+
+
 def names_of(keys: Iterable[str]) -> set[str]:
-    """Dagster's partition keys as the domain writes them."""
-    return {str(PartitionKey.parse(key)) for key in keys}
+    """Dagster's partition keys as the domain writes them; others, of other assets, as they are."""
+    return {_name_of(key) for key in keys}
+
+
+def _name_of(key: str) -> str:
+    try:
+        return str(PartitionKey.parse(key))
+    except UsageError:
+        return key
 
 
 def left_of(data: AssetBackfillData) -> dict[str, set[str]]:
@@ -117,8 +170,12 @@ def read_queue(instance: dg.DagsterInstance) -> Queue:
     if config is None:
         return Queue(0, {})
     lanes: dict[str, int] = {}
+    each = None
     for rule in config.tag_concurrency_limits:
         value = rule.get("value")
+        if rule["key"] == BACKFILL_TAG and value == EACH_VALUE:
+            each = rule["limit"]
+            continue
         if rule["key"] == LANE_TAG and isinstance(value, str):
             lane = value
         elif rule["key"] == BACKFILL_TAG and value is None:
@@ -126,7 +183,7 @@ def read_queue(instance: dg.DagsterInstance) -> Queue:
         else:
             continue
         lanes[lane] = min(lanes.get(lane, rule["limit"]), rule["limit"])
-    return Queue(config.max_concurrent_runs, lanes)
+    return Queue(config.max_concurrent_runs, lanes, each)
 
 
 def pipeline_of_backfill(backfill: PartitionBackfill) -> str | None:
@@ -135,14 +192,25 @@ def pipeline_of_backfill(backfill: PartitionBackfill) -> str | None:
     if named:
         return str(named)
     assets = backfill.asset_selection or ()
-    return next((key.path[0] for key in assets if len(key.path) > 1), None)
+    of_job, _ = _of_job(backfill.job_name)
+    return next((key.path[0] for key in assets if len(key.path) > 1), of_job)
+
+
+def targets_of_job(backfill: PartitionBackfill) -> dict[str, set[str]]:
+    """What the backfill of a job is for, by asset key; also one of `dagster job backfill`."""
+    pipeline, stages = _of_job(backfill.job_name)
+    names = names_of(backfill.partition_names or ()) if stages else set()
+    return {f"{pipeline}/{stage}": names for stage in stages}
 
 
 def targets_of(backfill: PartitionBackfill) -> dict[str, list[str]]:
     """What a backfill was launched for, by asset key; of a job's, its partitions."""
     data = backfill.asset_backfill_data
     if data is None:
-        return {backfill.job_name or "job": list(backfill.partition_names or ())}
+        found = targets_of_job(backfill)
+        if not found:
+            return {backfill.job_name or "job": list(backfill.partition_names or ())}
+        return {asset: sorted(names) for asset, names in found.items()}
     return {
         "/".join(key.path): sorted(names_of(subset.get_partition_keys()))
         for key, subset in data.target_subset.partitions_subsets_by_asset_key.items()

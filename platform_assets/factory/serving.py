@@ -7,6 +7,7 @@ from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory.events import RETRIES, RETRY_SECONDS, as_metadata
 from platform_assets.factory.grid import asset_key
 from platform_assets.factory.lanes import PIPELINE_TAG
+from platform_assets.instance.claiming import in_lane
 from platform_assets.line.live_metric import watch_champion
 from platform_assets.line.services import Services
 
@@ -20,7 +21,9 @@ def _watching(spec: PipelineSpec) -> dg.JobDefinition:
     @dg.op(name=f"{spec.pipeline}__live_metric")
     def live_metric(context: dg.OpExecutionContext) -> None:
         try:
-            verdict, change = watch_champion(Services.open(spec), context.run_id)
+            services = Services.open(spec)
+            with in_lane(context):
+                verdict, change = watch_champion(services, context.run_id)
         except SignalboxError as error:
             if error.retryable:
                 raise dg.RetryRequested(RETRIES, RETRY_SECONDS) from error

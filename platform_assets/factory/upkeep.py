@@ -4,6 +4,7 @@ import dagster as dg
 
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory.lanes import PIPELINE_TAG
+from platform_assets.instance.claiming import in_lane
 from platform_assets.line.maintenance import maintain
 from platform_assets.line.services import Services
 
@@ -13,7 +14,9 @@ def build_maintenance_job(spec: PipelineSpec) -> dg.JobDefinition:
 
     @dg.op(name=f"{spec.pipeline}__maintain")
     def look_after(context: dg.OpExecutionContext) -> None:
-        done = maintain(Services.open(spec, tell=context.log.info), context.run_id)
+        services = Services.open(spec, tell=context.log.info)
+        with in_lane(context):
+            done = maintain(services, context.run_id)
         context.log.info(f"{done}")
 
     @dg.job(

@@ -1,5 +1,6 @@
 """Backfills and how fast they may go: read by the queue each time it looks for runs to start."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from platform_assets.domain.errors import UsageError
@@ -8,7 +9,7 @@ from resources.ledger.engine import writing
 from resources.ledger.records import BackfillRecord
 from resources.ledger.tables import tables
 
-RUNNING, PAUSED = "running", "paused"
+RUNNING, PAUSED, ENDED = "running", "paused", "ended"
 
 
 class Backfills(Store):
@@ -34,10 +35,17 @@ class Backfills(Store):
         return [BackfillRecord(*row) for row in self._rows(query)]
 
     def steered(self) -> list[BackfillRecord]:
-        """Those that are paused, or have a size of their own."""
+        """Those that are paused, or have a size of their own, and are not known to have ended."""
         t = tables().backfills
-        query = t.select().where((t.c.state == PAUSED) | t.c.max_runs.is_not(None))
+        slowed = (t.c.state == PAUSED) | t.c.max_runs.is_not(None)
+        query = t.select().where(slowed, t.c.state != ENDED)
         return [BackfillRecord(*row) for row in self._rows(query.order_by(t.c.id))]
+
+    def note_ended(self, ids: Sequence[str]) -> None:
+        """These have ended: nothing is left of them to slow down."""
+        t = tables().backfills
+        with writing(self.url) as connection:
+            connection.execute(t.update().where(t.c.id.in_(ids)).values(state=ENDED))
 
     def set_state(self, backfill_id: str, state: str, by: str) -> None:
         """Pause it or let it go on.
