@@ -13,6 +13,7 @@ from platform_assets.cli import (
     cluster,
     copying,
     daemon,
+    gpu,
     images,
     lanes,
     maintain,
@@ -281,6 +282,7 @@ serving.register(app)
 app.add_typer(lanes.commands)
 app.add_typer(images.commands)
 app.add_typer(cluster.commands)
+app.add_typer(gpu.commands)
 
 
 def _complain(message: str) -> None:
