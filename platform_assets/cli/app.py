@@ -339,5 +339,6 @@ def _sentence(error: Any) -> str:
 # Each registers its commands on `app`.
 from platform_assets.cli import backfill as _backfill  # noqa: E402, F401
 from platform_assets.cli import canary as _canary  # noqa: E402, F401
+from platform_assets.cli import gpu_plan as _gpu_plan  # noqa: E402, F401
 from platform_assets.cli import late as _late  # noqa: E402, F401
 from platform_assets.cli import registry as _registry  # noqa: E402, F401
