@@ -87,6 +87,12 @@ def trivial() -> int:
     return 1
 
 
+@dg.op(tags={"signalbox/gpus": '{"shapes": ["1x2", "1x1"]}'})
+def with_gpus() -> int:
+    started("step")
+    return 1
+
+
 @dg.op
 def until_told() -> int:
     """Its first attempt ends when it is told so."""
@@ -116,6 +122,11 @@ def stock_fails_once_later() -> None:
 @dg.job(executor_def=pinned)
 def pinned_fails_once_later() -> None:
     fails_once_later()
+
+
+@dg.job(executor_def=pinned)
+def pinned_with_gpus() -> None:
+    with_gpus()
 
 
 @dg.job(executor_def=stock)

@@ -70,7 +70,9 @@ def own_client() -> kubernetes.client.CoreV1Api:
         if os.environ.get("KUBERNETES_SERVICE_HOST"):
             kubernetes.config.load_incluster_config(client_configuration=own)
         else:
-            kubernetes.config.load_kube_config(client_configuration=own)
+            kubernetes.config.load_kube_config(
+                os.environ.get("KUBECONFIG"), client_configuration=own
+            )
     except ConfigException as error:
         raise UsageError(
             f"there is no cluster to ask ({error}); set KUBECONFIG, or name a file with "

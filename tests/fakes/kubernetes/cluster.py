@@ -55,6 +55,7 @@ class Cluster:
         unpullable: messages by image that cannot be pulled.
         config_error: why no container can be made.
         full: why no pod is scheduled.
+        nodes: with GPUs, by name; without any each pod is put on node-1.
         tokens: those that are valid.
         faults: what comes in the way of requests, the first that fits.
         webhook: changes each pod before it is stored, as one of the cluster may.
@@ -74,6 +75,7 @@ class Cluster:
     unpullable: dict[str, str] = field(default_factory=dict)
     config_error: str = ""
     full: str = ""
+    nodes: dict[str, Object] = field(default_factory=dict)
     tokens: set[str] = field(default_factory=lambda: {"fake"})
     faults: list[Fault] = field(default_factory=list)
     webhook: Callable[[Object], None] | None = None
