@@ -71,6 +71,11 @@ class Inventory:
         )
         return replace(self, holdings=found)
 
+    def ending_on(self, ends: Mapping[str, datetime]) -> "Inventory":
+        """With the ends of whoever holds GPUs of a node, by node."""
+        found = tuple(replace(h, ends=ends.get(h.node, h.ends)) for h in self.holdings)
+        return replace(self, holdings=found)
+
     def after(self, ended: Iterable[Holding]) -> "Inventory":
         """As it is once these have ended."""
         gone = list(ended)

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.fakes.kubernetes.scheduler import schedule
+from platform_assets.drills.gpu_cluster import schedule
 
 if TYPE_CHECKING:
     from tests.fakes.kubernetes.cluster import Cluster
