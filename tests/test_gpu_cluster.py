@@ -11,6 +11,9 @@ import kubernetes_validate
 import pytest
 
 from platform_assets.cli.app import main
+from platform_assets.domain.cluster_access import accounts
+from platform_assets.domain.cluster_apps import environment
+from platform_assets.domain.cluster_settings import parse_settings
 from platform_assets.domain.errors import RefusedError, UsageError
 from platform_assets.domain.gpu_inventory import Inventory, of_cluster, of_document, requested
 from platform_assets.domain.gpu_placing import Policy, Request, Reserve
@@ -23,6 +26,7 @@ from platform_assets.domain.manifest_rules import Known, problems
 from platform_assets.domain.placing import Place, placed
 from platform_assets.drills.gpu_cluster import gpu_node, held_pod, schedule
 from platform_assets.instance.kubernetes.nodes import cluster_inventory
+from resources.cluster import load_settings
 from resources.gpus import VARIABLE as GPUS
 from tests import cluster as fake
 from tests.cluster_runs import LOCK, TRAIN, execute
@@ -417,3 +421,19 @@ def test_the_fake_schedules_as_is_written_down() -> None:
 
     assert run([6, 6, 6]) == ["a", "b", ""]
     assert run([2, 2, 2, 2]) == ["a", "b", "a", "b"]
+
+
+def test_the_right_to_look_is_rendered_only_where_it_is_asked_for() -> None:
+    settings = load_settings()
+    assert "ClusterRole" not in {one["kind"] for one in accounts(settings)}
+    assert GPUS not in environment(settings, {})
+    wanted = settings.model_copy(update={"gpu_inventory": True, "gpu_reserve": "1x8"})
+    (role,) = [one for one in accounts(wanted) if one["kind"] == "ClusterRole"]
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["nodes", "pods"], "verbs": ["list"]}]
+    variables = environment(wanted, {})
+    assert (variables[GPUS], variables["SIGNALBOX_GPU_RESERVE"]) == ("cluster", "1x8")
+    for one in accounts(wanted):
+        kubernetes_validate.validate(one, "1.36", strict=True)
+    document = {**settings.model_dump(mode="json"), "gpu_reserve": "8"}
+    with pytest.raises(UsageError, match="gpu_reserve: '8' is no shape"):
+        parse_settings(document, "cluster.yaml")
