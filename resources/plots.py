@@ -119,6 +119,32 @@ def completeness(found: HeatMap) -> bytes:
     return _png(figure)
 
 
+def allocation(curves: Mapping[str, Sequence[tuple[float, float]]]) -> bytes:
+    """Share of the GPUs that is allocated, by hours, a line a policy, as PNG."""
+    figure, axes = _canvas(width=7.2)
+    for n, (policy, points) in enumerate(curves.items()):
+        hours = [seconds / 3600 for seconds, _ in points]
+        shares = [100 * share for _, share in points]
+        axes.step(hours, shares, where="post", label=policy, color=f"C{n}", linewidth=1)
+    axes.set(xlabel="hours", ylabel="GPUs allocated, %", ylim=(0, 104))
+    axes.legend(fontsize=7, loc="lower right")
+    _title(axes, "GPUs allocated")
+    return _png(figure)
+
+
+def queue_times(waits: Mapping[str, Sequence[float]]) -> bytes:
+    """Share of the placed jobs that had waited at most so many minutes, a line a policy, as PNG."""
+    figure, axes = _canvas(width=7.2)
+    for n, (policy, seconds) in enumerate(waits.items()):
+        minutes = [0.0, *(one / 60 for one in sorted(seconds))]
+        shares = [100 * k / max(1, len(seconds)) for k in range(len(minutes))]
+        axes.step(minutes, shares, where="post", label=policy, color=f"C{n}", linewidth=1)
+    axes.set(xlabel="minutes in the queue, at most", ylabel="placed jobs, %", ylim=(0, 104))
+    axes.legend(fontsize=7, loc="lower right")
+    _title(axes, "Time in the queue")
+    return _png(figure)
+
+
 def _title(axes: Any, text: str) -> None:
     """A title at its place: without one, matplotlib measures every label before it draws them."""
     axes.set_title(text, y=1.0)

@@ -60,6 +60,7 @@ class Ended:
     attempts: int
     hung: bool
     events: tuple[str, ...]
+    tags: dict[str, str]
 
 
 def execute(
@@ -68,12 +69,14 @@ def execute(
     happens: Callable[[], object] | None = None,
     *,
     hangs_if: Callable[[], object] | None = None,
+    tags: dict[str, str] | None = None,
     **config: Any,
 ) -> Ended:
     """Run a job whose steps are pods of the fake.
 
     Args:
         happens: once the step's code runs.
+        tags: of the run.
         hangs_if: interrupt the run once this holds: by then something should have happened.
     """
     definition = getattr(cluster_steps, job)
@@ -120,7 +123,7 @@ def execute(
                 dg.reconstructable(definition),
                 instance,
                 run_config={"execution": {"config": settings}},
-                tags={"of": mark},
+                tags={"of": mark, **(tags or {})},
             )
             success, run_id = result.success, result.run_id
         except BaseException:
@@ -136,5 +139,8 @@ def execute(
             for entry in entries
             if entry.dagster_event is not None
         ]
+        run = instance.get_run_by_id(run_id)
+        assert run is not None
         events = tuple(e.dagster_event.event_type_value for e in entries if e.dagster_event)
-    return Ended(success, "\n".join(told), len(list(steps.glob("step-*"))), bool(hung), events)
+    attempts = len(list(steps.glob("step-*")))
+    return Ended(success, "\n".join(told), attempts, bool(hung), events, dict(run.tags))

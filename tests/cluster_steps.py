@@ -91,6 +91,12 @@ def trivial() -> int:
     return 1
 
 
+@dg.op(tags={"signalbox/gpus": '{"shapes": ["1x2", "1x1"]}'})
+def with_gpus() -> int:
+    started("step")
+    return 1
+
+
 @dg.op
 def records(context: dg.OpExecutionContext) -> None:
     """It takes no time, and writes what it is told that its container runs."""
@@ -178,6 +184,11 @@ def stock_fails_once_later() -> None:
 @dg.job(executor_def=pinned)
 def pinned_fails_once_later() -> None:
     fails_once_later()
+
+
+@dg.job(executor_def=pinned)
+def pinned_with_gpus() -> None:
+    with_gpus()
 
 
 @dg.job(executor_def=stock)

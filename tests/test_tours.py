@@ -121,3 +121,20 @@ def test_the_tour_of_late_data(tmp_path: Path) -> None:
     assert "JFK|2013-01-02: open, weather: corrected 10:00" in said
     assert "the lateness is 72 of weather" in said
     assert "JFK|2013-01-02: done" in said
+
+
+def test_the_tour_of_gpus(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "gpus.md").read_text()
+    part = text[text.index("## See it") : text.index("## Shapes in the catalog")]
+    commands = [line for line in part.splitlines() if line.startswith("signalbox ")]
+    assert len(commands) == 6
+    plots = str(tmp_path / "plots")
+    said = run([line.replace("/tmp/gpu-plots", plots) for line in commands])
+    for block in BLOCK.findall(part):
+        if not block.startswith(COMMANDS):
+            assert block.strip() in said, "the page shows what is not printed"
+    assert "it is being repaired" in said
+    assert '"fits": true' in said
+    assert '"policy": "ours"' in said
+    assert "one that insists is told why" in said
+    assert (tmp_path / "plots" / "queue.png").exists()

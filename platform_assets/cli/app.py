@@ -13,6 +13,7 @@ from platform_assets.cli import (
     cluster,
     copying,
     daemon,
+    gpu,
     images,
     lanes,
     maintain,
@@ -281,6 +282,7 @@ serving.register(app)
 app.add_typer(lanes.commands)
 app.add_typer(images.commands)
 app.add_typer(cluster.commands)
+app.add_typer(gpu.commands)
 
 
 def _complain(message: str) -> None:
@@ -337,5 +339,6 @@ def _sentence(error: Any) -> str:
 # Each registers its commands on `app`.
 from platform_assets.cli import backfill as _backfill  # noqa: E402, F401
 from platform_assets.cli import canary as _canary  # noqa: E402, F401
+from platform_assets.cli import gpu_plan as _gpu_plan  # noqa: E402, F401
 from platform_assets.cli import late as _late  # noqa: E402, F401
 from platform_assets.cli import registry as _registry  # noqa: E402, F401

@@ -63,7 +63,31 @@ def accounts(settings: ClusterSettings) -> list[Manifest]:
             "subjects": [{"kind": "ServiceAccount", **own}],
         }
     )
+    if settings.gpu_inventory:
+        found += _inventory(settings)
     return found
+
+
+def _inventory(settings: ClusterSettings) -> list[Manifest]:
+    """What planning by the cluster's GPUs needs: to list nodes, and the pods of all namespaces."""
+    api, name = "rbac.authorization.k8s.io", f"{settings.namespace}-gpus"
+    rules = [{"apiGroups": [""], "resources": ["nodes", "pods"], "verbs": ["list"]}]
+    account = {"kind": "ServiceAccount", "name": RUN_ACCOUNT, "namespace": settings.namespace}
+    return [
+        {
+            "apiVersion": f"{api}/v1",
+            "kind": "ClusterRole",
+            "metadata": {"name": name},
+            "rules": rules,
+        },
+        {
+            "apiVersion": f"{api}/v1",
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": api, "kind": "ClusterRole", "name": name},
+            "subjects": [account],
+        },
+    ]
 
 
 def network(settings: ClusterSettings) -> list[Manifest]:

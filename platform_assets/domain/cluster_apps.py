@@ -56,6 +56,10 @@ def environment(settings: ClusterSettings, quiet: Mapping[str, str]) -> dict[str
         "HOME": "/tmp",  # noqa: S108 - all else is read-only
         "MPLCONFIGDIR": "/tmp",  # noqa: S108
     }
+    if settings.gpu_inventory:
+        found["SIGNALBOX_GPUS"] = "cluster"
+    if settings.gpu_reserve:
+        found["SIGNALBOX_GPU_RESERVE"] = settings.gpu_reserve
     if settings.s3.endpoint:
         found["AWS_ENDPOINT_URL"] = settings.s3.endpoint
         if settings.s3.endpoint.startswith("http://"):

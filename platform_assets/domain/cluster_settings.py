@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationError
 
 from platform_assets.domain.errors import UsageError
+from platform_assets.domain.gpu_shapes import shape_of
 from platform_assets.domain.image_spec import DEFAULT_IMAGE
 from platform_assets.domain.lanes import Lane
 from platform_assets.domain.source_spec import Frozen
@@ -54,6 +55,10 @@ def _memory(text: str) -> str:
 
 def _network(text: str) -> str:
     return str(ip_network(text))
+
+
+def _shape(text: str) -> str:
+    return str(shape_of(text)) if text else ""
 
 
 Cpu = Annotated[str, AfterValidator(_cpu)]
@@ -154,6 +159,8 @@ class ClusterSettings(Frozen):
         home: folder of the home in every container.
         steps_at_once: steps of one run.
         gpus: at once by lane, of `nvidia.com/gpu`; without one a lane has none.
+        gpu_inventory: whether run workers may list nodes and all pods, to plan by (docs/gpus.md).
+        gpu_reserve: GPU shape that is kept for the daily lane; empty for none.
         kueue: whether Kueue queues the steps (components/kueue).
         pull_secret: Secret of the registry; empty where nodes need none.
         ui_from: namespaces from which the webserver may be reached.
@@ -167,6 +174,8 @@ class ClusterSettings(Frozen):
     containers: Containers
     steps_at_once: int = Field(ge=1, le=64)
     gpus: Mapping[Lane, Annotated[int, Field(ge=0)]] = {}
+    gpu_inventory: bool = False
+    gpu_reserve: Annotated[str, AfterValidator(_shape)] = ""
     kueue: bool = False
     pull_secret: Annotated[str, Field(pattern=rf"^(?:{LABEL[1:-1]})?$")] = ""
     postgres: Postgres

@@ -65,6 +65,8 @@ def _allowed_fields(location: tuple[int | str, ...]) -> str:
             kind = kind.model_fields[str(part)].annotation
         else:  # a name in a mapping, or an index in a tuple
             kind = next(filter(_is_spec, get_args(kind)))
+    if not _is_spec(kind):  # a part that may be left out
+        kind = next(filter(_is_spec, get_args(kind)))
     return listed(kind.model_fields)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from platform_assets.domain.cluster_settings import quantity
 from platform_assets.domain.environments import THREADS
 from platform_assets.domain.errors import RefusedError
+from platform_assets.domain.gpu_pods import GpuAsk, with_gpus
 from platform_assets.domain.lanes import Lane
 
 Role = Literal["run", "step"]
@@ -90,11 +91,13 @@ class Place:
     Attributes:
         queued: whether Kueue admits it; only steps are queued, for a run worker that waits for
             nobody must not take what its steps wait for.
+        gpus: what the planner chose for a step; None where its asset names no shapes.
     """
 
     role: Role
     lane: Lane
     queued: bool = False
+    gpus: GpuAsk | None = None
 
 
 def placed(job: Mapping[str, Any], place: Place, what: str) -> dict[str, Any]:
@@ -121,6 +124,8 @@ def placed(job: Mapping[str, Any], place: Place, what: str) -> dict[str, Any]:
             f"{what} is refused, nothing was created: {'; '.join(wrong)}. Take it out of the "
             "dagster-k8s/config that brings it, docs/kubernetes.md says what pods may have"
         )
+    if place.gpus is not None:
+        spec = with_gpus(spec, place.gpus, what)
     spec["priorityClassName"] = class_of(place.role, place.lane)
     if spec.get("serviceAccountName") == STEP_ACCOUNT:
         spec["automountServiceAccountToken"] = False

@@ -13,6 +13,7 @@ from platform_assets.domain.digests import digest_of
 from platform_assets.domain.errors import UsageError
 from platform_assets.domain.expressions import names_in as names_in
 from platform_assets.domain.gate import EvaluationSpec as EvaluationSpec
+from platform_assets.domain.gpu_shapes import GpusSpec
 from platform_assets.domain.image_spec import ImagesSpec
 from platform_assets.domain.partition import PartitionKey, date_range
 from platform_assets.domain.promotion import Kind
@@ -77,6 +78,8 @@ class ModelSpec(Frozen):
     seed: int = Field(default=0, ge=0, lt=2**31)
     window_days: int = Field(ge=1, le=366)
     min_days: int = Field(ge=1)
+    # Of no version: it decides where a model is trained, not of what.
+    gpus: GpusSpec | None = Field(default=None, exclude=True)
 
     @field_validator("trainer")
     @classmethod

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from platform_assets.drills import (
     duplicate_cities,
+    gpu_fragmentation,
     image_drift,
     partial_day,
     promotion_race,
@@ -13,5 +14,8 @@ from platform_assets.drills.harness import Drill
 
 DRILLS: Mapping[str, Drill] = {
     drill.NAME: Drill(drill.NAME, drill.TITLE, drill.play)
-    for drill in (partial_day, duplicate_cities, starvation, promotion_race, image_drift)
+    for drill in (
+        *(partial_day, duplicate_cities, starvation, promotion_race, image_drift),
+        gpu_fragmentation,
+    )
 }

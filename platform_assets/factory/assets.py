@@ -9,6 +9,7 @@ import dagster as dg
 
 import resources.dataset
 from platform_assets.domain.errors import HeldError, RefusedError
+from platform_assets.domain.gpu_planning import gpu_tags
 from platform_assets.domain.image_spec import IMAGE_TAG
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
@@ -103,7 +104,10 @@ def _partitioned(
         specs=[asset],
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.multi_run(per_run),
-        op_tags={IMAGE_TAG: spec.images.of(stage)},
+        op_tags={
+            IMAGE_TAG: spec.images.of(stage),
+            **(gpu_tags(spec.model.gpus) if stage == "model" else {}),
+        },
         check_specs=[
             dg.AssetCheckSpec(
                 HELD_CHECK,

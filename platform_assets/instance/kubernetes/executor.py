@@ -29,10 +29,10 @@ from dagster_k8s.utils import load_kubernetes_config
 
 from platform_assets.domain.admission import Layer, other_image
 from platform_assets.domain.cluster_budgets import ClusterError, Verdict
-from platform_assets.domain.cluster_causes import Finding, disruption, find, unrecorded
+from platform_assets.domain.cluster_causes import Cause, Finding, disruption, find, unrecorded
 from platform_assets.domain.image_spec import IMAGE_TAG
 from platform_assets.domain.images import ImageLock
-from platform_assets.domain.lanes import lane_of
+from platform_assets.domain.lanes import Lane, lane_of
 from platform_assets.domain.placing import Place
 from platform_assets.instance.coordinator import parent_lane
 from platform_assets.instance.kubernetes.admitting import (
@@ -43,6 +43,7 @@ from platform_assets.instance.kubernetes.admitting import (
 from platform_assets.instance.kubernetes.configuring import CONTEXT, of_steps, schema
 from platform_assets.instance.kubernetes.delegating import RecoveringExecutor
 from platform_assets.instance.kubernetes.foreseeing import CONFIG_TAG, read_tag
+from platform_assets.instance.kubernetes.gpus import GpuPlanner
 from platform_assets.instance.kubernetes.looking import Looking, Ran, Seen, started
 from platform_assets.instance.kubernetes.recovering import (
     PLACE,
@@ -97,6 +98,7 @@ class PinnedStepHandler(StepHandler):
         self._lock = lock
         self.recovery = recovery
         self._looking = Looking(settings["k8s_client_batch_api"], settings["k8s_client_core_api"])
+        self._gpus = GpuPlanner(settings["k8s_client_core_api"])
         self._handlers: dict[str, _Named] = {}
         self._recorded: set[str] = set()
         self._contexts: dict[str, StepHandlerContext] = {}
@@ -119,14 +121,15 @@ class PinnedStepHandler(StepHandler):
 
         Raises:
             RefusedError: a container of it is not pinned; names it, and where its image is from.
-            UsageError: the lock has no image of the name.
+            UsageError: the lock has no image of the name, or the model not the shape of the tag.
         """
         (key,) = step_handler_context.execute_step_args.step_keys_to_execute or [""]
         self._contexts[key] = step_handler_context
         self._found.pop(key, None)  # of a look after which Dagster starts it, and does not ask
         handler = self._handler(step_handler_context)
         attempt = self.recovery.attempt(step_handler_context, key)
-        layers, place = self.layers(step_handler_context, key), self._place(step_handler_context)
+        layers = self.layers(step_handler_context, key)
+        place = self._place(step_handler_context, key)
         with making(f"step {key}", layers, place):
             try:
                 yield from handler.launch_step(attempt)
@@ -138,10 +141,10 @@ class PinnedStepHandler(StepHandler):
                 self._settled.add(handler.job_name(step_handler_context))
                 yield from self.recovery.unlaunched(step_handler_context, key, error)
 
-    def _place(self, context: StepHandlerContext) -> Place:
-        run = context.dagster_run
-        lane = lane_of(run.tags, parent_lane(context.instance, run))
-        return Place("step", lane, bool(self._config.get("kueue")))
+    def _place(self, context: StepHandlerContext, key: str) -> Place:
+        lane = _lane(context)
+        gpus = self._gpus.ask(context, key, lane)
+        return Place("step", lane, bool(self._config.get("kueue")), gpus)
 
     def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
         """Whether the step's Job is well, and its containers run what was asked for.
@@ -176,11 +179,14 @@ class PinnedStepHandler(StepHandler):
             found = found or unrecorded(seen.job, seen.pods)
         if found is None:
             self.recovery.well(context, key)
+            self._gpus.well(context, key)
             return self._images(context, key, handler, started(seen.pods))
         if found.state == "over" and end_recorded(context, key):
             return CheckStepHealthResult.healthy()  # its own word for it is on its way
         verdict = self.recovery.judge(context, key, found)
         if verdict.step == "wait":
+            if found.cause in (Cause.UNSCHEDULABLE, Cause.QUOTA, Cause.SUSPENDED):
+                self._gpus.tell(context, key, _lane(context))
             return CheckStepHealthResult.healthy()
         if not seen.finished:
             self._end(handler, context)
@@ -311,6 +317,11 @@ class PinnedStepHandler(StepHandler):
             image = str(self._lock.named(name).ref)
             self._handlers[name] = _Named(image=image, **self._settings)
         return self._handlers[name]
+
+
+def _lane(context: StepHandlerContext) -> Lane:
+    run = context.dagster_run
+    return lane_of(run.tags, parent_lane(context.instance, run))
 
 
 @dg.executor(

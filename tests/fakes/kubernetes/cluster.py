@@ -56,6 +56,7 @@ class Cluster:
         config_error: why no container can be made.
         full: why no pod is scheduled.
         suspends: whether Jobs are suspended, as a queue does it, before they have a pod.
+        nodes: with GPUs, by name; without any each pod is put on node-1.
         tokens: those that are valid.
         faults: what comes in the way of requests, the first that fits.
         webhook: changes each pod before it is stored, as one of the cluster may.
@@ -76,6 +77,7 @@ class Cluster:
     config_error: str = ""
     full: str = ""
     suspends: bool = False
+    nodes: dict[str, Object] = field(default_factory=dict)
     tokens: set[str] = field(default_factory=lambda: {"fake"})
     faults: list[Fault] = field(default_factory=list)
     webhook: Callable[[Object], None] | None = None

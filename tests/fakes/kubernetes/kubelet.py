@@ -8,6 +8,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from platform_assets.drills.gpu_cluster import schedule
+
 if TYPE_CHECKING:
     from tests.fakes.kubernetes.cluster import Cluster
 
@@ -34,7 +36,15 @@ class Kubelet:
             condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
             status["conditions"] = [{**condition, "message": cluster.full}]
             return
-        pod["spec"]["nodeName"] = "node-1"
+        node, why = "node-1", ""
+        if cluster.nodes:
+            others = [p for p in cluster.pods.values() if p["status"]["phase"] == "Running"]
+            node, why = schedule(cluster.nodes, others, pod)
+        if why:
+            condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+            status["conditions"] = [{**condition, "message": why}]
+            return
+        pod["spec"]["nodeName"] = node
         status["conditions"] = [{"type": "PodScheduled", "status": "True"}]
         for container in pod["spec"]["containers"]:
             image = container["image"]

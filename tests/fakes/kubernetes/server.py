@@ -79,7 +79,8 @@ def _handler(cluster: Cluster, closing: threading.Event) -> type[BaseHTTPRequest
                 cluster.requests.append((self.command, self.path))
             place = urlsplit(self.path)
             # One namespace, whatever it is called.
-            parts = place.path.partition("/namespaces/")[2].split("/")[1:] or [""]
+            parts = place.path.partition("/namespaces/")[2].split("/")[1:]
+            parts = parts or [place.path.rpartition("/")[2]]  # of no namespace, or of all
             kind, name = parts[0], parts[1] if len(parts) > 1 else ""
             code, document = self._do(kind, name, parts[2:], body, parse_qs(place.query))
             if fault is not None:
@@ -116,6 +117,8 @@ def _handler(cluster: Cluster, closing: threading.Event) -> type[BaseHTTPRequest
             things: dict[str, dict[str, Any]] = {}
             if kind in ("jobs", "pods"):
                 things = cluster.jobs if kind == "jobs" else cluster.pods
+            elif kind == "nodes":
+                things = cluster.nodes
             elif kind == "events":
                 things = {event["metadata"]["name"]: event for event in cluster.events}
             if not name:
