@@ -1,12 +1,14 @@
 """Trainers: what trains a model, found by its entry point; and what they are given to read."""
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 from platform_assets.domain.errors import RefusedError, UsageError
 from platform_assets.domain.promotion import Kind
 from platform_assets.domain.spec import PipelineSpec
+from resources.checkpoints.port import Checkpointer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +54,10 @@ class Trainer(Protocol):
             seed: of everything that is random.
             on_round: called with the number of rounds done and the metrics so far, if there are
                 rounds.
+
+        One that can go on from where it was interrupted names a further argument,
+        `checkpointer: Checkpointer | None = None`, and is given one (docs/training.md). What it
+        makes must be the same, however often it was interrupted.
         """
         ...
 
@@ -62,6 +68,14 @@ class Trainer(Protocol):
     def importance(self, model: object) -> Mapping[str, float]:
         """How much each feature matters, 0 or more; may be empty."""
         ...
+
+
+def with_checkpointer(
+    trainer: Trainer, checkpointer: Checkpointer | None
+) -> "dict[str, Checkpointer]":
+    """The further argument of `fit`, for a trainer that names it."""
+    named = inspect.signature(trainer.fit).parameters
+    return {"checkpointer": checkpointer} if checkpointer and "checkpointer" in named else {}
 
 
 def load_trainer(entry_point: str) -> Trainer:

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from platform_assets.domain.canary import EnvironmentTerms
+from platform_assets.domain.checkpoints import CheckpointsSpec
 from platform_assets.domain.digests import digest_of
 from platform_assets.domain.errors import UsageError
 from platform_assets.domain.expressions import names_in as names_in
@@ -77,6 +78,8 @@ class ModelSpec(Frozen):
     seed: int = Field(default=0, ge=0, lt=2**31)
     window_days: int = Field(ge=1, le=366)
     min_days: int = Field(ge=1)
+    # Of no version: it decides when a training is saved, not what it makes.
+    checkpoints: CheckpointsSpec = Field(default=CheckpointsSpec(), exclude=True)
 
     @field_validator("trainer")
     @classmethod
