@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+    from resources.distributed.launching import Processes
+
 Parameters = Mapping[str, bool | int | float | str]
 OnRound = Callable[[int, Mapping[str, float]], None]
 
@@ -27,7 +29,8 @@ class Trainer(Protocol):
         flavor: the MLflow flavor that stores its models: lightgbm, sklearn.
         requirements: distributions whose installed versions are written into the model.
 
-    It may have `imports`, names of modules that `fit` and `predict` import: they are imported
+    It may have `check_installed`, which is called before anything else and refuses where something
+    optional is missing. It may have `imports`, names of modules that `fit` and `predict` import: they are imported
     once, in the process that runs are forked from, and must start no thread when they are.
     """
 
@@ -58,6 +61,9 @@ class Trainer(Protocol):
         One that can go on from where it was interrupted names a further argument,
         `checkpointer: Checkpointer | None = None`, and is given one (docs/training.md). What it
         makes must be the same, however often it was interrupted.
+
+        One that can train in several processes names `processes: Processes | None = None`, and is
+        given one where the catalog asks for them (docs/distributed.md).
         """
         ...
 
@@ -76,6 +82,23 @@ def with_checkpointer(
     """The further argument of `fit`, for a trainer that names it."""
     named = inspect.signature(trainer.fit).parameters
     return {"checkpointer": checkpointer} if checkpointer and "checkpointer" in named else {}
+
+
+def with_processes(trainer: Trainer, processes: "Processes | None") -> "dict[str, Processes]":
+    """The further argument of `fit`, for a model that asks for several processes.
+
+    Raises:
+        UsageError: the trainer cannot train in several.
+    """
+    if processes is None:
+        return {}
+    if "processes" not in inspect.signature(trainer.fit).parameters:
+        raise UsageError(
+            f"model.processes asks for up to {processes.spec.max}, and {type(trainer).__name__} "
+            "trains in one: its fit takes no argument `processes`; leave model.processes out, or "
+            "name a trainer that does (docs/distributed.md)"
+        )
+    return {"processes": processes}
 
 
 def load_trainer(entry_point: str) -> Trainer:
@@ -117,6 +140,9 @@ def load_trainer(entry_point: str) -> Trainer:
             f"trainer {entry_point!r} is no trainer, it lacks {', '.join(lacking)}; see "
             "resources.training.Trainer"
         )
+    check = getattr(trainer, "check_installed", None)
+    if check is not None:
+        check()
     return cast(Trainer, trainer)
 
 

@@ -50,6 +50,11 @@ class ProcessesSpec(Frozen):
         return self
 
     @property
+    def begun(self) -> str:
+        """For the fingerprint: what decides the order in which numbers are added."""
+        return f"{self.max} on {self.nodes}"
+
+    @property
     def each(self) -> int:
         """Processes on one node."""
         return self.max // self.nodes if self.nodes > 1 else 1

@@ -16,6 +16,7 @@ from platform_assets.domain.expressions import names_in as names_in
 from platform_assets.domain.gate import EvaluationSpec as EvaluationSpec
 from platform_assets.domain.image_spec import ImagesSpec
 from platform_assets.domain.partition import PartitionKey, date_range
+from platform_assets.domain.processes import ProcessesSpec
 from platform_assets.domain.promotion import Kind
 from platform_assets.domain.serving import ServingSpec
 from platform_assets.domain.source_spec import (
@@ -80,6 +81,8 @@ class ModelSpec(Frozen):
     min_days: int = Field(ge=1)
     # Of no version: it decides when a training is saved, not what it makes.
     checkpoints: CheckpointsSpec = Field(default=CheckpointsSpec(), exclude=True)
+    # As little; how many begin together is in the fingerprint, for it decides the last bits.
+    processes: ProcessesSpec | None = Field(default=None, exclude=True)
 
     @field_validator("trainer")
     @classmethod

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from typing import Literal
 
@@ -10,7 +11,7 @@ from pydantic import Field
 from platform_assets.domain.source_spec import Frozen
 
 PARTS = 4
-"""A rank has to be slow in each of so many parts of the stated while: one hiccup is no straggler."""
+"""A rank has to be slow in each of so many parts of the while: one hiccup is no straggler."""
 
 LEAST_SECONDS = 1e-4
 """Steps that are shorter count as so long: what a clock shows of them is noise."""
@@ -114,7 +115,7 @@ def _judged(
     size = steps / PARTS
     edges = [len(own) - steps + round(size * n) for n in range(PARTS + 1)]
     least = float("inf")
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         peers = median(_sum(times[other], start, end) for other in times if other != rank)
         least = min(least, _sum(own, start, end) / peers)
     if least < terms.ratio:

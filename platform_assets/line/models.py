@@ -21,11 +21,12 @@ from platform_assets.line.fingerprints import (
 )
 from platform_assets.line.inputs import already_done, done_before, made_of
 from platform_assets.line.links import dagster_run_url, mlflow_run_url, require_addresses
+from platform_assets.line.ranks import Ranks
 from platform_assets.line.recipes import RECIPE, recipe_of
 from platform_assets.line.services import Outcome, Services
 from resources import plots
 from resources.ledger.records import VersionRecord
-from resources.training import load_trainer, training_frame
+from resources.training import load_trainer, training_frame, with_processes
 
 EXAMPLE_ROWS = 5
 """Rows of the input example that is stored with each model."""
@@ -220,6 +221,7 @@ def _train(
             rounds.append(dict(metrics))
             run.log_round(step, metrics)
 
+        ranks = Ranks(services, partition, run_id, log)
         model = trainer.fit(
             frame,
             target,
@@ -227,6 +229,7 @@ def _train(
             parameters=parameters,
             seed=spec.model.seed,
             on_round=on_round,
+            **with_processes(trainer, ranks.processes),
         )
         # What is registered stays: a run that was taken for dead shall add nothing any more.
         services.leases.require(lease)
@@ -239,7 +242,7 @@ def _train(
             predictions=trainer.predict(model, example),
             requirements=trainer.requirements,
         )
-        figures = _figures(rounds, dict(trainer.importance(model)))
+        figures = _figures(rounds, dict(trainer.importance(model))) | ranks.figures()
         for title, png in figures.items():
             run.log_figure(title, png)
         detail = {
@@ -250,6 +253,7 @@ def _train(
             environments.VALUE: here.value,
             environments.MACHINE: where,
             environments.PROBE: environments.probe_of(trainer, model, frame),
+            **ranks.detail(),
             **made,
         }
         # Within the run: where this is refused, the training has failed in MLflow too.
@@ -263,12 +267,14 @@ def _train(
             always=True,
             detail=detail,
         )
+    ranks.ended_well()
     environments.tag_what_ran(services, run.run_id)
     services.attend([day], "its model was trained")
     metadata = {
         "rows": table.num_rows,
         **_described(services, snapshot, detail),
         **environments.described(change),
+        **ranks.metadata(),
         **(rounds[-1] if rounds else {}),
         "lease_token": lease.token,
     }

@@ -28,10 +28,11 @@ from platform_assets.line.models import EXAMPLE_ROWS
 from platform_assets.line.recipes import recipe_of, recorded_recipe, told_again
 from platform_assets.line.registered import judgements, model_date
 from platform_assets.line.services import Services
+from resources.distributed.launching import Processes
 from resources.environment import environment
 from resources.ledger.records import VersionRecord
 from resources.tracking.models import save_model
-from resources.training import Trainer, load_trainer, training_frame
+from resources.training import Trainer, load_trainer, training_frame, with_processes
 from resources.versions import trainer_file
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _named(services: Services, record: VersionRecord) -> str:
 def train_again(spec: PipelineSpec, table: "pa.Table") -> Rebuilt:
     """Train on rows as a spec says, and store the model nowhere but for its digest."""
     frame, target = training_frame(table, spec)
-    trainer = load_trainer(spec.model.trainer)
+    trainer, asked = load_trainer(spec.model.trainer), spec.model.processes
     model = trainer.fit(
         frame,
         target,
@@ -157,6 +158,7 @@ def train_again(spec: PipelineSpec, table: "pa.Table") -> Rebuilt:
         parameters=dict(spec.model.parameters),
         seed=spec.model.seed,
         on_round=lambda _round, _metrics: None,
+        **with_processes(trainer, None if asked is None else Processes(asked)),
     )
     example = frame.head(EXAMPLE_ROWS)
     with tempfile.TemporaryDirectory(prefix="signalbox-") as folder:

@@ -115,9 +115,7 @@ class TorchTabularTrainer:
                 "settings": settings,
                 "seed": seed,
             }
-            handed = run(
-                self.entry, arguments, root, on_round=on_round, checkpointer=checkpointer
-            )
+            handed = run(self.entry, arguments, root, on_round=on_round, checkpointer=checkpointer)
             return _model(layout, settings, handed)
 
     def predict(self, model: object, frame: "pd.DataFrame") -> "np.ndarray":

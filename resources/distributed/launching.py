@@ -48,6 +48,8 @@ class Checkpoints(Protocol):
 
     def wait(self) -> None: ...
 
+    def stop_if_interrupted(self, step: int) -> None: ...
+
 
 @dataclass
 class History:
@@ -319,16 +321,8 @@ class _Following:
         """What was asked for is durable; whoever was told to stop says so."""
         if self.checkpointer is None:
             return
-        if self._interrupted() and not (self.folder.result / "done").exists():
-            self.checkpointer.wait()
-            raise interruption(self._step())
-
-
-def interruption(step: int) -> Exception:
-    """What a trainer raises that was told to stop, and has saved where it is."""
-    return TransientError(
-        f"the training was interrupted after step {step}; it goes on from its last checkpoint"
-    )
+        if not (self.folder.result / "done").exists():
+            self.checkpointer.stop_if_interrupted(self._step())
 
 
 def contents(path: Path) -> dict[str, Path]:

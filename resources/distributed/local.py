@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from resources.distributed.launching import Checkpoints, contents, interruption, put_back
+from resources.distributed.launching import Checkpoints, contents, put_back
 from resources.distributed.layout import Folder, Job
 from resources.distributed.rank import InProcess, Rank, StoppedError, call
 
@@ -46,8 +46,8 @@ def run_alone(
             call(entry, alone)
     except StoppedError:
         assert checkpointer is not None
-        checkpointer.wait()
-        raise interruption(reached[0]) from None
+        checkpointer.stop_if_interrupted(reached[0])
+        raise
     return folder.result / "result.pt"
 
 

@@ -76,9 +76,7 @@ class Rank:
 
     # --- state ----------------------------------------------------------------------------------
 
-    def resume(
-        self, model: Any, optimizer: Any, tensors: Mapping[str, Any] | None = None
-    ) -> int:
+    def resume(self, model: Any, optimizer: Any, tensors: Mapping[str, Any] | None = None) -> int:
         """Keep these from now on, and bring them to where the newest checkpoint left them.
 
         Args:

@@ -45,7 +45,6 @@ class Supervisor:
         self._store: Any = None
 
     def run(self) -> int:
-        import torch.distributed.run
         from torch.distributed import TCPStore
 
         # Forked before there is a thread, and told to begin together: none is late for the

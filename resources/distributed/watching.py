@@ -9,7 +9,6 @@ from typing import Any
 from platform_assets.domain.stragglers import Place, Straggler, StragglerTerms, judge
 from resources.distributed.layout import Folder, read_times
 
-
 TAIL = 20_000
 """Steps of each rank that are looked at while it trains."""
 
