@@ -29,9 +29,9 @@ class Trainer(Protocol):
         flavor: the MLflow flavor that stores its models: lightgbm, sklearn.
         requirements: distributions whose installed versions are written into the model.
 
-    It may have `check_installed`, which is called before anything else and refuses where something
-    optional is missing. It may have `imports`, names of modules that `fit` and `predict` import: they are imported
-    once, in the process that runs are forked from, and must start no thread when they are.
+    It may have `imports`, names of modules that `fit` and `predict` import: they are imported
+    once, in the process that runs are forked from, and must start no thread when they are. It may
+    have `check_installed`, which refuses where something optional is missing.
     """
 
     flavor: str

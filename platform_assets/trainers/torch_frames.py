@@ -1,6 +1,6 @@
 """Rows for the ranks of torch_tabular.py: how they are laid out, written and read in batches."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,8 +188,6 @@ class FrameReader:
 
         found = self._reader.get_batch(block)
         rows = np.column_stack([column.to_numpy() for column in found.columns])
-        order: Sequence[int] = np.random.default_rng((self._seed, epoch, block)).permutation(
-            len(rows)
-        )
+        order = np.random.default_rng((self._seed, epoch, block)).permutation(len(rows))
         shuffled: np.ndarray = rows[order]
         return shuffled

@@ -23,7 +23,9 @@ def encoded(frame: Any, columns: Sequence[str], categories: Mapping[str, Sequenc
         if name in categories:
             values = frame[name].astype(object)
             text = values.where(values.isna(), values.astype(str))
-            found[:, n] = pd.Index(categories[name], dtype=object).get_indexer(text) + 1
+            found[:, n] = (
+                pd.Index(np.array(list(categories[name]), dtype=object)).get_indexer(text) + 1
+            )
         else:
             found[:, n] = frame[name].to_numpy(dtype=np.float64, na_value=np.nan)
     return found
