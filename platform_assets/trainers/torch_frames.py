@@ -144,14 +144,14 @@ class FrameReader:
     another order that follows from seed and epoch.
     """
 
-    def __init__(self, path: Path, batch: int, seed: int) -> None:
+    def __init__(self, path: Path, rows: int, batch: int, seed: int) -> None:
         import pyarrow as pa
 
         self._file = pa.OSFile(str(path), "rb")
         self._reader = pa.ipc.open_file(self._file)
         self._batch, self._seed = batch, seed
         blocks = self._reader.num_record_batches
-        self._rows = [self._reader.get_batch(n).num_rows for n in range(blocks)]
+        self._rows = [min(BLOCK, rows - n * BLOCK) for n in range(blocks)]
         self._steps = [-(-rows // batch) for rows in self._rows]
         self.steps = sum(self._steps)
         """Of one epoch."""

@@ -200,8 +200,9 @@ def train_ranks(rank: "Rank") -> None:
     arguments, settings = rank.arguments, rank.arguments["settings"]
     layout = Layout.model_validate(arguments["layout"])
     torch.set_num_threads(int(settings["num_threads"]))
+    batch, seed = int(settings["batch_size"]), int(arguments["seed"])
     torch.use_deterministic_algorithms(True)
-    torch.manual_seed(int(arguments["seed"]))
+    torch.manual_seed(seed)
     network = _network(layout, settings)
     optimizer = torch.optim.AdamW(
         network.parameters(),
@@ -210,15 +211,13 @@ def train_ranks(rank: "Rank") -> None:
     )
     progress = torch.zeros(2, dtype=torch.float64)  # sum of the losses, and rows, of the epoch
     first = rank.resume(network, optimizer, {"progress": progress})
-    reader = FrameReader(
-        Path(arguments["rows"]), int(settings["batch_size"]), int(arguments["seed"])
-    )
+    reader = FrameReader(Path(arguments["rows"]), layout.rows, batch, seed)
     total = reader.steps * int(settings["epochs"])
     parameters = list(network.parameters())
     network.train()
     if first == 0 and rank.world > 1:
         # Beyond the first draw, each rank has random numbers of its own.
-        torch.manual_seed(int(arguments["seed"]) * 1009 + rank.rank)
+        torch.manual_seed(seed * 1009 + rank.rank)
     for step in range(first, total):
         with rank.timed():
             rows, wanted, size = reader.batch(step, rank.rank, rank.world)

@@ -32,8 +32,8 @@ def run_alone(
         reached[0] = step
         if checkpointer is None:
             return False, False
-        stop = checkpointer.interrupted
-        return stop or checkpointer.due(step), stop
+        due, stop = checkpointer.due(step), checkpointer.interrupted
+        return due or stop, stop
 
     def saved(step: int, path: Path) -> None:
         assert checkpointer is not None

@@ -72,6 +72,9 @@ class Supervisor:
         environment = {
             "SIGNALBOX_PLACE": str(number),
             "GLOO_SOCKET_IFNAME": "lo",
+            # Shared, the first rank's store is known to those that have met before only: a place
+            # that is added later waits for its address in vain (PyTorch 2.13).
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         }
         process, waiting = how(environment, self.folder.logs / f"place-{number}.log")
