@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 from platform_assets.domain.errors import RefusedError, UsageError
 from platform_assets.domain.promotion import Kind
 from platform_assets.domain.spec import PipelineSpec
-from resources.checkpoints.port import Checkpointer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,12 +75,9 @@ class Trainer(Protocol):
         ...
 
 
-def with_checkpointer(
-    trainer: Trainer, checkpointer: Checkpointer | None
-) -> "dict[str, Checkpointer]":
-    """The further argument of `fit`, for a trainer that names it."""
-    named = inspect.signature(trainer.fit).parameters
-    return {"checkpointer": checkpointer} if checkpointer and "checkpointer" in named else {}
+def takes_checkpointer(trainer: Trainer) -> bool:
+    """Whether `fit` names the further argument `checkpointer`."""
+    return "checkpointer" in inspect.signature(trainer.fit).parameters
 
 
 def with_processes(trainer: Trainer, processes: "Processes | None") -> "dict[str, Processes]":

@@ -10,6 +10,7 @@ from platform_assets.domain.lease import Lease
 from platform_assets.domain.manifest import Snapshot
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.line import environments
+from platform_assets.line.checkpointing import Course
 from platform_assets.line.clearance import described, lapsed
 from platform_assets.line.days import load_snapshot, unaccepted_now, without_verdict
 from platform_assets.line.fingerprints import (
@@ -187,7 +188,12 @@ def _train(
         **environments.tags_of(here.value, change),
         **terms,
     }
-    with services.tracking.run(spec.pipeline, f"{spec.model.name} {name}", tags) as run:
+    course = Course(services, trainer, name, fingerprint.value, lease, log)
+    title = f"{spec.model.name} {name}"
+    with (
+        services.tracking.run(spec.pipeline, title, tags, before=course.mlflow) as run,
+        course.under_way(run),
+    ):
         run.log_parameters(
             {
                 **parameters,
@@ -215,7 +221,7 @@ def _train(
             rows=table.num_rows,
         )
         log(f"{asset} {name}: training on {table.num_rows} rows of {len(snapshot.days)} days")
-        rounds: list[dict[str, float]] = []
+        rounds = course.rounds
 
         def on_round(step: int, metrics: Mapping[str, float]) -> None:
             rounds.append(dict(metrics))
@@ -230,7 +236,9 @@ def _train(
             seed=spec.model.seed,
             on_round=on_round,
             **with_processes(trainer, ranks.processes),
+            **course.argument(),
         )
+        course.log_metrics(run)
         # What is registered stays: a run that was taken for dead shall add nothing any more.
         services.leases.require(lease)
         example = frame.head(EXAMPLE_ROWS)
@@ -254,6 +262,7 @@ def _train(
             environments.MACHINE: where,
             environments.PROBE: environments.probe_of(trainer, model, frame),
             **ranks.detail(),
+            **course.detail(),
             **made,
         }
         # Within the run: where this is refused, the training has failed in MLflow too.
@@ -268,6 +277,7 @@ def _train(
             detail=detail,
         )
     ranks.ended_well()
+    course.over()
     environments.tag_what_ran(services, run.run_id)
     services.attend([day], "its model was trained")
     metadata = {
@@ -276,6 +286,7 @@ def _train(
         **environments.described(change),
         **ranks.metadata(),
         **(rounds[-1] if rounds else {}),
+        **course.told(),
         "lease_token": lease.token,
     }
     return Outcome(asset, name, logged.digest, True, metadata, figures, upstream)

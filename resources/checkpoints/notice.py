@@ -78,3 +78,6 @@ class Notice:
             for timer in late:
                 timer.cancel()
             signal.signal(signal.SIGTERM, before)
+        if self._told:
+            # What it was given for has come to its end all the same: the process is to go now.
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 State = Mapping[str, bytes | Path]
 """Parts of a state by name; a file that is named is read before `wait` returns."""
@@ -42,11 +42,13 @@ class Checkpoint:
         step: how many steps were done.
         state: bytes by name, as they were saved.
         path: a local folder with those files, as long as this object is kept.
+        about: when it was taken, and after how much training.
     """
 
     step: int
     state: Mapping[str, bytes]
     path: Path
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Checkpointer(Protocol):
@@ -62,10 +64,17 @@ class Checkpointer(Protocol):
         """
         ...
 
+    def decline(self, why: str) -> None:
+        """Say that none will be taken, and why: an interrupted training begins again."""
+        ...
+
     def due(self, step: int) -> bool:
         """Whether one is to be taken after this step: by the interval, or since it is the last.
 
         What passes from a yes to the end of `save` is what a checkpoint costs.
+
+        Raises:
+            LeaseLostError: another run trains this partition by now.
         """
         ...
 

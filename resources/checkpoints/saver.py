@@ -34,6 +34,7 @@ class Account:
     writer_seconds: float = 0.0
     resumed_step: int | None = None
     durable_step: int | None = None
+    declined: str = ""
     problems: list[str] = field(default_factory=list)
 
 
@@ -59,6 +60,9 @@ class Saver:
         interruptions, observed_seconds: what was seen of trainings before.
         guard: raises if this attempt may not write any more.
         tell: is told what a person at the log should know.
+        extra: parts that are saved besides the trainer's.
+        loaded: is told what was found to go on from.
+        first: called once a checkpoint is known to be durable, the first time.
         clock: a clock that never goes back, in seconds.
     """
 
@@ -73,12 +77,17 @@ class Saver:
         observed_seconds: float = 0.0,
         guard: Callable[[], None] = lambda: None,
         tell: Callable[[str], None] = logger.info,
+        extra: Callable[[], Mapping[str, bytes]] = dict,
+        loaded: Callable[[Checkpoint | None], None] = lambda _: None,
+        first: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store, self.account = store, Account()
         self._what, self._spec, self._notice = what, spec, notice
         self._interruptions, self._observed = interruptions, observed_seconds
         self._guard, self._tell, self._clock = guard, tell, clock
+        self._extra, self._loaded, self._first = extra, loaded, first
+        self._trained_before = 0.0
         self._began = self._since = clock()
         self._asked: float | None = None
         self._cost: float | None = None
@@ -93,14 +102,26 @@ class Saver:
         self._began = self._since = self._clock()
         if found is not None:
             self.account.resumed_step = self.account.durable_step = found.step
+            self._trained_before = float(found.about.get("trained_seconds") or 0.0)
             self._tell(f"{self._what} goes on from step {found.step}, of {self.folder}")
+        self._loaded(found)
         return found
+
+    @property
+    def trained_seconds(self) -> float:
+        """Of training that were not lost, over all attempts."""
+        return self._trained_before + self._clock() - self._began
+
+    def decline(self, why: str) -> None:
+        self.account.declined = why
+        self._tell(f"{self._what}: {why}")
 
     def due(self, step: int) -> bool:
         now = self._clock()
         if self._write is not None and self._write.thread and self._write.thread.is_alive():
             due = self.interrupted  # else it would be waited for
         else:
+            self._settle()
             due = self.interrupted or now - self._since >= self.interval.seconds
         self._asked = now if due else None
         return due
@@ -110,8 +131,9 @@ class Saver:
         self._asked = None
         self._settle()
         write = _Write(step, began)
+        whole = {**state, **self._extra()}
         write.thread = threading.Thread(
-            target=self._commit, args=(write, dict(state)), name="checkpoint", daemon=True
+            target=self._commit, args=(write, whole), name="checkpoint", daemon=True
         )
         write.thread.start()
         self._write = write
@@ -127,7 +149,8 @@ class Saver:
         with self.store.staged() as folder:
             yield folder
             found = sorted(path for path in folder.rglob("*") if path.is_file())
-            state = {path.relative_to(folder).as_posix(): path for path in found}
+            state: dict[str, bytes | Path] = dict(self._extra())
+            state |= {path.relative_to(folder).as_posix(): path for path in found}
             write = _Write(step, began)
             self._commit(write, state)
             self._write = write
@@ -161,7 +184,7 @@ class Saver:
         try:
             about: dict[str, Any] = {
                 "cost_seconds": self._cost,
-                "trained_seconds": self._clock() - self._began,
+                "trained_seconds": self.trained_seconds,
                 "saved_at": time.time(),
             }
             self.store.commit(write.step, state, about=about, guard=self._guard)
@@ -181,6 +204,8 @@ class Saver:
             if write.error is None:
                 self.account.taken += 1
                 self.account.durable_step = write.step
+                if self.account.taken == 1:
+                    self._first()
             else:
                 self._failed(write)
         if self._lost is not None:

@@ -52,7 +52,8 @@ class FencedError(RefusedError):
         super().__init__(
             f"the attempt with token {token} may save no checkpoint in {folder}: one with token "
             f"{newest} has begun, this one was taken for dead. What the later one saved stands; "
-            "nothing is to be done"
+            "nothing is to be done (of a ledger that was put back to an older state the tokens are "
+            "lower: remove that folder then)"
         )
 
 
@@ -90,7 +91,7 @@ class CheckpointStore:
     def attempts(self) -> list[dict[str, Any]]:
         """What was written of the attempts before this one, the oldest first."""
         found = []
-        for name in self._files.names():
+        for name in self._names():
             match = _ATTEMPT.fullmatch(name)
             if match and int(match[1]) < self.token:
                 with suppress(ValueError, OSError):
@@ -173,19 +174,22 @@ class CheckpointStore:
                 raise TornError(f"{part} cannot be read: {error.strerror}") from error
             if found != said["sha256"]:
                 raise TornError(f"{part} is not what was written")
-        return Checkpoint(name.step, Parts(folder, tuple(files), fetched), folder)
+        about = {key: manifest.get(key) for key in ("saved_at", "trained_seconds", "cost_seconds")}
+        return Checkpoint(name.step, Parts(folder, tuple(files), fetched), folder, about)
 
     def _listed(self) -> list[Name]:
-        try:
-            names = self._again(self._files.names)
-        except OSError as error:
-            raise self._away(error) from error
         found = []
-        for name in names:
+        for name in self._names():
             match = _NAME.fullmatch(name.removesuffix(".json"))
             if match and name.endswith(".json"):
                 found.append(Name(int(match[1]), int(match[2]), match[0]))
         return sorted(found)
+
+    def _names(self) -> list[str]:
+        try:
+            return list(self._again(self._files.names))
+        except OSError as error:
+            raise self._away(error) from error
 
     def _read(self, name: str) -> bytes:
         try:
