@@ -119,6 +119,12 @@ class Processes:
         """
         require_torch()
         spec, folder = self.spec, Folder(root)
+        if spec.nodes > 1:
+            raise UsageError(
+                f"model.processes.nodes is {spec.nodes}; where one machine trains allowed is 1. "
+                "Several nodes are those of a cluster: docs/distributed.md says how their JobSet "
+                "is made, and what of it is not automatic"
+            )
         job = Job(
             entry=entry,
             arguments=arguments,
