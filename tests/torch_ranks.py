@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from platform_assets.domain.errors import UsageError
 from platform_assets.trainers.torch_tabular import TorchTabularTrainer, train_ranks
 from resources.distributed.rank import Rank
@@ -122,3 +124,37 @@ def killed_for_good(rank: Rank) -> None:
 
 def nothing(*_: Any) -> None:
     return None
+
+
+class ByEnvironment(TorchTabularTrainer):
+    """The trainer, with something going wrong as the variable TEST_ACT says."""
+
+    entry = f"{__name__}:by_environment"
+
+
+def by_environment(rank: Rank) -> None:
+    """`place_lost`, `step_killed`, or nothing."""
+    match os.environ.get("TEST_ACT", ""):
+        case "place_lost":
+            place_lost(rank)
+        case "step_killed":
+            step_killed(rank)
+        case _:
+            train_ranks(rank)
+
+
+def step_killed(rank: Rank) -> None:
+    """The step's own process is killed as soon as a checkpoint of the second step is durable."""
+    manifests = Path(os.environ["SIGNALBOX_HOME"], "checkpoints")
+
+    def act(step: int) -> None:
+        if step == 2 and rank.rank == 0:
+            rank.folder.asked.touch()
+        if step == 4 and rank.rank == 0:
+            while not list(manifests.rglob("*-000000000002-*.json")):
+                time.sleep(0.05)
+            _agent, _supervisor, step_process, *_ = psutil.Process().parents()
+            step_process.kill()
+            time.sleep(60)
+
+    _before_each(rank, act)

@@ -83,6 +83,8 @@ class ModelSpec(Frozen):
     checkpoints: CheckpointsSpec = Field(default=CheckpointsSpec(), exclude=True)
     # As little; how many begin together is in the fingerprint, for it decides the last bits.
     processes: ProcessesSpec | None = Field(default=None, exclude=True)
+    stream: bool = Field(default=False, exclude=True)
+    """Whether the trainer takes its rows in parts, for they do not fit into memory."""
 
     @field_validator("trainer")
     @classmethod

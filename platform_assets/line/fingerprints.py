@@ -78,6 +78,7 @@ def fingerprint_of(
             seed=spec.model.seed,
             lock=found.lock_digest,
             image=found.image_digest,
+            stream=spec.model.stream,
             processes=spec.model.processes.begun if spec.model.processes else "",
         ),
         found,

@@ -24,10 +24,11 @@ from platform_assets.line.inputs import already_done, done_before, made_of
 from platform_assets.line.links import dagster_run_url, mlflow_run_url, require_addresses
 from platform_assets.line.ranks import Ranks
 from platform_assets.line.recipes import RECIPE, recipe_of
+from platform_assets.line.rows import Rows
 from platform_assets.line.services import Outcome, Services
 from resources import plots
 from resources.ledger.records import VersionRecord
-from resources.training import load_trainer, training_frame, with_processes
+from resources.training import load_trainer, with_processes
 
 EXAMPLE_ROWS = 5
 """Rows of the input example that is stored with each model."""
@@ -170,8 +171,7 @@ def _train(
         told |= environments.described(found)
         told |= {"rows": known.rows, "lease_token": lease.token}
         return Outcome(asset, name, known.data_version, True, told, {}, upstream)
-    table = services.table.read(snapshot.partitions, snapshot.read_version)
-    frame, target = training_frame(table, spec)
+    rows = Rows(services, snapshot)
     parameters = dict(spec.model.parameters)
     here = environments.environment_here(services)
     change = environments.passage_here(services, here.value)
@@ -200,7 +200,7 @@ def _train(
                 "seed": spec.model.seed,
                 "trainer": spec.model.trainer,
                 "window_days": spec.model.window_days,
-                "rows": table.num_rows,
+                "rows": rows.count,
                 "days": len(snapshot.days),
             }
         )
@@ -218,9 +218,9 @@ def _train(
             f"{asset} {name}",
             snapshot_record.data_version,
             source=f"{spec.pipeline}/snapshots/{day}",
-            rows=table.num_rows,
+            rows=rows.count,
         )
-        log(f"{asset} {name}: training on {table.num_rows} rows of {len(snapshot.days)} days")
+        log(f"{asset} {name}: training on {rows.count} rows of {len(snapshot.days)} days")
         rounds = course.rounds
 
         def on_round(step: int, metrics: Mapping[str, float]) -> None:
@@ -228,20 +228,19 @@ def _train(
             run.log_round(step, metrics)
 
         ranks = Ranks(services, partition, run_id, log)
-        model = trainer.fit(
-            frame,
-            target,
-            kind=spec.model.kind,
-            parameters=parameters,
-            seed=spec.model.seed,
-            on_round=on_round,
+        how: dict[str, Any] = {
+            "kind": spec.model.kind,
+            "parameters": parameters,
+            "seed": spec.model.seed,
+            "on_round": on_round,
             **with_processes(trainer, ranks.processes),
             **course.argument(),
-        )
+        }
+        model = rows.fit(trainer, how)
         course.log_metrics(run)
         # What is registered stays: a run that was taken for dead shall add nothing any more.
         services.leases.require(lease)
-        example = frame.head(EXAMPLE_ROWS)
+        example = rows.frame.head(EXAMPLE_ROWS)
         logged = run.log_model(
             model,
             trainer.flavor,
@@ -260,7 +259,7 @@ def _train(
             "snapshot": snapshot_record.data_version,
             environments.VALUE: here.value,
             environments.MACHINE: where,
-            environments.PROBE: environments.probe_of(trainer, model, frame),
+            environments.PROBE: environments.probe_of(trainer, model, rows.frame),
             **ranks.detail(),
             **course.detail(),
             **made,
@@ -271,7 +270,7 @@ def _train(
             asset=asset,
             partition=name,
             data_version=logged.digest,
-            rows=table.num_rows,
+            rows=rows.count,
             run_id=run_id,
             always=True,
             detail=detail,
@@ -281,7 +280,7 @@ def _train(
     environments.tag_what_ran(services, run.run_id)
     services.attend([day], "its model was trained")
     metadata = {
-        "rows": table.num_rows,
+        "rows": rows.count,
         **_described(services, snapshot, detail),
         **environments.described(change),
         **ranks.metadata(),
