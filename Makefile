@@ -9,7 +9,8 @@ STAMP := $(VENV)/.ready
 # anew each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast lint types layers check bench setup lock image clean help
+.PHONY: demo test test-fast lint types layers check bench setup setup-torch lock lock-torch image \
+	clean help
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -56,6 +57,22 @@ $(STAMP): requirements.lock pyproject.toml
 lock:
 	uv pip compile --quiet --generate-hashes --no-strip-extras --no-emit-index-url \
 		--python-version 3.11 --custom-compile-command "make lock" requirements.in -o requirements.lock
+
+## make setup-torch  PyTorch too, from requirements-torch.lock; the CPU build, 192 MB
+setup-torch: $(VENV)/.ready-torch
+
+$(VENV)/.ready-torch: $(STAMP) requirements-torch.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		-r requirements-torch.lock
+	@touch $@
+
+## make lock-torch   requirements-torch.lock anew; the wheels of TORCH_WHEELS=a folder or a page
+TORCH_WHEELS ?= $(PIP_FIND_LINKS)
+lock-torch:
+	uv pip compile --quiet --generate-hashes --no-strip-extras --no-emit-index-url \
+		--python-version 3.11 --custom-compile-command "make lock-torch" \
+		--find-links "$(TORCH_WHEELS)" --constraint requirements.lock requirements-torch.in \
+		-o requirements-torch.lock
 
 # What the image is made of (.dockerignore). With a change that is in no commit it names none.
 INSIDE := Dockerfile .dockerignore pyproject.toml README.md requirements.lock dagster.yaml \

@@ -28,6 +28,9 @@ DAGSTER_URL = "SIGNALBOX_DAGSTER_URL"
 LAKE_URL = "SIGNALBOX_LAKE_URL"
 """Variable: where the datasets' tables lie, if not in the home; the manifests stay in it."""
 
+CHECKPOINTS_URL = "SIGNALBOX_CHECKPOINTS_URL"
+"""Variable: where the checkpoints of trainings lie, if not in the home."""
+
 QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
     # Threads that wait must not spin: two trainings on two cores would take ten times
@@ -64,6 +67,8 @@ class Home:
     """Of Dagster's storage, where it is not in the home."""
     lake_url: str | None = None
     """Of the datasets' tables, where they are not in the home: `s3://bucket/folder`."""
+    checkpoints_url: str | None = None
+    """Of the checkpoints, where they are not in the home: `s3://bucket/folder`."""
 
     @classmethod
     def locate(cls, root: Path | None = None) -> "Home":
@@ -92,13 +97,19 @@ class Home:
             mlflow_uri=os.environ.get("SIGNALBOX_MLFLOW_URI") or _mlflow_uri(place),
             mlflow_artifacts=place / "mlflow" / "artifacts",
             dagster_url=os.environ.get(DAGSTER_URL) or None,
-            lake_url=_lake_url(),
+            lake_url=_bucket_url(LAKE_URL),
+            checkpoints_url=_bucket_url(CHECKPOINTS_URL),
         )
 
     def dataset_path(self, pipeline: str) -> str:
         """Where the tables of a pipeline's features lie: a folder, or a URL."""
         root = self.lake_url or str(self.lake)
         return f"{root}/{pipeline}/features"
+
+    @property
+    def checkpoints(self) -> str:
+        """Where the checkpoints of trainings lie: a folder, or a URL."""
+        return self.checkpoints_url or str(self.root / "checkpoints")
 
     def environment(self) -> dict[str, str]:
         """The variables by which a child process finds the same home, and keeps quiet."""
@@ -113,6 +124,8 @@ class Home:
             variables["SIGNALBOX_MLFLOW_URI"] = self.mlflow_uri
         if self.lake_url:
             variables[LAKE_URL] = self.lake_url
+        if self.checkpoints_url:
+            variables[CHECKPOINTS_URL] = self.checkpoints_url
         if self.dagster_url:
             variables[DAGSTER_URL] = self.dagster_url
         return variables
@@ -236,13 +249,13 @@ def locked(home: Home) -> Iterator[None]:
         yield
 
 
-def _lake_url() -> str | None:
-    url = os.environ.get(LAKE_URL, "").rstrip("/")
+def _bucket_url(variable: str) -> str | None:
+    url = os.environ.get(variable, "").rstrip("/")
     if not url:
         return None
     if not url.startswith("s3://") or not url.removeprefix("s3://"):
         raise HomeError(
-            f"{LAKE_URL} is {url!r}; allowed is the URL of a bucket, or of a folder in one, such "
+            f"{variable} is {url!r}; allowed is the URL of a bucket, or of a folder in one, such "
             "as s3://lake/signalbox"
         )
     return url

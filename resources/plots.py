@@ -31,6 +31,26 @@ def training_curve(metric: str, values: Sequence[float]) -> bytes:
     return _png(figure)
 
 
+def step_times(seconds: Mapping[str, Sequence[tuple[int, float]]], points: int = 400) -> bytes:
+    """Milliseconds of each rank's own work by step, as PNG; long trainings by means over parts."""
+    figure, axes = _canvas(left=0.75)
+    for name, found in seconds.items():
+        part = len(found) // points + 1
+        cut = [found[n : n + part] for n in range(0, len(found), part)]
+        steps = [few[0][0] for few in cut]
+        axes.plot(
+            steps,
+            [1000 * sum(s for _, s in few) / len(few) for few in cut],
+            linewidth=1,
+            label=name,
+        )
+    axes.set(xlabel="step", ylabel="ms", ylim=(0, None))
+    if 0 < len(seconds) <= 12:
+        axes.legend(fontsize=7, loc="upper right")
+    _title(axes, "Step times, each rank's own work")
+    return _png(figure)
+
+
 def calibration(target: "np.ndarray", predictions: "np.ndarray", bins: int = 10) -> bytes:
     """Observed share of class 1 by predicted probability, over bins of equal size, as PNG."""
     import numpy as np

@@ -1,6 +1,7 @@
 """Trainers: what trains a model, found by its entry point; and what they are given to read."""
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     import pyarrow as pa
+
+    from resources.distributed.launching import Processes
 
 Parameters = Mapping[str, bool | int | float | str]
 OnRound = Callable[[int, Mapping[str, float]], None]
@@ -26,7 +29,8 @@ class Trainer(Protocol):
         requirements: distributions whose installed versions are written into the model.
 
     It may have `imports`, names of modules that `fit` and `predict` import: they are imported
-    once, in the process that runs are forked from, and must start no thread when they are.
+    once, in the process that runs are forked from, and must start no thread when they are. It may
+    have `check_installed`, which refuses where something optional is missing.
     """
 
     flavor: str
@@ -52,6 +56,13 @@ class Trainer(Protocol):
             seed: of everything that is random.
             on_round: called with the number of rounds done and the metrics so far, if there are
                 rounds.
+
+        One that can go on from where it was interrupted names a further argument,
+        `checkpointer: Checkpointer | None = None`, and is given one (docs/training.md). What it
+        makes must be the same, however often it was interrupted.
+
+        One that can train in several processes names `processes: Processes | None = None`, and is
+        given one where the catalog asks for them (docs/distributed.md).
         """
         ...
 
@@ -62,6 +73,28 @@ class Trainer(Protocol):
     def importance(self, model: object) -> Mapping[str, float]:
         """How much each feature matters, 0 or more; may be empty."""
         ...
+
+
+def takes_checkpointer(trainer: Trainer) -> bool:
+    """Whether `fit` names the further argument `checkpointer`."""
+    return "checkpointer" in inspect.signature(trainer.fit).parameters
+
+
+def with_processes(trainer: Trainer, processes: "Processes | None") -> "dict[str, Processes]":
+    """The further argument of `fit`, for a model that asks for several processes.
+
+    Raises:
+        UsageError: the trainer cannot train in several.
+    """
+    if processes is None:
+        return {}
+    if "processes" not in inspect.signature(trainer.fit).parameters:
+        raise UsageError(
+            f"model.processes asks for up to {processes.spec.max}, and {type(trainer).__name__} "
+            "trains in one: its fit takes no argument `processes`; leave model.processes out, or "
+            "name a trainer that does (docs/distributed.md)"
+        )
+    return {"processes": processes}
 
 
 def load_trainer(entry_point: str) -> Trainer:
@@ -103,6 +136,9 @@ def load_trainer(entry_point: str) -> Trainer:
             f"trainer {entry_point!r} is no trainer, it lacks {', '.join(lacking)}; see "
             "resources.training.Trainer"
         )
+    check = getattr(trainer, "check_installed", None)
+    if check is not None:
+        check()
     return cast(Trainer, trainer)
 
 

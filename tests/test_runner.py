@@ -68,11 +68,13 @@ def test_a_part_beside_another_is_counted_and_printed_too(
 
 
 def test_every_test_is_in_one_part() -> None:
-    markers = {"e2e": False, "browser": False, "heavy": False, "image": False}
+    markers = dict.fromkeys(("e2e", "browser", "heavy", "image", "torch"), False)
     kinds = [(), ("e2e",), ("browser",), ("heavy",), ("heavy", "e2e"), ("heavy", "e2e", "image")]
+    kinds += [("torch",), ("torch", "heavy")]
     for name in kinds:
         found = {**markers, **dict.fromkeys(name, True)}
-        inside = [p for p in parts(browser=True, heavy=True) if eval(p.marker, {}, found)]
+        wanted = parts(browser=True, heavy=True, torch=True)
+        inside = [p for p in wanted if eval(p.marker, {}, found)]
         assert len(inside) == 1, name
 
 
@@ -91,7 +93,7 @@ def test_every_test_is_in_one_part() -> None:
 def test_what_works_on_a_home_runs_on_postgres_too(
     postgres: str, marked: tuple[str, ...], times: int
 ) -> None:
-    names = ("e2e", "browser", "heavy", "registry", "image")
+    names = ("e2e", "browser", "heavy", "registry", "image", "torch")
     found = {"store": True, **{name: name in marked for name in names}}
     wanted = parts(browser=True, heavy=True, postgres=postgres)
     inside = [p for p in wanted if eval(p.marker, {}, found)]
@@ -106,9 +108,9 @@ def test_the_registry_is_what_its_files_are_called() -> None:
 
 def test_without_a_browser_only_the_browser_tests_are_left_out() -> None:
     for part in parts(browser=False, heavy=True):
-        others = {"e2e": False, "heavy": False, "image": False}
+        others = {"e2e": False, "heavy": False, "image": False, "torch": False}
         assert not eval(part.marker, {}, {**others, "browser": True})
-    e2e = {"e2e": True, "browser": False, "heavy": False, "image": False}
+    e2e = {"e2e": True, "browser": False, "heavy": False, "image": False, "torch": False}
     assert any(eval(p.marker, {}, e2e) for p in parts(browser=False, heavy=False))
 
 

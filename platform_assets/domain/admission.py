@@ -16,7 +16,7 @@ from platform_assets.domain.images import DIGEST, LOCK_FILE, ImageLock, ImageRef
 
 WORKLOADS = (
     *("Pod", "PodTemplate", "ReplicationController", "ReplicaSet", "Deployment", "StatefulSet"),
-    *("DaemonSet", "Job", "CronJob"),
+    *("DaemonSet", "Job", "CronJob", "JobSet", "TrainJob"),
 )
 """Kinds that have containers: one without is no good one."""
 

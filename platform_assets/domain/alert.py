@@ -36,6 +36,8 @@ class Kind(StrEnum):
     """A champion was rolled back from without a person; its version is held."""
     PAST_BOUND = "past_bound"
     """A champion does worse than its bound, and nobody is there to roll back to."""
+    STRAGGLER = "straggler"
+    """A rank of a training keeps the others waiting."""
     HEALED = "healed"
     """What was alerted is over."""
 

@@ -82,6 +82,8 @@ def _healed(found: Findings, opened: OpenAlert, now: Sequence[Alert]) -> Alert |
         text = f"{opened.subject}: it is held no more"
     elif opened.kind == Kind.PAST_BOUND:
         text = f"{opened.subject}: it is within its bound, or not champion any more"
+    elif opened.kind == Kind.STRAGGLER:
+        text = f"{opened.subject}: a later training had no rank that was slow"
     elif opened.kind == Kind.BLOCKED:
         if not any(a.kind == opened.kind and a.subject == opened.subject for a in now):
             text = f"{opened.subject}: what was held is not any more, or has other hours now"

@@ -87,6 +87,8 @@ class RunFingerprint(BaseModel):
         seed: of everything that is random.
         lock: `Environment.lock_digest`. An upgrade of LightGBM is another fingerprint.
         image: `Environment.image_digest`; the image holds more than the packages.
+        processes: how many begin to train together, and on how many nodes, `2 on 1`; empty: one.
+        stream: whether the rows came in parts: they are shuffled in another way then.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -98,6 +100,9 @@ class RunFingerprint(BaseModel):
     seed: int
     lock: str = Field(pattern=SHA256)
     image: str = Field(default="", pattern=IMAGE_DIGEST)
+    # Left out where empty: the values of trainings before there were several stay as they are.
+    processes: str = Field(default="", exclude_if=lambda found: not found)
+    stream: bool = Field(default=False, exclude_if=lambda found: not found)
 
     @cached_property
     def value(self) -> str:

@@ -1,6 +1,7 @@
 """A document as a pipeline, or what is wrong with it, field by field."""
 
 from collections.abc import Iterable, Mapping
+from types import UnionType
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -63,6 +64,8 @@ def _allowed_fields(location: tuple[int | str, ...]) -> str:
     for part in location[:-1]:
         if _is_spec(kind):
             kind = kind.model_fields[str(part)].annotation
+            if isinstance(kind, UnionType):  # one that may be left out
+                kind = next(filter(_is_spec, get_args(kind)), kind)
         else:  # a name in a mapping, or an index in a tuple
             kind = next(filter(_is_spec, get_args(kind)))
     if not _is_spec(kind):  # a part that may be left out

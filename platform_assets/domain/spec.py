@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from platform_assets.domain.canary import EnvironmentTerms
+from platform_assets.domain.checkpoints import CheckpointsSpec
 from platform_assets.domain.digests import digest_of
 from platform_assets.domain.errors import UsageError
 from platform_assets.domain.expressions import names_in as names_in
@@ -16,6 +17,7 @@ from platform_assets.domain.gate import EvaluationSpec as EvaluationSpec
 from platform_assets.domain.gpu_shapes import GpusSpec
 from platform_assets.domain.image_spec import ImagesSpec
 from platform_assets.domain.partition import PartitionKey, date_range
+from platform_assets.domain.processes import ProcessesSpec
 from platform_assets.domain.promotion import Kind
 from platform_assets.domain.serving import ServingSpec
 from platform_assets.domain.source_spec import (
@@ -80,6 +82,12 @@ class ModelSpec(Frozen):
     min_days: int = Field(ge=1)
     # Of no version: it decides where a model is trained, not of what.
     gpus: GpusSpec | None = Field(default=None, exclude=True)
+    # Of no version: it decides when a training is saved, not what it makes.
+    checkpoints: CheckpointsSpec = Field(default=CheckpointsSpec(), exclude=True)
+    # As little; how many begin together is in the fingerprint, for it decides the last bits.
+    processes: ProcessesSpec | None = Field(default=None, exclude=True)
+    stream: bool = Field(default=False, exclude=True)
+    """Whether the trainer takes its rows in parts, for they do not fit into memory."""
 
     @field_validator("trainer")
     @classmethod

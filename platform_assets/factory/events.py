@@ -11,8 +11,11 @@ from functools import partial
 from typing import Any
 
 import dagster as dg
+from dagster._core.errors import DagsterExecutionInterruptedError
 
+from platform_assets.domain.checkpoints import TrainingInterruptedError
 from platform_assets.domain.errors import HeldError, RefusedError, TransientError
+from platform_assets.domain.interruptions import SAVED_TAG
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory.grid import asset_key, partition_tags
@@ -51,6 +54,9 @@ PATIENCE_SECONDS, LOOK_SECONDS = 15.0, 0.2
 _WAITED: set[tuple[str, str]] = set()
 """Run and pod for which that has been waited once, in vain or not."""
 
+CANCELED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+"""States of a run that somebody has asked to be ended."""
+
 RETRIES, RETRY_SECONDS = 2, 5.0
 """How often a step is tried again after transient errors alone, and how long it waits."""
 
@@ -61,8 +67,19 @@ def opened(context: dg.AssetExecutionContext, spec: PipelineSpec) -> Services:
     # A retry belongs to the same restatement: what the first try has made again stands.
     asked_by = tags.get("dagster/backfill") or context.run.root_run_id or context.run.run_id
     restate = asked_by if tags.get(RESTATE_TAG) == "true" else ""
+    run_id, instance = context.run.run_id, context.instance
+
+    def canceled() -> bool:
+        found = instance.get_run_by_id(run_id)
+        return found is None or found.status in CANCELED
+
     return Services.open(
-        spec, restate=restate, tell=context.log.info, ran=partial(what_ran, context)
+        spec,
+        restate=restate,
+        tell=context.log.info,
+        ran=partial(what_ran, context),
+        canceled=canceled,
+        saved=lambda: instance.add_run_tags(run_id, {SAVED_TAG: run_id}),
     )
 
 
@@ -320,6 +337,10 @@ def work_in_turn(
             refuse(text, "refused", str(error))
             context.log.error(str(error))
             continue
+        except TrainingInterruptedError as error:
+            # No failure, and no time for the neighbours: the process is to go.
+            context.log.warning(str(error))
+            raise DagsterExecutionInterruptedError from error
         except Exception as error:  # noqa: BLE001 - raised below, after the neighbours
             failed[text] = error
             refuse(text, "failed", f"{type(error).__name__}: {error}")

@@ -10,6 +10,7 @@ from dagster._core.instance.ref import InstanceRef
 from dagster._core.launcher import RunLauncher
 
 from platform_assets.domain.lane_limits import Steering, with_steering, without_backfills
+from platform_assets.instance.interrupted import launched_again
 from resources.home import Home
 from resources.ledger.backfills import PAUSED, Backfills
 
@@ -71,6 +72,13 @@ class SignalboxInstance(dg.DagsterInstance):
         if not there:
             self._initialize_run_monitoring()
         return launcher
+
+    def _should_retry_run(self, run: dg.DagsterRun, run_failure_reason: Any) -> bool:
+        """Dagster's rule, but for runs that were interrupted: those have budgets of their own."""
+        found = launched_again(self, run, run_failure_reason)
+        if found is None:
+            return bool(super()._should_retry_run(run, run_failure_reason))  # type: ignore[no-untyped-call]
+        return found
 
     def get_concurrency_config(self) -> ConcurrencyConfig:
         """The limits of dagster.yaml, and those of the backfills that are steered."""

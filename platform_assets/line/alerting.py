@@ -19,6 +19,7 @@ from platform_assets.line.launching import asset_of, describe, open_failures
 from platform_assets.line.past_bound import past_bound_alerts
 from platform_assets.line.projection import alert_record, serving_alerts
 from platform_assets.line.services import Services
+from platform_assets.line.straggling import straggler_alerts
 from platform_assets.line.unscored import unscored_alerts
 from resources.ledger.alerts import LOGGED_ONLY
 from resources.ledger.records import AlertRecord
@@ -111,6 +112,7 @@ def gather(services: Services) -> Findings:
             *serving_alerts(services),
             *unscored_alerts(services),
             *past_bound_alerts(services),
+            *straggler_alerts(services),
         ),
     )
 

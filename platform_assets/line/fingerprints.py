@@ -18,6 +18,9 @@ FINGERPRINT, PARTS, ENVIRONMENT = "fingerprint", "fingerprint_parts", "environme
 _OURS = ("resources.training", "resources.tracking.models", "resources.tracking.category_loader")
 """Our modules between a snapshot's rows and a model's files: the frame, and how it is stored."""
 
+_RANKS = ("resources.distributed.rank", "resources.distributed.shards")
+"""And those that ranks run, where there are several."""
+
 
 def training_code(spec: PipelineSpec) -> str:
     """Digest of what a training runs, 64 hexadecimal digits.
@@ -39,8 +42,9 @@ def training_code(spec: PipelineSpec) -> str:
 def training_sources(spec: PipelineSpec) -> dict[str, str]:
     """SHA-256 of each source file that `training_code` is over, by its name."""
     trainer = trainer_file(spec.model.trainer, "")
+    ours = (*_OURS, *(_RANKS if spec.model.processes else ()))
     sources = {f"trainer/{name}": file_digest(path) for name, path in sources_of(trainer).items()}
-    for module in _OURS:
+    for module in ours:
         file = module_file(module)
         assert file is not None, module
         sources[module] = file_digest(file)
@@ -74,6 +78,8 @@ def fingerprint_of(
             seed=spec.model.seed,
             lock=found.lock_digest,
             image=found.image_digest,
+            stream=spec.model.stream,
+            processes=spec.model.processes.begun if spec.model.processes else "",
         ),
         found,
     )

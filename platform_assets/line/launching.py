@@ -18,7 +18,10 @@ UNSCORED = "live_metric"
 """A job whose failures are kept beside those: it makes no asset (line/unscored.py)."""
 PAST_BOUND = "past_bound"
 """That job has found the champion past its bound, and nobody to roll back to: kept there too."""
-WITHOUT_ASSET = (UNSCORED, PAST_BOUND)
+STRAGGLER = "straggler"
+"""Job of a record of a rank that was slow."""
+
+WITHOUT_ASSET = (UNSCORED, PAST_BOUND, STRAGGLER)
 
 
 class Runs(Protocol):

@@ -10,6 +10,7 @@ from platform_assets.domain.lease import Lease
 from platform_assets.domain.manifest import Snapshot
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.line import environments
+from platform_assets.line.checkpointing import Course
 from platform_assets.line.clearance import described, lapsed
 from platform_assets.line.days import load_snapshot, unaccepted_now, without_verdict
 from platform_assets.line.fingerprints import (
@@ -21,11 +22,13 @@ from platform_assets.line.fingerprints import (
 )
 from platform_assets.line.inputs import already_done, done_before, made_of
 from platform_assets.line.links import dagster_run_url, mlflow_run_url, require_addresses
+from platform_assets.line.ranks import Ranks
 from platform_assets.line.recipes import RECIPE, recipe_of
+from platform_assets.line.rows import Rows
 from platform_assets.line.services import Outcome, Services
 from resources import plots
 from resources.ledger.records import VersionRecord
-from resources.training import load_trainer, training_frame
+from resources.training import load_trainer, with_processes
 
 EXAMPLE_ROWS = 5
 """Rows of the input example that is stored with each model."""
@@ -168,8 +171,7 @@ def _train(
         told |= environments.described(found)
         told |= {"rows": known.rows, "lease_token": lease.token}
         return Outcome(asset, name, known.data_version, True, told, {}, upstream)
-    table = services.dataset.read(snapshot.partitions)
-    frame, target = training_frame(table, spec)
+    rows = Rows(services, snapshot)
     parameters = dict(spec.model.parameters)
     here = environments.environment_here(services)
     change = environments.passage_here(services, here.value)
@@ -186,14 +188,19 @@ def _train(
         **environments.tags_of(here.value, change),
         **terms,
     }
-    with services.tracking.run(spec.pipeline, f"{spec.model.name} {name}", tags) as run:
+    course = Course(services, trainer, name, fingerprint.value, lease, log)
+    title = f"{spec.model.name} {name}"
+    with (
+        services.tracking.run(spec.pipeline, title, tags, before=course.mlflow) as run,
+        course.under_way(run),
+    ):
         run.log_parameters(
             {
                 **parameters,
                 "seed": spec.model.seed,
                 "trainer": spec.model.trainer,
                 "window_days": spec.model.window_days,
-                "rows": table.num_rows,
+                "rows": rows.count,
                 "days": len(snapshot.days),
             }
         )
@@ -211,26 +218,29 @@ def _train(
             f"{asset} {name}",
             snapshot_record.data_version,
             source=f"{spec.pipeline}/snapshots/{day}",
-            rows=table.num_rows,
+            rows=rows.count,
         )
-        log(f"{asset} {name}: training on {table.num_rows} rows of {len(snapshot.days)} days")
-        rounds: list[dict[str, float]] = []
+        log(f"{asset} {name}: training on {rows.count} rows of {len(snapshot.days)} days")
+        rounds = course.rounds
 
         def on_round(step: int, metrics: Mapping[str, float]) -> None:
             rounds.append(dict(metrics))
             run.log_round(step, metrics)
 
-        model = trainer.fit(
-            frame,
-            target,
-            kind=spec.model.kind,
-            parameters=parameters,
-            seed=spec.model.seed,
-            on_round=on_round,
-        )
+        ranks = Ranks(services, partition, run_id, log)
+        how: dict[str, Any] = {
+            "kind": spec.model.kind,
+            "parameters": parameters,
+            "seed": spec.model.seed,
+            "on_round": on_round,
+            **with_processes(trainer, ranks.processes),
+            **course.argument(),
+        }
+        model = rows.fit(trainer, how)
+        course.log_metrics(run)
         # What is registered stays: a run that was taken for dead shall add nothing any more.
         services.leases.require(lease)
-        example = frame.head(EXAMPLE_ROWS)
+        example = rows.frame.head(EXAMPLE_ROWS)
         logged = run.log_model(
             model,
             trainer.flavor,
@@ -239,7 +249,7 @@ def _train(
             predictions=trainer.predict(model, example),
             requirements=trainer.requirements,
         )
-        figures = _figures(rounds, dict(trainer.importance(model)))
+        figures = _figures(rounds, dict(trainer.importance(model))) | ranks.figures()
         for title, png in figures.items():
             run.log_figure(title, png)
         detail = {
@@ -249,7 +259,9 @@ def _train(
             "snapshot": snapshot_record.data_version,
             environments.VALUE: here.value,
             environments.MACHINE: where,
-            environments.PROBE: environments.probe_of(trainer, model, frame),
+            environments.PROBE: environments.probe_of(trainer, model, rows.frame),
+            **ranks.detail(),
+            **course.detail(),
             **made,
         }
         # Within the run: where this is refused, the training has failed in MLflow too.
@@ -258,18 +270,22 @@ def _train(
             asset=asset,
             partition=name,
             data_version=logged.digest,
-            rows=table.num_rows,
+            rows=rows.count,
             run_id=run_id,
             always=True,
             detail=detail,
         )
+    ranks.ended_well()
+    course.over()
     environments.tag_what_ran(services, run.run_id)
     services.attend([day], "its model was trained")
     metadata = {
-        "rows": table.num_rows,
+        "rows": rows.count,
         **_described(services, snapshot, detail),
         **environments.described(change),
+        **ranks.metadata(),
         **(rounds[-1] if rounds else {}),
+        **course.told(),
         "lease_token": lease.token,
     }
     return Outcome(asset, name, logged.digest, True, metadata, figures, upstream)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from platform_assets.domain.checkpoints import TrainingInterruptedError
 from platform_assets.domain.completeness import CLEAR, REFUSED, CompletenessReport
 from platform_assets.domain.errors import HeldError, RefusedError
 from platform_assets.domain.lease import LeaseLostError
@@ -36,6 +37,9 @@ def noted(
     except RefusedError as error:
         if stage != "features" or not _refuse(services, name, str(error), run_id):
             services.note_outcome(asset, name, REFUSED, str(error), run_id)
+        raise
+    except TrainingInterruptedError as error:
+        services.note_outcome(asset, name, "interrupted", str(error), run_id)
         raise
     except Exception as error:
         services.note_outcome(asset, name, "failed", f"{type(error).__name__}: {error}", run_id)

@@ -27,11 +27,13 @@ from platform_assets.line.fingerprints import ENVIRONMENT
 from platform_assets.line.models import EXAMPLE_ROWS
 from platform_assets.line.recipes import recipe_of, recorded_recipe, told_again
 from platform_assets.line.registered import judgements, model_date
+from platform_assets.line.rows import fit_table
 from platform_assets.line.services import Services
+from resources.distributed.launching import Processes
 from resources.environment import environment
 from resources.ledger.records import VersionRecord
 from resources.tracking.models import save_model
-from resources.training import Trainer, load_trainer, training_frame
+from resources.training import Trainer, load_trainer, training_frame, with_processes
 from resources.versions import trainer_file
 
 if TYPE_CHECKING:
@@ -147,16 +149,16 @@ def _named(services: Services, record: VersionRecord) -> str:
 
 def train_again(spec: PipelineSpec, table: "pa.Table") -> Rebuilt:
     """Train on rows as a spec says, and store the model nowhere but for its digest."""
-    frame, target = training_frame(table, spec)
-    trainer = load_trainer(spec.model.trainer)
-    model = trainer.fit(
-        frame,
-        target,
-        kind=spec.model.kind,
-        parameters=dict(spec.model.parameters),
-        seed=spec.model.seed,
-        on_round=lambda _round, _metrics: None,
-    )
+    frame, _ = training_frame(table, spec)
+    trainer, asked = load_trainer(spec.model.trainer), spec.model.processes
+    how: dict[str, Any] = {
+        "kind": spec.model.kind,
+        "parameters": dict(spec.model.parameters),
+        "seed": spec.model.seed,
+        "on_round": lambda _round, _metrics: None,
+        **with_processes(trainer, None if asked is None else Processes(asked)),
+    }
+    model = fit_table(trainer, table, spec, how)
     example = frame.head(EXAMPLE_ROWS)
     with tempfile.TemporaryDirectory(prefix="signalbox-") as folder:
         digest = save_model(

@@ -79,6 +79,8 @@ class Services:
         tell: is told what a person at the log should know.
         ran: what the cluster says of the container that this process is in, as far as it is known
             by now: `image_id`, `pod`, `node`. Nothing outside of one.
+        canceled: whether somebody has asked for the run to be ended.
+        saved: called once a training of the run has saved something to go on from.
     """
 
     home: Home
@@ -87,6 +89,8 @@ class Services:
     restate: str = ""
     tell: Callable[[str], None] = _log.info
     ran: Callable[[], Mapping[str, str]] = dict
+    canceled: Callable[[], bool] = lambda: False
+    saved: Callable[[], None] = lambda: None
 
     @classmethod
     def open(
@@ -97,6 +101,8 @@ class Services:
         restate: str = "",
         tell: Callable[[str], None] = _log.info,
         ran: Callable[[], Mapping[str, str]] = dict,
+        canceled: Callable[[], bool] = lambda: False,
+        saved: Callable[[], None] = lambda: None,
     ) -> "Services":
         """Open the services of a pipeline.
 
@@ -105,7 +111,9 @@ class Services:
         """
         located = home or Home.locate()
         located.require()
-        services = cls(located, spec, restate=restate, tell=tell, ran=ran)
+        services = cls(
+            located, spec, restate=restate, tell=tell, ran=ran, canceled=canceled, saved=saved
+        )
         _ = services.stopwatch  # it starts with its first use
         return services
 

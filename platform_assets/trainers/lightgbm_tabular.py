@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from platform_assets.domain.errors import UsageError
 from platform_assets.domain.promotion import Kind
+from platform_assets.trainers.lightgbm_rounds import MODEL, Rounds, not_saved, save
+from resources.checkpoints.port import Checkpointer
 from resources.training import OnRound, Parameters, require_trainable
 
 if TYPE_CHECKING:
@@ -41,7 +43,8 @@ class LightGBMTrainer:
 
     Parameters are LightGBM's own, and `num_boost_round` (100); its aliases are known. What the
     platform sets itself may not be given: objective, metric, seeds, determinism. The metric of
-    each round is that of the training rows, of at most 10,000 of them.
+    each round is that of the training rows, of at most 10,000 of them. Interrupted and gone on
+    with, it makes the same model (lightgbm_rounds.py).
     """
 
     flavor = "lightgbm"
@@ -57,6 +60,7 @@ class LightGBMTrainer:
         parameters: Parameters,
         seed: int,
         on_round: OnRound,
+        checkpointer: Checkpointer | None = None,
     ) -> object:
         # Threads that wait by spinning cost ten times the training where other runs share the
         # cores. OpenMP reads this once, as its library is loaded.
@@ -64,28 +68,48 @@ class LightGBMTrainer:
         import lightgbm as lgb
 
         require_trainable(target, kind)
-        rounds, own = _parameters(parameters)
+        number, own = _parameters(parameters)
         settings = {**own, **_OBJECTIVE[kind], **_FIXED, "seed": seed}
+        rounds, why = Rounds({} if not_saved(own) else own, seed), not_saved(own)
+        if why and checkpointer is not None:
+            checkpointer.decline(why)
+            checkpointer = None
+        found = checkpointer.load() if checkpointer is not None else None
+        begun = found.step if found is not None else 0
+        before = lgb.Booster(model_str=found.state[MODEL].decode()) if found is not None else None
+
+        def prepare(state: Any) -> None:
+            chosen = rounds.of(begun + state.iteration - state.begin_iteration)
+            if chosen:
+                state.model.reset_parameter(chosen)
 
         def report(state: Any) -> None:
+            step = begun + state.iteration - state.begin_iteration + 1
             measured = {
                 _METRIC[metric]: float(value)
                 for _, metric, value, *_ in state.evaluation_result_list
             }
-            on_round(int(state.iteration) + 1, measured)
+            on_round(step, measured)
+            if step < number and checkpointer is not None:
+                save(state.model, step, rounds, checkpointer)
+            if begun and step == number:
+                # It was asked for all rounds: their number stands in the model.
+                raise lgb.callback.EarlyStopException(-1, [])
 
+        prepare.before_iteration = True  # type: ignore[attr-defined]
         rows = lgb.Dataset(frame, label=target, free_raw_data=True)
         measured_on = rows
         if len(frame) > METRIC_ROWS:
             spaced = range(0, len(frame), -(-len(frame) // METRIC_ROWS))
             measured_on = rows.subset(list(spaced))
         return lgb.train(
-            settings,
+            settings | rounds.first(begun),
             rows,
-            num_boost_round=rounds,
+            num_boost_round=number,
             valid_sets=[measured_on],
             valid_names=["train"],
-            callbacks=[report],
+            init_model=before,
+            callbacks=[prepare, report],
         )
 
     def predict(self, model: object, frame: "pd.DataFrame") -> "np.ndarray":

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Message = dict[str, Any]
-"""`kind` (parameters, metrics, dataset, artifact, end) and what belongs to it; JSON."""
+"""`kind` (parameters, metrics, tags, dataset, artifact, reopen, end) and its own fields; JSON."""
 
 DIGEST_TAG = "signalbox.digest"
 ROWS_TAG = "signalbox.rows"
@@ -157,6 +157,17 @@ def _artifact(client: MlflowClient, run_id: str, message: Message) -> None:
         client.log_artifact(run_id, str(path), message["folder"])
 
 
+def _tags(client: MlflowClient, run_id: str, message: Message) -> None:
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(*item) for item in message["values"].items()])
+
+
+def _reopen(client: MlflowClient, run_id: str, message: Message) -> None:
+    client.update_run(run_id, status="RUNNING")
+    _tags(client, run_id, message)
+
+
 def _end(client: MlflowClient, run_id: str, message: Message) -> None:
     client.set_terminated(run_id, status=message["state"], end_time=message["at"])
 
@@ -165,6 +176,8 @@ _SENDERS: Mapping[str, Callable[[MlflowClient, str, Message], None]] = {
     "parameters": _parameters,
     "metrics": _metrics,
     "dataset": _dataset,
+    "tags": _tags,
+    "reopen": _reopen,
     "artifact": _artifact,
     "end": _end,
 }

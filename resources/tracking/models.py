@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from platform_assets.domain.digests import canonical_json, combine
 from platform_assets.domain.errors import RefusedError, UsageError
-from resources.tracking import category_loader
+from resources.tracking import category_loader, torch_models
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,6 +129,16 @@ def save_model(
         warnings.simplefilter("ignore")  # advice for people at a prompt: integers, type hints
         saved = Model(model_uuid=identity["model_id"], **identity)
         signature = _signature_of(input_example.head(SIGNATURE_ROWS), predictions[:SIGNATURE_ROWS])
+        if flavor == torch_models.FLAVOR:
+            torch_models.save(
+                folder,
+                model,
+                saved,
+                signature=signature,
+                input_example=input_example.head(EXAMPLE_ROWS),
+                pip_requirements=pinned(requirements),
+            )
+            return model_digest(folder)
         module.save_model(
             model,
             path=str(folder),
@@ -206,6 +216,8 @@ def load_model(folder: Path, flavor: str) -> object:
             f"{flavor} by now; give the trainer that was recorded with it its flavor back and "
             "name one with the new flavor otherwise, or train the model again"
         )
+    if flavor == torch_models.FLAVOR:
+        return torch_models.load(folder)
     loaded: object = flavor_module(flavor).load_model(str(folder))
     return loaded
 

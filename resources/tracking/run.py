@@ -101,6 +101,19 @@ class TrackedRun:
         self._collect(metrics, step or 0)
         self.flush()
 
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Tags of the run; one that is there is replaced."""
+        self._tell("tags", values=dict(tags))
+
+    def reopen(self, messages: Sequence[Message]) -> None:
+        """Go on with a run that another process had begun.
+
+        Args:
+            messages: what that process could not tell; its last word is not the run's any more.
+        """
+        self._outbox.append({"kind": "reopen", "values": dict(self.begun.tags)})
+        self._outbox += [message for message in messages if message["kind"] != "end"]
+
     def log_round(self, round_: int, metrics: Mapping[str, float]) -> None:
         """Metrics of one training round, sent in batches (every 5 s, and when the run ends)."""
         self._collect(metrics, round_)

@@ -98,6 +98,12 @@ class Spool:
         assert lock is not None, f"the key {key} is taken"
         return Entry(self.folder, key, lock)
 
+    def take(self, key: str) -> Entry | None:
+        """The entry of a run that is gone on with; None while its process lives."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = _locked(self.folder / f"{key}.lock")
+        return None if lock is None else Entry(self.folder, key, lock)
+
     def pending(self) -> bool:
         """Whether there is any entry, of a living process or of one that is gone."""
         return self.folder.is_dir() and any(self.folder.glob("*.json"))

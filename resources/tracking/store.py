@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ from resources.tracking.client import (
     quiet_mlflow,
     sqlite_path,
 )
-from resources.tracking.messages import DIGEST_TAG, Begun, Link
+from resources.tracking.messages import DIGEST_TAG, Begun, Link, Message
 from resources.tracking.models import load_model, model_digest, older_digest, private_copy
 from resources.tracking.patience import Patience
 from resources.tracking.run import TrackedRun
@@ -42,7 +42,12 @@ OWNER_TAG = "signalbox.owner"
 TAG_LENGTH = 8000  # MLflow's limit, in characters
 
 # By name: this layer does not know the orchestrator.
-INTERRUPTS = frozenset({"KeyboardInterrupt", "SystemExit", "DagsterExecutionInterruptedError"})
+INTERRUPTS = frozenset(
+    {
+        *("KeyboardInterrupt", "SystemExit", "DagsterExecutionInterruptedError"),
+        "TrainingInterruptedError",
+    }
+)
 
 logger = logging.getLogger(__name__)
 
@@ -110,17 +115,38 @@ class Tracking:
             self._create(path, self.artifacts.absolute().as_uri())
 
     @contextmanager
-    def run(self, experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[TrackedRun]:
+    def run(
+        self, experiment: str, name: str, tags: Mapping[str, str], *, before: Begun | None = None
+    ) -> Iterator[TrackedRun]:
         """An MLflow run whose final state tells what happened to the block.
 
-        An exception makes it FAILED, an interrupt (Ctrl-C, SystemExit, Dagster's termination)
-        KILLED, else it is FINISHED. A killed process leaves RUNNING behind, which settling.py
-        sets right; so does one that could not reach the server to say its last word.
+        An exception makes it FAILED, an interrupt (Ctrl-C, SystemExit, Dagster's termination, a
+        training whose place is taken away) KILLED, else it is FINISHED. A killed process leaves
+        RUNNING behind, which settling.py sets right; so does one that could not reach the server
+        to say its last word.
+
+        Args:
+            before: a run that was interrupted, and is gone on with: it is RUNNING again. Where
+                MLflow has lost it, or its process lives, it is a new one.
         """
         cut = {key: str(value)[:TAG_LENGTH] for key, value in {**_context(), **tags}.items()}
         if self.owner:
             cut[OWNER_TAG] = self.owner
-        begun = Begun(uuid.uuid4().hex, experiment, name, cut, time.time_ns() // 1_000_000)
+        tracked = self._gone_on_with(before, cut) if before is not None else None
+        tracked = tracked or self._new(experiment, name, cut)
+        try:
+            try:
+                yield tracked
+            except BaseException as error:
+                names = {base.__name__ for base in type(error).__mro__}
+                self._fail_quietly(tracked, "KILLED" if names & INTERRUPTS else "FAILED")
+                raise
+            tracked.end("FINISHED")
+        finally:
+            tracked.release()
+
+    def _new(self, experiment: str, name: str, tags: Mapping[str, str]) -> TrackedRun:
+        begun = Begun(uuid.uuid4().hex, experiment, name, tags, time.time_ns() // 1_000_000)
         entry = self.spool.open(begun.key) if self.spool is not None else None
         tracked = TrackedRun(self.link(), begun, entry)
         try:
@@ -132,15 +158,36 @@ class Tracking:
                 if entry is not None and not begun.tried:
                     entry.discard()
                 raise
-            try:
-                yield tracked
-            except BaseException as error:
-                names = {base.__name__ for base in type(error).__mro__}
-                self._fail_quietly(tracked, "KILLED" if names & INTERRUPTS else "FAILED")
-                raise
-            tracked.end("FINISHED")
-        finally:
+        except BaseException:
             tracked.release()
+            raise
+        return tracked
+
+    def _gone_on_with(self, before: Begun, tags: Mapping[str, str]) -> TrackedRun | None:
+        entry = self.spool.take(before.key) if self.spool is not None else None
+        if self.spool is not None and entry is None:
+            return None
+        begun = replace(before, tags=dict(tags))
+        messages: list[Message] = []
+        if entry is not None:
+            with suppress(OSError, ValueError, KeyError):
+                header, messages = entry.read()
+                begun = replace(Begun(**header), tags=dict(tags))
+        tracked = TrackedRun(self.link(), begun, entry)
+        tracked.reopen(messages)
+        try:
+            if entry is not None:
+                entry.keep(asdict(begun), messages)
+            tracked.drain()
+        except (UsageError, RefusedError) as error:
+            logger.warning("MLflow run %s cannot be gone on with: %s", begun.run_id, error)
+            if entry is not None:
+                entry.discard()
+            return None
+        except BaseException:
+            tracked.release()
+            raise
+        return tracked
 
     def finish(self, run_id: str) -> None:
         """Ends a run whose model was recorded, but whose process was killed before it said so."""

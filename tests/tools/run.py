@@ -4,11 +4,13 @@ First everything that may run side by side, then, one test at a time, what drive
 a browser; and in CI (or with --heavy) both again for what takes longer. Beside the last part, which
 waits for daemons most of its time, the project's image is built and run, and in CI (or with
 --postgres) what works on a home runs once more with the ledger and Dagster's storage on a real
-Postgres; what they say is printed when they have ended. Of what takes longer, that is the registry
+Postgres; what needs PyTorch runs there too, where it is installed. What they say is printed when
+they have ended. Of what takes longer, that is the registry
 of models in CI, for its time is limited, and all with --heavy. Other arguments go to pytest.
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -51,15 +53,18 @@ class Part:
     beside: bool = False
 
 
-SIDE_BY_SIDE = "not e2e and not browser and not heavy"
+SIDE_BY_SIDE = "not e2e and not browser and not heavy and not torch"
+NO_TORCH = (
+    "NOT RUN: the tests of PyTorch; install it with `make setup-torch`, then run `make test` again"
+)
 ON_POSTGRES = {
     "none": f"({SIDE_BY_SIDE}) and store",
-    "registry": "not e2e and not browser and store and (not heavy or registry)",
-    "all": "not e2e and not browser and store",
+    "registry": "not e2e and not browser and not torch and store and (not heavy or registry)",
+    "all": "not e2e and not browser and not torch and store",
 }
 
 
-def parts(*, browser: bool, heavy: bool, postgres: str = "") -> list[Part]:
+def parts(*, browser: bool, heavy: bool, postgres: str = "", torch: bool = False) -> list[Part]:
     """The parts in their order.
 
     Args:
@@ -67,6 +72,7 @@ def parts(*, browser: bool, heavy: bool, postgres: str = "") -> list[Part]:
         heavy: whether to run what takes longer.
         postgres: which of the heavy tests run on Postgres too: none, registry or all; empty where
             no test does.
+        torch: whether PyTorch is installed.
     """
     serial = "e2e or browser" if browser else "e2e and not browser"
     found = [
@@ -74,12 +80,15 @@ def parts(*, browser: bool, heavy: bool, postgres: str = "") -> list[Part]:
         Part(f"({serial}) and not heavy"),
     ]
     if heavy:
-        found.append(Part("heavy and not e2e and not browser", ("-n", "2")))
-        found.append(Part(f"heavy and ({serial}) and not image"))
+        found.append(Part("heavy and not e2e and not browser and not torch", ("-n", "2")))
+        found.append(Part(f"heavy and ({serial}) and not image and not torch"))
         found.append(Part("heavy and e2e and image", beside=True))
     if postgres:
         # One worker: the part beside it needs the other core.
         found.append(Part(ON_POSTGRES[postgres], ("-n", "1"), (STORE,), beside=True))
+    if torch:
+        # Beside what waits for daemons; without these, after all the others.
+        found.append(Part("torch" if heavy else "torch and not heavy", beside=heavy))
     return found
 
 
@@ -137,6 +146,10 @@ def main(arguments: list[str]) -> int:
         return 1
     if browser is not None:
         os.environ[VARIABLE] = str(browser)
+    has_torch = importlib.util.find_spec("torch") is not None
+    if not has_torch and in_ci:
+        print(f"{NO_TORCH} (in CI they must run)", flush=True)
+        return 1
     total: Counter[str] = Counter()
     codes = []
     there = postgres.is_there()
@@ -145,7 +158,9 @@ def main(arguments: list[str]) -> int:
             os.environ[postgres.VARIABLE] = url
         of_heavy = "all" if "--heavy" in arguments else "registry" if in_ci else "none"
         postgres_too = of_heavy if on_postgres and there else ""
-        wanted = parts(browser=browser is not None, heavy=heavy, postgres=postgres_too)
+        wanted = parts(
+            browser=browser is not None, heavy=heavy, postgres=postgres_too, torch=has_torch
+        )
         for code, counts in run_parts(wanted, rest):
             codes.append(code)
             total += counts
@@ -158,6 +173,8 @@ def main(arguments: list[str]) -> int:
         print(ADVICE)
     if not there:
         print(f"NOT RUN: the tests on Postgres; {postgres.ADVICE}, then run `make test` again")
+    if not has_torch:
+        print(NO_TORCH)
     if not oci.is_there():
         print(oci.ADVICE)
     if shutil.which("skopeo") is None:

@@ -46,6 +46,7 @@ class Cluster:
 
     Attributes:
         jobs: as they were sent, with what the server adds, by name.
+        jobsets: the same of JobSets; there is no controller of them, a test writes their status.
         requests: method and path of every request that writes.
         asked: method and path of every request.
         runs: whether the containers of Jobs are executed.
@@ -67,6 +68,7 @@ class Cluster:
     runs: bool = False
     jobs: dict[str, Object] = field(default_factory=dict)
     pods: dict[str, Object] = field(default_factory=dict)
+    jobsets: dict[str, Object] = field(default_factory=dict)
     events: list[Object] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)

@@ -107,6 +107,19 @@ def _handler(cluster: Cluster, closing: threading.Event) -> type[BaseHTTPRequest
                     return cluster.create(body)
                 if self.command == "DELETE" and kind == "jobs":
                     return cluster.delete_job(name)
+                if self.command == "POST" and kind == "jobsets":
+                    given = body["metadata"]["name"]
+                    if given in cluster.jobsets:
+                        return 409, failure(409, "AlreadyExists", f'jobsets "{given}" exists')
+                    cluster.jobsets[given] = {
+                        **body,
+                        "metadata": cluster.metadata(body["metadata"]),
+                    }
+                    return 201, cluster.jobsets[given]
+                if self.command == "DELETE" and kind == "jobsets" and name not in cluster.jobsets:
+                    return 404, failure(404, "NotFound", f'jobsets "{name}" not found')
+                if self.command == "DELETE" and kind == "jobsets":
+                    return 200, cluster.jobsets.pop(name)
                 if self.command == "DELETE" and kind == "pods":
                     return cluster.delete_pod(name)
                 return (201 if self.command == "POST" else 200), body
@@ -119,6 +132,8 @@ def _handler(cluster: Cluster, closing: threading.Event) -> type[BaseHTTPRequest
                 things = cluster.jobs if kind == "jobs" else cluster.pods
             elif kind == "nodes":
                 things = cluster.nodes
+            elif kind == "jobsets":
+                things = cluster.jobsets
             elif kind == "events":
                 things = {event["metadata"]["name"]: event for event in cluster.events}
             if not name:

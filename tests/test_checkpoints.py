@@ -1,0 +1,343 @@
+"""Checkpoints: whole or not there, on the local disk and on S3; whoever else is at it."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import pytest
+
+from platform_assets.domain.checkpoints import CheckpointKey, CheckpointsSpec
+from platform_assets.domain.errors import RefusedError, UsageError
+from resources.checkpoints import CheckpointStore, Interrupted, Notice, Saver
+from resources.checkpoints.files import Files
+from resources.checkpoints.store import FencedError
+
+KEY = CheckpointKey("flights/model", "2013-01-28", "f" * 64)
+OTHER = CheckpointKey("flights/model", "2013-01-28", "e" * 64)
+
+Open = Callable[..., CheckpointStore]
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "checkpoints")
+    return f"{request.getfixturevalue('s3_bucket')}/{tmp_path.name}-{os.urandom(4).hex()}"
+
+
+@pytest.fixture
+def store(root: str) -> Open:
+    def opened(token: int = 1, key: CheckpointKey = KEY, keep: int = 2) -> CheckpointStore:
+        return CheckpointStore(root, key, token=token, keep=keep)
+
+    return opened
+
+
+def steps(store: CheckpointStore) -> list[int]:
+    return [name.step for name in store._listed()]
+
+
+def overwrite(store: CheckpointStore, name: str, content: bytes) -> None:
+    store._files.put(name, content)
+
+
+# --- whole or not at all ------------------------------------------------------------------------
+
+
+def test_what_was_saved_is_found(store: Open, tmp_path: Path) -> None:
+    assert store().load() is None
+    big = tmp_path / "big"
+    big.write_bytes(os.urandom(3 << 20))
+    store().commit(7, {"model": b"seven", "shards/0.bin": big})
+    found = store(2).load()
+    assert found is not None
+    assert found.step == 7
+    assert dict(found.state) == {"model": b"seven", "shards/0.bin": big.read_bytes()}
+    assert (found.path / "model").read_bytes() == b"seven"
+
+
+def test_the_newest_are_kept(store: Open) -> None:
+    one = store(keep=3)
+    for step in range(1, 7):
+        one.commit(step, {"model": b"%d" % step})
+    assert steps(one) == [4, 5, 6]
+    assert len(one._files.names()) == 6
+
+
+@pytest.mark.parametrize("how", ["cut", "changed", "gone", "manifest", "empty", "other"])
+def test_a_torn_one_is_passed_over_for_the_one_before(store: Open, how: str) -> None:
+    one = store()
+    first, second = (one.commit(step, {"model": b"%d" % step * 10}) for step in (1, 2))
+    match how:
+        case "cut":
+            overwrite(one, f"{second}/model", b"22")
+        case "changed":
+            overwrite(one, f"{second}/model", b"2" * 9 + b"3")
+        case "gone":
+            one._files.delete(f"{second}/model")
+        case "manifest":
+            whole = one._files.read(f"{second}.json")
+            overwrite(one, f"{second}.json", whole[: len(whole) // 2])
+        case "empty":
+            overwrite(one, f"{second}.json", b"")
+        case "other":
+            overwrite(one, f"{second}.json", one._files.read(f"{first}.json"))
+    told: list[str] = []
+    found = store(2).load(told.append)
+    assert found is not None
+    assert (found.step, found.state["model"]) == (1, b"1" * 10)
+    assert len(told) == 1
+    assert "torn" in told[0]
+    # What is torn takes the place of none that is whole.
+    two = store(2)
+    two.commit(2, {"model": b"again"})
+    assert steps(two) == [1, 2]
+
+
+def test_all_torn_is_none(store: Open) -> None:
+    one = store()
+    for step in (1, 2):
+        overwrite(one, f"{one.commit(step, {'model': b'x'})}/model", b"y")
+    assert store(2).load() is None
+    assert store(2).load() is None
+
+
+def test_what_is_not_finished_is_not_there(store: Open) -> None:
+    """Files without their manifest, as a kill between the two leaves them."""
+    one = store()
+    one.commit(1, {"model": b"one"})
+    one._files.write("0000000001-000000000002-deadbeef/model", b"two")
+    found = store(2).load()
+    assert found is not None
+    assert found.step == 1
+    store(2).commit(3, {"model": b"three"})
+    assert "0000000001-000000000002-deadbeef" not in one._files.names()
+
+
+def test_foreign_files_are_left_alone(store: Open) -> None:
+    one = store()
+    one.commit(1, {"model": b"one"})
+    for name in ("notes.txt", ".DS_Store", "1-1-x.json", "attempt-x.json", "folder/file"):
+        one._files.write(name, b"{")
+    found = store(2).load()
+    assert found is not None
+    assert found.step == 1
+    for step in (2, 3, 4):
+        store(2).commit(step, {"model": b"more"})
+    assert {"notes.txt", ".DS_Store", "folder"} <= set(one._files.names())
+
+
+def test_names_that_lead_elsewhere_are_refused(store: Open) -> None:
+    for name in ("../model", "/model", "a//b", "", "a/../b", ".", "..", "a/."):
+        with pytest.raises(UsageError, match="is no name"):
+            store().commit(1, {name: b"x"})
+
+
+# --- whose --------------------------------------------------------------------------------------
+
+
+def test_another_fingerprint_finds_nothing(store: Open) -> None:
+    store().commit(1, {"model": b"one"})
+    assert store(2, OTHER).load() is None
+    for key in (
+        CheckpointKey("flights/model", "2013-01-29", "f" * 64),
+        CheckpointKey("grid/model", "2013-01-28", "f" * 64),
+    ):
+        assert store(2, key).load() is None
+
+
+def test_anothers_checkpoint_is_refused_where_it_was_copied_to(store: Open) -> None:
+    one, other = store(), store(key=OTHER)
+    name = one.commit(1, {"model": b"one"})
+    for file in (f"{name}.json", f"{name}/model"):
+        other._files.write(file, one._files.read(file))
+    told: list[str] = []
+    assert other.load(told.append) is None
+    assert "of another training" in told[0]
+
+
+def test_cleaned_up_after_success(store: Open, root: str) -> None:
+    store().commit(1, {"model": b"one"})
+    store(1, OTHER).commit(1, {"model": b"one"})
+    store(2).discard()
+    assert Files(root).names("flights.model") == []
+    store(2).discard()
+    assert store(3).load() is None
+
+
+# --- two writers --------------------------------------------------------------------------------
+
+
+def test_a_writer_that_was_taken_for_dead_changes_nothing(store: Open) -> None:
+    dead, alive = store(1), store(2)
+    dead.note({})
+    dead.commit(1, {"model": b"dead"})
+    dead.commit(5, {"model": b"dead"})
+    alive.note({})
+    alive.commit(4, {"model": b"alive"})
+    before = alive._files.names()
+    with pytest.raises(FencedError, match="token 2 has begun"):
+        dead.commit(9, {"model": b"dead"})
+    assert alive._files.names() == before
+    found = store(3).load()
+    assert found is not None
+    assert (found.step, found.state["model"]) == (4, b"alive")
+
+
+def test_one_that_slept_between_its_look_and_its_manifest_is_older(store: Open) -> None:
+    dead, alive = store(1), store(2)
+
+    def meanwhile() -> None:
+        alive.commit(4, {"model": b"alive"})
+
+    # The newer attempt has written no fence: its checkpoint is newer all the same.
+    dead.commit(9, {"model": b"dead"}, guard=meanwhile)
+    dead.commit(10, {"model": b"dead"})
+    dead.commit(11, {"model": b"dead"})
+    found = store(3).load()
+    assert found is not None
+    assert (found.step, found.state["model"]) == (4, b"alive")
+
+
+def test_two_writers_at_once_leave_whole_ones_only(root: str) -> None:
+    def write(token: int) -> None:
+        mine = CheckpointStore(root, KEY, token=token)
+        for step in range(1, 11):
+            # The older one's unfinished files may be tidied away from under it.
+            with nullcontext() if token == 2 else suppress(OSError):
+                mine.commit(step, {"model": b"%d" % token * 1000})
+
+    threads = [threading.Thread(target=write, args=(token,)) for token in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    told: list[str] = []
+    found = CheckpointStore(root, KEY, token=3).load(told.append)
+    assert found is not None
+    assert told == []
+    assert (found.step, found.state["model"]) == (10, b"2" * 1000)
+
+
+# --- the checkpointer ---------------------------------------------------------------------------
+
+
+class Hands:
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def saver(store: CheckpointStore, **more: object) -> Saver:
+    return Saver(store, "a training", CheckpointsSpec(), Notice(), **more)  # type: ignore[arg-type]
+
+
+def test_one_is_due_by_the_interval(store: Open) -> None:
+    clock = Hands()
+    mine = saver(store(), clock=clock)
+    assert not mine.due(1)
+    clock.now += 6
+    assert mine.due(2)
+    clock.now += 0.1  # the state is made
+    mine.save(2, {"model": b"two"})
+    mine.wait()
+    assert mine.account.cost_seconds == pytest.approx(0.1)
+    assert mine.interval.seconds >= 0.1 / 0.035
+    assert not mine.due(3)
+    clock.now += mine.interval.seconds + 0.001
+    assert mine.due(4)
+    assert mine.account.taken == 1
+
+
+def test_a_training_goes_on_where_nothing_can_be_saved(store: Open) -> None:
+    told: list[str] = []
+    mine = saver(store(), tell=told.append)
+    mine.save(1, {"model": b"one"})
+    mine.wait()
+
+    def full(*_: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    mine.store._files.put = full  # type: ignore[method-assign]
+    mine.save(2, {"model": b"two"})
+    mine.save(3, {"model": b"three"})
+    mine.wait()
+    assert (mine.account.taken, mine.account.failed) == (1, 2)
+    assert len(told) == 2
+    assert "No space left" in told[0]
+    assert "cost all since step 1" in told[0]
+    found = store(2).load()
+    assert found is not None
+    assert found.step == 1
+
+
+def test_a_fenced_training_ends(store: Open) -> None:
+    mine = saver(store(1))
+    store(2).note({})
+    mine.save(1, {"model": b"one"})
+    with pytest.raises(RefusedError, match="taken for dead"):
+        mine.save(2, {"model": b"two"})
+    with pytest.raises(RefusedError, match="taken for dead"):
+        mine.wait()
+
+
+def test_an_engines_own_files(store: Open) -> None:
+    mine = saver(store())
+    with mine.staged(3) as folder:
+        (folder / "shards").mkdir()
+        (folder / "shards" / "__0_0.distcp").write_bytes(b"shard")
+        (folder / ".metadata").write_bytes(b"about")
+    found = store(2).load()
+    assert found is not None
+    assert dict(found.state) == {"shards/__0_0.distcp": b"shard", ".metadata": b"about"}
+    with pytest.raises(FileNotFoundError), mine.staged(4) as folder:
+        (folder / "no folder" / "half").write_bytes(b"x")
+    assert steps(mine.store) == [3]
+
+
+def test_a_notice_is_given_by_sigterm(store: Open) -> None:
+    notice = Notice()
+    mine = Saver(store(), "a training", CheckpointsSpec(), notice)
+    with notice.on_sigterm():
+        assert not mine.due(1)
+        mine.stop_if_interrupted(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert mine.due(2)
+        mine.save(2, {"model": b"two"})
+        with pytest.raises(Interrupted, match="step 2 is saved"):
+            mine.stop_if_interrupted(2)
+    found = store(2).load()
+    assert found is not None
+    assert found.step == 2
+
+
+class PersonError(Exception):
+    """What SIGTERM raised before."""
+
+
+def test_a_persons_word_ends_as_it_did() -> None:
+    def raising(*_: object) -> None:
+        raise PersonError
+
+    before = signal.signal(signal.SIGTERM, raising)
+    try:
+        notice = Notice(lambda: True)
+        with notice.on_sigterm():
+            os.kill(os.getpid(), signal.SIGTERM)
+            with pytest.raises(PersonError):
+                _ = notice.given
+        late = Notice()
+        with late.on_sigterm(grace=0.05):
+            os.kill(os.getpid(), signal.SIGTERM)
+            with pytest.raises(PersonError):
+                threading.Event().wait(10)
+        assert signal.getsignal(signal.SIGTERM) is raising
+    finally:
+        signal.signal(signal.SIGTERM, before)
