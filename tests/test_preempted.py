@@ -65,7 +65,7 @@ def undisturbed(line: Line) -> str:
     """The model of the same rows that nobody interrupted, trained beside."""
     record = line.versions("snapshot")[DAY]
     snapshot = load_snapshot(line.services, PartitionKey.parse(DAY).date, record.data_version)
-    table = line.services.table.read(snapshot.partitions, snapshot.read_version)
+    table = line.services.dataset.read(snapshot.partitions)
     return train_again(line.spec, table).digest
 
 

@@ -7,6 +7,7 @@ from platform_assets.drills import (
     gpu_fragmentation,
     image_drift,
     partial_day,
+    preemption,
     promotion_race,
     starvation,
 )
@@ -15,7 +16,12 @@ from platform_assets.drills.harness import Drill
 DRILLS: Mapping[str, Drill] = {
     drill.NAME: Drill(drill.NAME, drill.TITLE, drill.play)
     for drill in (
-        *(partial_day, duplicate_cities, starvation, promotion_race, image_drift),
+        partial_day,
+        duplicate_cities,
+        starvation,
+        promotion_race,
+        image_drift,
         gpu_fragmentation,
+        preemption,
     )
 }
