@@ -167,7 +167,7 @@ def _prepare(scene: Scene, services: Services) -> None:
     record = services.ledger.current_version(spec.asset("snapshot"), DAY.isoformat())
     assert record is not None
     snapshot = load_snapshot(services, DAY, record.data_version)
-    table = services.table.read(snapshot.partitions, snapshot.read_version)
+    table = services.dataset.read(snapshot.partitions)
     frame, target = training_frame(table, spec)
     rows = frame.assign(**{spec.dataset.target.name: target})
     rows.to_parquet(scene.home.root / "rows.parquet")
