@@ -586,6 +586,9 @@ def test_the_only_one_that_goes_on_need_not_be_named(line: Line, backfill: Shell
     assert "second" in said
     assert "third" in said
     assert backfill.json("status", "second")["paused"] is True
+    listed = backfill("status")
+    assert "completed " in listed
+    assert "paused" in listed
 
 
 def test_without_a_webserver_nothing_is_launched_or_recorded(line: Line, backfill: Shell) -> None:

@@ -168,7 +168,9 @@ def _print_list(found: Sequence[dict[str, Any]]) -> None:
     rows = [
         (
             one["backfill"],
-            "paused" if one["paused"] and not one["ended"] else one["status"],
+            "paused"
+            if one["paused"] and not one["ended"]
+            else one["status"].removesuffix("_success"),  # a narrow terminal would break it
             one["title"] or one["pipeline"],
             sum(stage["done"] for stage in one["assets"].values()),
             sum(stage["wanted"] for stage in one["assets"].values()),
