@@ -2,12 +2,12 @@
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
-from platform_assets.factory.events import what_ran
 from platform_assets.instance.kubernetes.step_pod import STEP_KEY, step_pod_executor
 from resources.checkpoints import (
     CheckpointKey,
@@ -109,6 +109,8 @@ def with_gpus() -> int:
 @dg.op
 def records(context: dg.OpExecutionContext) -> None:
     """It takes no time, and writes what it is told that its container runs."""
+    from platform_assets.factory.events import what_ran  # the other steps' pods start without
+
     started("step")
     ran = what_ran(context, patience=PATIENCE)
     (Path(os.environ[STEPS]) / f"recorded {ran.get('image_id', '')}".replace("/", " ")).touch()
@@ -274,6 +276,51 @@ def stock_chain() -> None:
 @dg.job(executor_def=pinned)
 def pinned_chain() -> None:
     after(trivial())
+
+
+@dg.op(out={"perhaps": dg.Out(int, is_required=False)})
+def gives_nothing() -> Iterator[dg.Output[int]]:
+    yield from ()
+
+
+@dg.op
+def gives() -> int:
+    return 1
+
+
+@dg.op
+def takes(x: int) -> int:
+    return x
+
+
+@dg.op
+def until_told_after(xs: list[int]) -> int:
+    number = started("step")
+    for _ in range(50 * LASTS):
+        if (Path(os.environ[STEPS]) / "end").exists():
+            return number
+        time.sleep(0.1)
+    raise RuntimeError("nobody told it to end")
+
+
+@dg.job(executor_def=stock)
+def stock_skips() -> None:
+    until_told_after([takes(gives_nothing()), gives()])
+
+
+@dg.job(executor_def=pinned)
+def pinned_skips() -> None:
+    until_told_after([takes(gives_nothing()), gives()])
+
+
+@dg.job(executor_def=stock)
+def stock_long() -> None:
+    until_told_after([gives()])
+
+
+@dg.job(executor_def=pinned)
+def pinned_long() -> None:
+    until_told_after([gives()])
 
 
 @dg.job(executor_def=stock)

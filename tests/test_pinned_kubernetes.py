@@ -328,6 +328,17 @@ def test_a_digest_alone_is_not_enough(cluster: fake.Cluster, image: str, words: 
     assert cluster.requests == []
 
 
+def test_an_image_that_a_csi_driver_mounts_is_refused(cluster: fake.Cluster) -> None:
+    csi = {"driver": "csi.example", "volume_attributes": {"image": MOVED}}
+    volumes = {"pod_spec_config": {"volumes": [{"name": "weights", "csi": csi}]}}
+    launch(cluster, pinned=False, tags={CONFIG: volumes})
+    assert MOVED in json.dumps(list(cluster.jobs.values()))
+    cluster.jobs.clear()
+    with pytest.raises(RefusedError, match=r"csi\.volumeAttributes\.image\): '.*' is refused"):
+        launch(cluster, pinned=True, tags={CONFIG: volumes})
+    assert cluster.jobs == {}
+
+
 def test_without_a_lock_nothing_starts(cluster: fake.Cluster, lock: Path) -> None:
     with pytest.raises(UsageError, match="no image 'serve'; it has run, train"):
         launch(cluster, pinned=True, launcher_image="serve")

@@ -20,6 +20,7 @@ from platform_assets.domain.cluster_causes import Cause, Finding
 from platform_assets.instance.kubernetes.recovering import (
     Attempt,
     Recovery,
+    after_skips,
     interrupted,
     superseded,
 )
@@ -150,3 +151,18 @@ def test_a_failure_that_was_retried_is_none() -> None:
     events = [failure(ErrorSource.INTERRUPT), retry(error("ClusterError"), "another")]
     assert not superseded(events, 0)
     assert superseded([*events, retry(error("ClusterError"))], 0)
+
+
+def test_what_was_started_after_a_skip_is_known() -> None:
+    starting, ended = DagsterEventType.STEP_WORKER_STARTING, DagsterEventType.STEP_SUCCESS
+    skipped = DagsterEventType.STEP_SKIPPED
+    told = [
+        *((starting, "a"), (starting, "b"), (ended, "a")),
+        *((skipped, "c"), (ended, "b"), (starting, "d"), (ended, "d")),
+    ]
+    events: list[Any] = [
+        SimpleNamespace(event_type=kind, step_key=key, is_step_skipped=kind is skipped)
+        for kind, key in told
+    ]
+    assert after_skips(events) == {5, 6}
+    assert after_skips(events[:3]) == set()

@@ -348,3 +348,34 @@ def test_a_step_whose_job_was_deleted_meanwhile_is_not_started_again(
     assert not found.success
     assert "somebody deleted it" in found.told
     assert found.attempts == 1
+
+
+def test_a_run_that_skipped_a_step_goes_on(kubelet: fake.Cluster) -> None:
+    """The step that runs was started after that, and was given what was not skipped."""
+    found = resumed(kubelet, "stock_skips", before=lambda: None, after=end)
+    assert not found.success
+    assert "was reported as skipped from outside" in found.told
+
+    kubelet.jobs.clear()
+    for note in Path(os.environ[STEPS]).iterdir():
+        note.unlink()
+    found = resumed(kubelet, "pinned_skips", before=lambda: None, after=end)
+    assert found.success, found.told
+    assert found.attempts == 1
+    assert len(kubelet.jobs) == 3
+
+
+def test_a_log_that_is_longer_than_dagster_reads_at_once_is_read_whole(
+    kubelet: fake.Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_EXECUTOR_POP_EVENTS_LIMIT", "4")  # of 1,000
+    found = resumed(kubelet, "stock_long", before=lambda: None, after=end)
+    assert not found.success, found.told
+
+    kubelet.jobs.clear()
+    for note in Path(os.environ[STEPS]).iterdir():
+        note.unlink()
+    found = resumed(kubelet, "pinned_long", before=lambda: None, after=end)
+    assert found.success, found.told
+    assert found.attempts == 1
+    assert len(kubelet.jobs) == 2

@@ -25,6 +25,7 @@ from platform_assets.domain.cluster_causes import Fault, Finding
 from platform_assets.instance.kubernetes.recovering import (
     STARTS,
     Recovery,
+    after_skips,
     ends,
     error_of,
     interrupted,
@@ -64,6 +65,7 @@ class RecoveringExecutor(StepDelegatingExecutor):
         self._told = told
         self._held: list[DagsterEvent] | None = None
         self._over: set[str | None] = set()
+        self._waiting: set[str | None] = set()
 
     def log_failure_or_retry_event_after_error(
         self,
@@ -100,17 +102,48 @@ class RecoveringExecutor(StepDelegatingExecutor):
         worker was there are held back until the next time, so that Dagster takes their steps up as
         running, by which they are known.
         """
-        events = list(super()._pop_events(instance, run_id, seen_storage_ids))
         first, held = self._held is None, self._held or []
-        events = [*held, *events]
-        late = {n for n in unseen(events) if not self._known(events[n])} if first else set()
+        events = [*held, *self._read(instance, run_id, seen_storage_ids, whole=first)]
+        late = self._put_off(events, first)
         told = [n for n in range(len(events)) if not superseded(events, n)]
         self._held = [events[n] for n in told if n in late]
-        kept = [events[n] for n in told if n not in late and self._counts(events[n])]
+        kept = [
+            events[n]
+            for n in told
+            # What was skipped is skipped once more; Dagster takes no log's word for it.
+            if n not in late and not (first and events[n].is_step_skipped)
+            if self._counts(events[n])
+        ]
         ended = {event.step_key for event in kept if ends(event)}
         for key in {e.step_key for e in kept if e.event_type in STARTS} - ended:
             self._compare(key)
         return kept
+
+    def _put_off(self, events: Sequence[DagsterEvent], first: bool) -> set[int]:
+        """Which events wait until the steps that they are of have been taken up.
+
+        Of a step that was started after another one was skipped, all: Dagster comes to it only once
+        it has skipped the other one itself, and is then told that it is there already.
+        """
+        unknown = {n for n, event in enumerate(events) if not self._known(event)}
+        if not first:
+            return {n for n in unknown if events[n].step_key in self._waiting}
+        behind = after_skips(events) & unknown
+        self._waiting = {events[n].step_key for n in behind}
+        return behind | (unseen(events) & unknown)
+
+    def _read(
+        self, instance: DagsterInstance, run_id: str, seen_storage_ids: set[int], *, whole: bool
+    ) -> list[DagsterEvent]:
+        """The events since the last time; whole: all of them, where Dagster reads 1,000.
+
+        A run worker that goes on with a run would start again what comes later in a longer log.
+        """
+        found = page = list(super()._pop_events(instance, run_id, seen_storage_ids))
+        while whole and page:
+            page = list(super()._pop_events(instance, run_id, seen_storage_ids))
+            found = [*found, *page]
+        return found
 
     def _counts(self, event: DagsterEvent) -> bool:
         """Whether an event is Dagster's to see.

@@ -333,3 +333,15 @@ def _counted(events: Sequence[DagsterEvent], number: int) -> bool:
         for e in events[number + 1 :]
         if e.step_key == event.step_key
     )
+
+
+def after_skips(events: Sequence[DagsterEvent]) -> set[int]:
+    """Which of a run's events are of steps that were started after the first one was skipped."""
+    first = next((n for n, event in enumerate(events) if event.is_step_skipped), len(events))
+    begun_at: dict[str | None, int] = {}
+    for n in range(first, len(events)):
+        if events[n].event_type is DagsterEventType.STEP_WORKER_STARTING:
+            begun_at.setdefault(events[n].step_key, n)
+    return {
+        n for n in range(first, len(events)) if n >= begun_at.get(events[n].step_key, len(events))
+    }
