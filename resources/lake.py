@@ -70,8 +70,8 @@ class Dataset:
             raise RefusedError(
                 f"{self.path} holds tables a key and year, and is a table itself, which an "
                 "earlier version of Signalbox has made since; allowed is one of both. End that "
-                f"version, move {self.path}/{LOG} away and what of the folders beside it has no "
-                f"year in it, and materialize what that version built"
+                f"version, move {LOG} and {self.key_column}=*/date=* of that folder away, and "
+                "materialize again what that version has built"
             )
 
     def table_name(self, partition: PartitionKey) -> str:

@@ -303,6 +303,19 @@ def test_a_model_that_was_trained_again_keeps_its_pins(line: Line) -> None:
         assert reproduce(services, record).verdict is Verdict.IDENTICAL
 
 
+def test_a_version_is_one_of_its_own_table(line: Line) -> None:
+    """Taken for versions of one table, LGA's would be asked for one that it never had."""
+    for _ in range(3):
+        replace_rows(line, f"JFK|{DAY}")
+    pins = pinned_versions(line.services)
+    jfk, lga = (pins[f"airport={key}/year=2013"] for key in ("JFK", "LGA"))
+    there = line.services.dataset.versions()
+    assert max(jfk) == there["airport=JFK/year=2013"] > there["airport=LGA/year=2013"] >= max(lga)
+    assert {key.key for keys in lga.values() for key in keys} == {"LGA"}
+    assert len(vacuum(line.services, "by hand", keep=NOW)["removed"]) == 2
+    assert reproduce(line.services, line.versions("model")[DAY]).verdict is Verdict.IDENTICAL
+
+
 def test_nothing_was_built_yet(line: Line) -> None:
     pins = pinned_versions(line.services)
     there = line.services.dataset.versions()
