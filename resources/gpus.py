@@ -4,7 +4,7 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from platform_assets.domain.errors import SignalboxError, UsageError
+from platform_assets.domain.errors import SignalboxError, SpecError, UsageError
 from platform_assets.domain.gpu_inventory import Inventory, of_document
 from platform_assets.domain.gpu_placing import Request, Reserve
 from platform_assets.domain.gpu_planning import request_of
@@ -47,7 +47,12 @@ def read_inventory(file: str, now: datetime | None = None) -> Inventory:
     Raises:
         UsageError: it is missing, no YAML, or wrong; names each wrong field.
     """
-    return of_document(read_document(Path(file).expanduser()), file, now or datetime.now(UTC))
+    try:
+        document = read_document(Path(file).expanduser())
+    except SpecError as error:
+        told = "; ".join(f"{where}: {why}" for where, why in error.problems.items())
+        raise UsageError(f"{file} is refused: {told}") from error
+    return of_document(document, file, now or datetime.now(UTC))
 
 
 def expected() -> tuple[Request, ...]:

@@ -437,3 +437,29 @@ def test_the_right_to_look_is_rendered_only_where_it_is_asked_for() -> None:
     document = {**settings.model_dump(mode="json"), "gpu_reserve": "8"}
     with pytest.raises(UsageError, match="gpu_reserve: '8' is no shape"):
         parse_settings(document, "cluster.yaml")
+
+
+def test_the_scheduler_does_not_eat_the_reserve() -> None:
+    """Two nodes, one with 3 of 8 free. A backfill of 2, and 1x8 is kept for the daily lane.
+
+    LeastAllocated prefers the node that is kept: by a hint alone a backfill that fits nowhere else
+    would be put there.
+    """
+    nodes = {name: gpu_node(name, 8) for name in ("a", "b")}
+    backfill, daily = (asks("1x2", lane=lane) for lane in (Lane.BACKFILL, Lane.DAILY))
+
+    def sent(request: Request, reserve: Reserve | None, held: int) -> tuple[str, str]:
+        pods = [held_pod("p", "a", held)]
+        planned = plan(request, of_cluster(list(nodes.values()), pods, "here"), reserve=reserve)
+        job = placed(a_job(), Place("step", request.lane, gpus=planned.ask), "step")
+        kubernetes_validate.validate(job, "1.36", strict=True)
+        pod = {"spec": job["spec"]["template"]["spec"]}
+        return schedule(nodes, pods, pod)[0], planned.words
+
+    reserve = Reserve(Shape(1, 8))
+    assert sent(backfill, None, 7)[0] == "b"
+    where, words = sent(backfill, reserve, 7)
+    assert where == ""
+    assert "what would fit is kept for the daily lane (1x8)" in words
+    assert sent(backfill, reserve, 5)[0] == "a"
+    assert sent(daily, reserve, 7)[0] == "b"

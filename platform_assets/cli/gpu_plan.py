@@ -86,8 +86,10 @@ def typed_gpus(shapes: str, model: str | None) -> GpusSpec:
     """
     from pydantic import ValidationError
 
+    named = tuple(shapes.replace(",", " ").split())
+    if not named:
+        raise UsageError("--shapes is empty; name some, the preferred first, as in '1x2 1x1'")
     try:
-        named = tuple(shapes.replace(",", " ").split())
         return GpusSpec(shapes=named, model=model or "", only_model=bool(model))
     except ValidationError as error:
         told = "; ".join(p["msg"].removeprefix("Value error, ") for p in error.errors())

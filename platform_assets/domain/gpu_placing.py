@@ -132,9 +132,7 @@ class Policy:
             daily_holds: GPUs that jobs of the daily lane hold.
         """
         shapes = self.shapes(request)
-        kept = None
-        if self.name == "ours" and self.reserve and request.lane is not Lane.DAILY:
-            kept = self.reserve.kept(daily_holds)
+        kept = self.kept(request, daily_holds)
         found: list[Placement] = []
         for shape in shapes:
             placed = self._in_shape(pool, request, shape, kept)
@@ -148,6 +146,12 @@ class Policy:
             reason = f"{idle(pool)}; what would fit is kept for the daily lane ({kept})"
             return Waits(reason, reserved=True)
         return Waits(f"{idle(pool, request.required)}; asked for {asked(request, shapes)}")
+
+    def kept(self, request: Request, daily_holds: int) -> Shape | None:
+        """What the job has to leave free; None if nothing is kept from it."""
+        if self.name != "ours" or self.reserve is None or request.lane is Lane.DAILY:
+            return None
+        return self.reserve.kept(daily_holds)
 
     def shapes(self, request: Request) -> tuple[Shape, ...]:
         """Those of a job that the policy looks at."""
@@ -247,6 +251,21 @@ def _in_order(fitting: list[tuple[Kind, list[int]]], key: Callable[[Kind], Key])
         by_key.setdefault(key(kind), []).append(ranks)
     for one in sorted(by_key):
         yield from merge(*by_key[one])
+
+
+def reserved_nodes(pool: Pool, kept: Shape, placed: Placement | None) -> tuple[str, ...]:
+    """The nodes on which a reserve lies once a job is placed: the fullest that have room for it.
+
+    Fewer than it needs where there are fewer.
+    """
+    taken = dict.fromkeys(placed.ranks, placed.shape.gpus) if placed else {}
+    left = [
+        (pool.free_on(rank) - taken.get(rank, 0), rank)
+        for rank, node in enumerate(pool.nodes)
+        if not node.out
+    ]
+    room = sorted((free, rank) for free, rank in left if free >= kept.gpus)
+    return tuple(pool.name(rank) for _, rank in room[: kept.nodes])
 
 
 def least_gpus(request: Request) -> int:

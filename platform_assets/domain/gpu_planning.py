@@ -8,7 +8,14 @@ from pydantic import ValidationError
 
 from platform_assets.domain.errors import UsageError
 from platform_assets.domain.gpu_inventory import Inventory
-from platform_assets.domain.gpu_placing import Decision, Placement, Policy, Request, Reserve
+from platform_assets.domain.gpu_placing import (
+    Decision,
+    Placement,
+    Policy,
+    Request,
+    Reserve,
+    reserved_nodes,
+)
 from platform_assets.domain.gpu_pods import GpuAsk
 from platform_assets.domain.gpu_shapes import GpusSpec, Shape, shape_of
 from platform_assets.domain.lanes import Lane
@@ -115,15 +122,22 @@ def plan(
         unknown: why there is no inventory.
     """
 
+    avoid: tuple[str, ...] = ()
+
     def ask(shape: Shape, hosts: tuple[str, ...] = ()) -> GpuAsk:
-        return GpuAsk(shape.gpus, request.model, request.only_model, hosts)
+        return GpuAsk(shape.gpus, request.model, request.only_model, hosts, avoid)
 
     first = request.shapes[0]
     if inventory is None:
         words = f"asks for {first}; where it fits is not known: {unknown or 'no inventory'}"
         return Plan(first, ask(first), None, words)
     policy = Policy("ours", (*expected, request), reserve=reserve)
-    decision = policy.place(inventory.pool(), request, inventory.daily_holds)
+    pool = inventory.pool()
+    decision = policy.place(pool, request, inventory.daily_holds)
+    kept = policy.kept(request, inventory.daily_holds)
+    if kept is not None:
+        # A hint does not keep the scheduler, which knows of no reserve, from taking it.
+        avoid = reserved_nodes(pool, kept, decision if isinstance(decision, Placement) else None)
     if isinstance(decision, Placement):
         where = ", ".join(decision.nodes)
         words = f"asks for {decision.shape}, best on {where}: {decision.reason}"

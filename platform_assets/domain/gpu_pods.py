@@ -22,12 +22,14 @@ class GpuAsk:
         gpus: whole ones, as request and limit.
         model: label of the nodes; required with `only_model`, else preferred.
         hosts: nodes that the planner chose; the scheduler may take others.
+        avoid: nodes that it may not take, for they are kept for the daily lane.
     """
 
     gpus: int
     model: str = ""
     only_model: bool = False
     hosts: tuple[str, ...] = ()
+    avoid: tuple[str, ...] = ()
 
     def affinity(self) -> dict[str, Any]:
         """The node affinity; empty where there is nothing to say."""
@@ -39,8 +41,13 @@ class GpuAsk:
         found: dict[str, Any] = {}
         if preferred:
             found["preferredDuringSchedulingIgnoredDuringExecution"] = preferred
+        required = []
         if self.only_model:
-            terms = [{"matchExpressions": [_in(MODEL_LABEL, (self.model,))]}]
+            required.append(_in(MODEL_LABEL, (self.model,)))
+        if self.avoid:
+            required.append({**_in(HOST_LABEL, self.avoid), "operator": "NotIn"})
+        if required:
+            terms = [{"matchExpressions": required}]
             found["requiredDuringSchedulingIgnoredDuringExecution"] = {"nodeSelectorTerms": terms}
         return found
 

@@ -80,7 +80,10 @@ def schedule(nodes: dict[str, Object], pods: list[Object], pod: Object) -> tuple
 
 def _matches(node: Object, term: Object) -> bool:
     labels = node["metadata"]["labels"]
-    return all(labels.get(e["key"]) in e["values"] for e in term["matchExpressions"])
+    return all(
+        (labels.get(e["key"]) in e["values"]) == (e["operator"] == "In")
+        for e in term["matchExpressions"]
+    )
 
 
 class GpuCluster:

@@ -10,6 +10,7 @@ import kubernetes.config
 import urllib3.exceptions
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
+from yaml import YAMLError
 
 from platform_assets.domain.cluster_budgets import ClusterError
 from platform_assets.domain.errors import RefusedError, UsageError
@@ -73,9 +74,10 @@ def own_client() -> kubernetes.client.CoreV1Api:
             kubernetes.config.load_kube_config(
                 os.environ.get("KUBECONFIG"), client_configuration=own
             )
-    except ConfigException as error:
+    except (ConfigException, OSError, ValueError, YAMLError) as error:
+        told = " ".join(str(error).split())
         raise UsageError(
-            f"there is no cluster to ask ({error}); set KUBECONFIG, or name a file with "
+            f"there is no cluster to ask ({told}); set KUBECONFIG, or name a file with "
             "--inventory FILE"
         ) from error
     own.retries = False
