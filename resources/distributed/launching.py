@@ -153,9 +153,9 @@ class Processes:
             _end(process)
             met = watching.teams(folder)
             self.figures, self.curves = watching.summary(met), watching.curves(met)
-        return self._judged(code, folder, checkpointer)
+        return self._judged(code, folder)
 
-    def _judged(self, code: int, folder: Folder, checkpointer: Checkpoints | None) -> Path:
+    def _judged(self, code: int, folder: Folder) -> Path:
         if (folder.result / "done").exists() and code == supervisor.DONE:
             return folder.result / "result.pt"
         for path in sorted(folder.errors.glob("*.json")):
