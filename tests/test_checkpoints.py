@@ -305,14 +305,18 @@ def test_an_engines_own_files(store: Open) -> None:
 def test_a_notice_is_given_by_sigterm(store: Open) -> None:
     notice = Notice()
     mine = Saver(store(), "a training", CheckpointsSpec(), notice)
-    with notice.on_sigterm():
-        assert not mine.due(1)
-        mine.stop_if_interrupted(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert mine.due(2)
-        mine.save(2, {"model": b"two"})
-        with pytest.raises(Interrupted, match="step 2 is saved"):
+
+    def train() -> None:
+        with notice.on_sigterm():
+            assert not mine.due(1)
+            mine.stop_if_interrupted(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert mine.due(2)
+            mine.save(2, {"model": b"two"})
             mine.stop_if_interrupted(2)
+
+    with pytest.raises(Interrupted, match="step 2 is saved"):
+        train()
     found = store(2).load()
     assert found is not None
     assert found.step == 2
@@ -322,22 +326,39 @@ class PersonError(Exception):
     """What SIGTERM raised before."""
 
 
+def test_what_ends_all_the_same_leaves_the_process_to_go() -> None:
+    """A training that was at its last step is registered; the signal is for what comes after."""
+    told: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    try:
+        with Notice().on_sigterm():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert told == []
+        assert told == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_persons_word_ends_as_it_did() -> None:
     def raising(*_: object) -> None:
         raise PersonError
 
-    before = signal.signal(signal.SIGTERM, raising)
-    try:
+    def judged() -> None:
         notice = Notice(lambda: True)
         with notice.on_sigterm():
             os.kill(os.getpid(), signal.SIGTERM)
-            with pytest.raises(PersonError):
-                _ = notice.given
-        late = Notice()
-        with late.on_sigterm(grace=0.05):
+            assert not notice.given
+
+    def never_looked() -> None:
+        with Notice().on_sigterm(grace=0.05):
             os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait(10)
+
+    before = signal.signal(signal.SIGTERM, raising)
+    try:
+        for training in (judged, never_looked):
             with pytest.raises(PersonError):
-                threading.Event().wait(10)
+                training()
         assert signal.getsignal(signal.SIGTERM) is raising
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -105,6 +105,17 @@ def test_an_eviction_takes_nothing_of_what_the_op_may_do_wrong(kubelet: fake.Clu
         assert ended.events.count("STEP_UP_FOR_RETRY") == 2
 
 
+def test_a_training_that_is_preempted_goes_on_from_its_checkpoint(
+    kubelet: fake.Cluster, tmp_path: Path
+) -> None:
+    ended = execute(kubelet, "pinned_trains", kubelet.preempt)
+    assert ended.success, ended.told
+    assert ENDED["preempt"] in ended.told
+    assert ended.attempts == 2
+    begun = sorted(found.name for found in (tmp_path / "steps").glob("begun-*"))
+    assert begun == ["begun-1-0", "begun-2-3"]
+
+
 def test_a_budget_has_an_end(kubelet: fake.Cluster, tmp_path: Path) -> None:
     (tmp_path / "failures.yaml").write_text("failures: {evicted: {retries: 0}}")
     ended = execute(kubelet, "pinned_lasts_once", kubelet.evict)

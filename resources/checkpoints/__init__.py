@@ -2,6 +2,7 @@
 
 from platform_assets.domain.checkpoints import CheckpointKey, CheckpointsSpec
 from platform_assets.domain.checkpoints import TrainingInterruptedError as Interrupted
+from resources.checkpoints.by_hand import by_hand
 from resources.checkpoints.notice import Notice
 from resources.checkpoints.port import Checkpoint, Checkpointer, State
 from resources.checkpoints.saver import Saver
@@ -17,4 +18,5 @@ __all__ = [
     "Notice",
     "Saver",
     "State",
+    "by_hand",
 ]

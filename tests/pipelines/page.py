@@ -1,7 +1,8 @@
-"""docs/add-a-pipeline.md as blocks of code, each under the comment that says what it is."""
+"""A page of the docs as blocks of code, each under the comment that says what it is."""
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.pipelines.cases import ROOT
 
@@ -25,8 +26,8 @@ class Page:
     blocks: tuple[Block, ...]
 
     @classmethod
-    def read(cls) -> "Page":
-        found = _BLOCK.finditer(PAGE.read_text())
+    def read(cls, path: Path = PAGE) -> "Page":
+        found = _BLOCK.finditer(path.read_text())
         return cls(tuple(Block(m["what"] or "", m["kind"], m["text"]) for m in found))
 
     def block(self, what: str) -> str:
