@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def processes(**spec: Any) -> Processes:
-    return Processes(ProcessesSpec(**{"min": 1, "max": 2, "keep_alive_seconds": 5, **spec}))
+    return Processes(ProcessesSpec(**{"min": 1, "max": 2, "keep_alive_seconds": 10, **spec}))
 
 
 def fit(trainer: TorchTabularTrainer, ranks: Processes, **how: Any) -> Any:
@@ -116,7 +116,7 @@ def test_a_place_that_is_lost_is_made_up_for_where_no_fewer_are_allowed(
 
 
 def test_a_rank_that_hangs_is_ended_and_all_go_on(undisturbed: dict[str, bytes]) -> None:
-    ranks = processes(step_timeout_seconds=4)
+    ranks = processes(step_timeout_seconds=10, restarts=10)
     model = fit(Trainer("hanging"), ranks)
     assert ranks.history.teams[0] == (2, 0)
     assert len(ranks.history.teams) > 1
@@ -127,7 +127,7 @@ def test_a_rank_that_is_slow_is_named_and_replaced(undisturbed: dict[str, bytes]
     terms = StragglerTerms(ratio=3.0, steps=8, seconds=1.0, action="replace")
     seen: list[tuple[int, bool]] = []
     ranks = Processes(
-        ProcessesSpec(min=1, max=2, keep_alive_seconds=5, straggler=terms),
+        ProcessesSpec(min=1, max=2, keep_alive_seconds=10, straggler=terms),
         on_straggler=lambda straggler, replaced: seen.append((straggler.place.rank, replaced)),
     )
     parameters = {**SMALL, "epochs": 30}
