@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import dagster as dg
 import pytest
@@ -272,6 +272,28 @@ class FailingTrainer(LightGBMTrainer):
     def fit(self, frame: Any, target: Any, *, on_round: OnRound, **_: Any) -> object:
         on_round(1, {"train_log_loss": 0.5})
         raise RuntimeError("the trainer gave up")
+
+
+class PartsTrainer(LightGBMTrainer):
+    """Takes its rows in parts, and trains on all of them together."""
+
+    seen: ClassVar[list[int]] = []
+
+    def fit_stream(self, frames: Callable[[], Iterator[Any]], **how: Any) -> object:
+        import pandas as pd
+        from pandas.api.types import union_categoricals
+
+        parts = list(frames())
+        self.seen.append(len(parts))
+        columns = {}
+        for name in parts[0][0].columns:
+            cut = [frame[name] for frame, _ in parts]
+            if isinstance(cut[0].dtype, pd.CategoricalDtype):
+                columns[name] = union_categoricals(cut, sort_categories=True)
+            else:
+                columns[name] = pd.concat(cut, ignore_index=True)
+        target = pd.concat([target for _, target in parts], ignore_index=True)
+        return self.fit(pd.DataFrame(columns), target, **how)
 
 
 class KilledTrainer(LightGBMTrainer):

@@ -1,17 +1,25 @@
 """Which rank is slow, by its step times alone; and what the catalog may ask of processes."""
 
+import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from platform_assets.domain.errors import SpecError, UsageError
 from platform_assets.domain.processes import ProcessesSpec
 from platform_assets.domain.stragglers import Place, Straggler, StragglerTerms, judge
+from platform_assets.line import straggling
+from platform_assets.line.alerting import list_alerts, update
+from platform_assets.line.launching import open_failures
+from platform_assets.line.services import Services
 from resources.distributed import extra
 from resources.distributed.launching import Processes
 from resources.distributed.layout import Folder, Job, TimesWriter, read_times
+from resources.home import Home
 from resources.plots import step_times
 from resources.training import with_processes
 from tests.nyc import changed, flights_spec
@@ -158,3 +166,48 @@ def test_without_pytorch_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(extra.importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(UsageError, match=r"`pip install signalbox\[torch\]`"):
         load_trainer("platform_assets.trainers.torch_tabular:TorchTabularTrainer")
+
+
+# --- alerted ------------------------------------------------------------------------------------
+
+
+def test_a_straggler_is_alerted_until_a_training_has_none(home: Home) -> None:
+    services = Services.open(flights_spec(), home)
+    straggler = found([0.1] * 40, [0.2] * 40, [0.1] * 40)
+    assert straggler is not None
+    straggling.note(services, "run-1", "2013-02-09", straggler, replaced=True)
+    straggling.note(services, "run-1", "2013-02-09", straggler, replaced=True)
+    told = [r for r in update(services) if r.kind == "straggler"]
+    assert [r.subject for r in told] == ["flights/model 2013-02-09 rank 1"]
+    assert "rank 1 of 3 (host host-1, process 101, pod pod-1, node node-1)" in told[0].text
+    assert told[0].text.endswith("it was replaced")
+    assert "kubectl cordon node-1" in told[0].advice
+    assert [r for r in update(services) if r.kind == "straggler"] == [], "once"
+    straggling.forget(services, datetime(2013, 1, 1, tzinfo=UTC))
+    assert straggling.straggler_alerts(services), "that training had begun before it was named"
+    straggling.forget(services, datetime.now(UTC))
+    (healed,) = update(services)
+    assert healed.kind == "healed"
+    assert "a later training had no rank that was slow" in healed.text
+    assert [a for a in list_alerts(services) if a["kind"] == "straggler"] == []
+
+
+def test_a_straggler_is_no_failed_run(home: Home) -> None:
+    services = Services.open(flights_spec(), home)
+    straggler = found([0.1] * 40, [0.2] * 40)
+    assert straggler is not None
+    straggling.note(services, "run-1", "2013-02-09", straggler, replaced=False)
+    assert open_failures(services) == []
+
+
+def test_the_page_s_declaration_is_one() -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs" / "distributed.md").read_text()
+    block = re.search(r"```yaml\n(model:\n.*?)```", text, re.DOTALL)
+    assert block is not None
+    given = yaml.safe_load(block[1])["model"]
+    spec = changed(flights_spec(), model=given)
+    assert spec.model.processes == ProcessesSpec(
+        min=1, max=2, straggler=StragglerTerms(ratio=1.5, steps=20, seconds=10)
+    )
+    command = "python -m tests.pipelines.flights_ranks\n"
+    assert command in text, "tests/test_torch_pipeline.py types it"

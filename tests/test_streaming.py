@@ -10,11 +10,14 @@ import pytest
 from platform_assets.domain.errors import RefusedError, UsageError
 from platform_assets.domain.manifest import PartitionVersion
 from platform_assets.domain.partition import PartitionKey
+from platform_assets.line.days import load_snapshot
+from platform_assets.line.reproduce import train_again
 from platform_assets.line.rows import in_parts
 from platform_assets.trainers.lightgbm_tabular import LightGBMTrainer
 from resources.lake import DatasetTable
 from resources.streaming import grouped, read_batches, read_parts
 from tests.nyc import changed, flights_spec
+from tests.small import PartsTrainer, Templates, copied, small_spec
 
 DAYS = [date(2013, 1, 1) + timedelta(days=n) for n in range(4)]
 ROWS = 50
@@ -114,3 +117,29 @@ def test_a_trainer_that_cannot_is_not_asked_to() -> None:
     spec = changed(flights_spec(), model={"stream": True})
     with pytest.raises(UsageError, match="has no fit_stream: it takes its rows all at once"):
         in_parts(LightGBMTrainer(), spec)
+
+
+def test_a_model_of_rows_in_parts_is_the_model_of_the_whole_and_is_rebuilt(
+    shared_folder: Path, home_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a trainer that puts the parts together again."""
+    parts = small_spec(model={"trainer": "tests.small:PartsTrainer", "stream": True})
+    features = Templates(shared_folder, home_template).features
+    with copied(features, tmp_path / "whole") as line:
+        line.must("snapshot", "model", partition="2013-01-04")
+        whole = line.versions("model")["2013-01-04"]
+    monkeypatch.setattr("resources.streaming.read_parts.__defaults__", (500,))
+    PartsTrainer.seen.clear()
+    with copied(features, tmp_path / "parts", parts) as line:
+        line.must("snapshot", "model", partition="2013-01-04")
+        found = line.versions("model")["2013-01-04"]
+        table = line.services.table.read(
+            load_snapshot(line.services, date(2013, 1, 4), found.detail["snapshot"]).partitions,
+            line.services.table.version() or 0,
+        )
+        assert train_again(parts, table).digest == found.data_version
+    assert PartsTrainer.seen[0] > 1, "one part would prove nothing"
+    assert found.data_version == whole.data_version
+    assert found.rows == whole.rows
+    assert found.detail["fingerprint_parts"]["stream"] is True
+    assert "stream" not in whole.detail["fingerprint_parts"]

@@ -5,11 +5,9 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from platform_assets.domain.errors import UsageError
 from platform_assets.trainers.torch_tabular import TorchTabularTrainer, train_ranks
 from resources.distributed.rank import Rank
 
@@ -106,10 +104,6 @@ def wrong(rank: Rank) -> None:
     train_ranks(rank)
 
 
-def refusing(rank: Rank) -> None:
-    raise UsageError("model.parameters.batch_size is too much for this rank")
-
-
 def endless(rank: Rank) -> None:
     """Tells where it is, and does not end."""
     Path(os.environ["TEST_PIDS"], str(os.getpid())).write_text(str(os.getppid()))
@@ -120,10 +114,6 @@ def endless(rank: Rank) -> None:
 def killed_for_good(rank: Rank) -> None:
     """Any rank that comes is killed."""
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def nothing(*_: Any) -> None:
-    return None
 
 
 class ByEnvironment(TorchTabularTrainer):

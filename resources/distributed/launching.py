@@ -28,6 +28,9 @@ LOOK_SECONDS = 1.0
 GRACE_SECONDS = 25.0
 """How long the ranks may take to save where they are, and to end."""
 
+STARTING_SECONDS = 600
+"""What loading PyTorch may take on a machine that has much else to do."""
+
 OWN_CHECKPOINT_SECONDS = 60.0
 """Without a checkpointer, one is taken so often: an elastic restart goes on from it."""
 
@@ -153,9 +156,9 @@ class Processes:
             _end(process)
             met = watching.teams(folder)
             self.figures, self.curves = watching.summary(met), watching.curves(met)
-        return self._judged(code, folder, checkpointer)
+        return self._judged(code, folder)
 
-    def _judged(self, code: int, folder: Folder, checkpointer: Checkpoints | None) -> Path:
+    def _judged(self, code: int, folder: Folder) -> Path:
         if (folder.result / "done").exists() and code == supervisor.DONE:
             return folder.result / "result.pt"
         for path in sorted(folder.errors.glob("*.json")):
@@ -313,7 +316,7 @@ class _Following:
 
     def _hangs(self, now: float) -> None:
         """The ranks have a time-out of their own; this is for when even that does not help."""
-        allowed = 2 * self.owner.spec.step_timeout_seconds + 120
+        allowed = 2 * self.owner.spec.step_timeout_seconds + STARTING_SECONDS
         if now - self.moved_at > allowed:
             raise TransientError(
                 f"no rank has done a step for {allowed} s, they were ended; the next attempt goes "

@@ -1,12 +1,12 @@
 """What `make test` runs: the suite in parts, one closing line, and what could not run.
 
 First everything that may run side by side, then, one test at a time, what drives a real daemon or
-a browser; and in CI (or with --heavy) both again for what takes longer. Beside the last part, which
-waits for daemons most of its time, the project's image is built and run, and in CI (or with
---postgres) what works on a home runs once more with the ledger and Dagster's storage on a real
-Postgres; what needs PyTorch runs there too, where it is installed. What they say is printed when
-they have ended. Of what takes longer, that is the registry
-of models in CI, for its time is limited, and all with --heavy. Other arguments go to pytest.
+a browser; and in CI (or with --heavy) both again for what takes longer, the latter two files at a
+time. Beside that last part, which waits for daemons most of its time, the project's image is built
+and run, and in CI (or with --postgres) what works on a home runs once more with the ledger and
+Dagster's storage on a real Postgres; what needs PyTorch runs there too, where it is installed. What
+they say is printed when they have ended. Of what takes longer, that is the registry of models in
+CI, for its time is limited, and all with --heavy. Other arguments go to pytest.
 """
 
 import contextlib
@@ -81,7 +81,12 @@ def parts(*, browser: bool, heavy: bool, postgres: str = "", torch: bool = False
     ]
     if heavy:
         found.append(Part("heavy and not e2e and not browser and not torch", ("-n", "2")))
-        found.append(Part(f"heavy and ({serial}) and not image and not torch"))
+        # They wait more than they work; a file's tests share what they have started.
+        found.append(
+            Part(
+                f"heavy and ({serial}) and not image and not torch", ("-n", "2", "--dist=loadfile")
+            )
+        )
         found.append(Part("heavy and e2e and image", beside=True))
     if postgres:
         # One worker: the part beside it needs the other core.
