@@ -12,10 +12,8 @@ with and without (docs/adr/0013-one-engine.md).
 import os
 import sqlite3
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,31 +35,9 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.pool import NullPool
 
+from platform_assets.instance.connections import connected
+
 SQLITE = "sqlite:///"
-STATEMENTS = 2000
-"""Compiled statements that are kept; Dagster has some hundreds."""
-
-_place = threading.local()
-
-
-def _open() -> sqlite3.Connection:
-    return sqlite3.connect(_place.path, timeout=SQLITE_BUSY_TIMEOUT_SECONDS)
-
-
-@cache
-def _engine() -> Engine:
-    """The one engine; it holds no connection, so it survives a fork."""
-    return create_engine(
-        "sqlite://", creator=_open, poolclass=NullPool, query_cache_size=STATEMENTS
-    )
-
-
-@contextmanager
-def connected(path: str) -> Iterator[Connection]:
-    """A connection to a file with a transaction begun, committed and closed at the end."""
-    _place.path = path
-    with _engine().connect() as connection, connection.begin():
-        yield connection
 
 
 def path_of(conn_string: str) -> str:
