@@ -1,7 +1,8 @@
 """What a zygote imports before it forks: all that a run of the line would import, used nowhere.
 
-Importing is allowed, using is not: delta-rs, pyarrow, OpenMP and MLflow's stores start threads or
-open files when they are used for the first time, and neither survives a fork.
+Importing is allowed, using is not, but for what `rehearsal` does in a folder of its own: delta-rs,
+pyarrow, OpenMP and MLflow's stores start threads or open files when they are used for the first
+time, and neither survives a fork.
 """
 
 import importlib

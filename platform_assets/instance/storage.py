@@ -2,10 +2,10 @@
 
 Dagster makes an engine of SQLAlchemy for every connection, and one connection for every event:
 each compiles its statements anew and asks SQLite for its version first. A third of what a small
-run cost was that. Here all connections of a process come from one engine, opened and closed when
-Dagster's would be, so that files, locks and what watches them stay as they are; what Dagster looks
-up at each event and what cannot change back (that a table is there) is looked up once; and a new
-run's file is a copy of an empty one. What is stored, and how, is Dagster's own: a home may be used
+run cost was that. Here all connections of a process come from one engine, and are kept open by runs
+and the daemon (platform_assets/instance/connections.py); what Dagster looks up at each event and
+what cannot change back (that a table is there) is looked up once; and a new run's file is a copy of
+an empty one. What is stored, and how, is Dagster's own: a home may be used
 with and without (docs/adr/0013-one-engine.md).
 """
 
