@@ -27,6 +27,7 @@ from dagster._daemon.sensor import execute_sensor_iteration
 from dagster._daemon.utils import DaemonErrorCapture
 
 from platform_assets.domain.ticks import FEW_QUEUED, Progress, is_due
+from platform_assets.instance.connections import SHARED, keep_connections
 from platform_assets.instance.forked import launcher_of
 from platform_assets.instance.migrations import remember_migrations
 from platform_assets.instance.nursery import CannotForkError
@@ -185,6 +186,7 @@ def run_daemon(instance: DagsterInstance, workspace: str, log_level: str = "info
         log_level: of Dagster's loggers.
     """
     remember_migrations()  # the daemon makes a SQLite file for each run that it submits
+    keep_connections(SHARED)
     ended = threading.Event()
     with daemon_controller_from_instance(
         instance,

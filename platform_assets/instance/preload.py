@@ -1,21 +1,26 @@
 """What a zygote imports before it forks: all that a run of the line would import, used nowhere.
 
-Importing is allowed, using is not: delta-rs, pyarrow, OpenMP and MLflow's stores start threads or
-open files when they are used for the first time, and neither survives a fork.
+Importing is allowed, using is not, but for what `rehearsal` does in a folder of its own: delta-rs,
+pyarrow, OpenMP and MLflow's stores start threads or open files when they are used for the first
+time, and neither survives a fork.
 """
 
 import importlib
+import logging
 from collections.abc import Iterable
 from contextlib import suppress
 
 from platform_assets.domain.errors import SignalboxError
 from platform_assets.instance.migrations import remember_migrations_of_mlflow
+from platform_assets.instance.rehearsal import rehearse, rehearse_expressions
 from resources.catalog import load_catalog
 from resources.environment import installed
 from resources.ledger.tables import tables
 from resources.surroundings import environment_fingerprint
 from resources.tracking.client import quiet_environment
 from resources.training import load_trainer
+
+logger = logging.getLogger(__name__)
 
 OF_DAGSTER = (
     "dagster._cli.api",
@@ -32,6 +37,7 @@ OF_DAGSTER = (
 )
 OF_OUR_INSTANCE = (
     "platform_assets.instance.compute_logs",
+    "platform_assets.instance.connections",
     "platform_assets.instance.steered",
     "platform_assets.instance.storage",
 )
@@ -79,6 +85,12 @@ def preload() -> list[str]:
     with suppress(SignalboxError):  # the run says so better
         environment_fingerprint()
     tables()  # of the ledger: declared once, in SQLAlchemy's way
+    for prepare in (rehearse, rehearse_expressions):
+        try:
+            prepare()
+        except Exception:
+            # A run costs more then, and works: a full /tmp must not keep runs from being forked.
+            logger.warning("runs begin without a rehearsal", exc_info=True)
     try:
         specs = load_catalog().values()
     except SignalboxError:

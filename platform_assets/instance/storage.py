@@ -2,20 +2,18 @@
 
 Dagster makes an engine of SQLAlchemy for every connection, and one connection for every event:
 each compiles its statements anew and asks SQLite for its version first. A third of what a small
-run cost was that. Here all connections of a process come from one engine, opened and closed when
-Dagster's would be, so that files, locks and what watches them stay as they are; what Dagster looks
-up at each event and what cannot change back (that a table is there) is looked up once; and a new
-run's file is a copy of an empty one. What is stored, and how, is Dagster's own: a home may be used
+run cost was that. Here all connections of a process come from one engine, and are kept open by runs
+and the daemon (platform_assets/instance/connections.py); what Dagster looks up at each event and
+what cannot change back (that a table is there) is looked up once; and a new run's file is a copy of
+an empty one. What is stored, and how, is Dagster's own: a home may be used
 with and without (docs/adr/0013-one-engine.md).
 """
 
 import os
 import sqlite3
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,31 +35,9 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.pool import NullPool
 
+from platform_assets.instance.connections import connected
+
 SQLITE = "sqlite:///"
-STATEMENTS = 2000
-"""Compiled statements that are kept; Dagster has some hundreds."""
-
-_place = threading.local()
-
-
-def _open() -> sqlite3.Connection:
-    return sqlite3.connect(_place.path, timeout=SQLITE_BUSY_TIMEOUT_SECONDS)
-
-
-@cache
-def _engine() -> Engine:
-    """The one engine; it holds no connection, so it survives a fork."""
-    return create_engine(
-        "sqlite://", creator=_open, poolclass=NullPool, query_cache_size=STATEMENTS
-    )
-
-
-@contextmanager
-def connected(path: str) -> Iterator[Connection]:
-    """A connection to a file with a transaction begun, committed and closed at the end."""
-    _place.path = path
-    with _engine().connect() as connection, connection.begin():
-        yield connection
 
 
 def path_of(conn_string: str) -> str:

@@ -77,8 +77,10 @@ def _execute(run_id: str, instance_ref: str) -> bool:
     from dagster._utils.hosted_user_process import recon_job_from_origin
 
     from platform_assets.instance.compute_logs import write_files_only
+    from platform_assets.instance.connections import keep_connections
 
     write_files_only()
+    keep_connections()
     with DagsterInstance.from_ref(deserialize_value(instance_ref, InstanceRef)) as instance:
         run = instance.get_run_by_id(run_id)
         if run is None or run.job_code_origin is None:

@@ -1,8 +1,8 @@
 """The process that runs are forked from: `python -m platform_assets.instance.zygote FD`.
 
-It imports the definitions and what their runs need, once, and opens nothing: no database, no
-table, no thread. For each request it forks a child, which executes one run. It ends when the
-process that started it has ended and its last run has.
+It imports the definitions and what their runs need, once, and opens nothing of the home: no
+database, no table; and it has no thread. For each request it forks a child, which executes one run.
+It ends when the process that started it has ended and its last run has.
 
 Messages are JSON, one a packet of a Unix socket, each answered by one:
 
