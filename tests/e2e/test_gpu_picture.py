@@ -47,7 +47,7 @@ def waiting_run(instance: dg.DagsterInstance) -> str:
     core: Any = None  # the inventory is a file
     planner = GpuPlanner(core)
     planner.ask(context, STEP, Lane.ADHOC)
-    planner.tell(context, STEP, Lane.ADHOC)
+    planner.tell(context, STEP, Lane.ADHOC, "Unschedulable")
     return run.run_id
 
 
