@@ -463,3 +463,25 @@ def test_the_scheduler_does_not_eat_the_reserve() -> None:
     assert "what would fit is kept for the daily lane (1x8)" in words
     assert sent(backfill, reserve, 5)[0] == "a"
     assert sent(daily, reserve, 7)[0] == "b"
+
+
+@pytest.mark.heavy
+def test_gpus_that_are_idle_and_out_of_reach_are_told_with_the_clusters_words(
+    kubelet: fake.Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A quota: no pod is made, whatever is idle."""
+    monkeypatch.setenv(GPUS, "cluster")
+    three_spread(kubelet, free=4)
+    kubelet.quota = 3
+
+    def listed_twice() -> bool:
+        return sum(path.partition("?")[0] == "/api/v1/pods" for _, path in kubelet.asked) > 1
+
+    kubelet.when(listed_twice, lambda: setattr(kubelet, "quota", None))
+    ended = execute(kubelet, "pinned_with_gpus")
+    assert ended.success, ended.told
+    assert (
+        "12 GPUs idle, at most 4 on any node; 1x2 fits now on n0; the cluster has not put it"
+        in (ended.told)
+    )
+    assert "exceeded quota: lane" in ended.told

@@ -17,6 +17,7 @@ ReserveShape = Annotated[
 ]
 
 MOST_BYTES = 200_000_000
+MOST_TOLD = 10
 
 commands = typer.Typer(
     name="gpu",
@@ -106,8 +107,11 @@ def simulate(
     columns = ("policy", "allocated %", "at end %", "placed", "waiting", "never", "wait min", "p95")
     rows = [_row(document) for document in documents.values()]
     print_table(f"{Path(trace).name}: {size}", columns, rows)
-    for name, why in next(iter(documents.values()))["never"].items():
+    never = {name: why for one in documents.values() for name, why in one["never"].items()}
+    for name, why in list(never.items())[:MOST_TOLD]:
         print(f"{name} never fits: {why}")
+    if len(never) > MOST_TOLD:
+        print(f"and {len(never) - MOST_TOLD} jobs more never fit; --json names them all")
     for place in written:
         print(f"wrote {place}")
 

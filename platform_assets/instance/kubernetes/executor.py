@@ -186,7 +186,7 @@ class PinnedStepHandler(StepHandler):
         verdict = self.recovery.judge(context, key, found)
         if verdict.step == "wait":
             if found.cause in (Cause.UNSCHEDULABLE, Cause.QUOTA, Cause.SUSPENDED):
-                self._gpus.tell(context, key, _lane(context))
+                self._gpus.tell(context, key, _lane(context), found.words)
             return CheckStepHealthResult.healthy()
         if not seen.finished:
             self._end(handler, context)

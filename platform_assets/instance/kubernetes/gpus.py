@@ -90,17 +90,20 @@ class GpuPlanner:
         )
         return planned.ask
 
-    def tell(self, context: StepHandlerContext, key: str, lane: Lane) -> None:
+    def tell(self, context: StepHandlerContext, key: str, lane: Lane, words: str) -> None:
         """Say on the run's page why the step waits: once, and again where it changes.
+
+        Args:
+            words: the cluster's own, which count where the GPUs would be there.
 
         What cannot be found out keeps no run from waiting on.
         """
         try:
-            self._tell(context, key, lane)
+            self._tell(context, key, lane, words)
         except Exception:  # noqa: BLE001 - of Dagster's storage, too
             _log.warning("why step %s waits was not found out", key, exc_info=True)
 
-    def _tell(self, context: StepHandlerContext, key: str, lane: Lane) -> None:
+    def _tell(self, context: StepHandlerContext, key: str, lane: Lane, words: str) -> None:
         gpus = gpus_of_tag(context.step_tags[key])
         if gpus is None:
             return
@@ -119,7 +122,10 @@ class GpuPlanner:
             runs = [h.run_id for h in inventory.holdings]
             ends = ends_of_runs(context.instance, runs, now)
             policy = Policy("ours", (*expected(), request), reserve=reserve())
-            sentence = explain(inventory.ending(ends), request, policy, now).sentence
+            found = explain(inventory.ending(ends), request, policy, now)
+            sentence = found.sentence
+            if found.state == "fits":
+                sentence += f"; the cluster has not put it there: {words}"
         if sentence == step.told:
             return
         before, step.told = step.told, sentence
