@@ -218,7 +218,16 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
         time.sleep(0.1)
 
 
-def test_the_folder_is_gone_afterwards() -> None:
-    with temporary() as root:
+def test_the_folder_is_gone_afterwards_also_that_of_a_process_that_was_killed() -> None:
+    code = "import os; from resources.distributed.launching import temporary\n"
+    code += "with temporary() as root: print(root, flush=True); os.kill(os.getpid(), 9)"
+    killed = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    left = Path(killed.stdout.strip())
+    assert (left / "owner.json").exists()
+    with temporary() as root, temporary() as other:
+        assert not left.exists()
         assert root.is_dir()
+        assert other.is_dir()
     assert not root.exists()
