@@ -1,8 +1,11 @@
 """Checkpoints: whole or not there, on the local disk and on S3; whoever else is at it."""
 
 import os
+import random
+import resource
 import signal
 import threading
+import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -362,3 +365,87 @@ def test_a_persons_word_ends_as_it_did() -> None:
         assert signal.getsignal(signal.SIGTERM) is raising
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+# --- attacks ------------------------------------------------------------------------------------
+
+
+def test_killed_at_any_moment_there_is_always_a_whole_one(tmp_path: Path) -> None:
+    """A process that saves without a pause is killed, again and again, and goes on."""
+    chance, reached, torn = random.Random(3), 0, list[str]()
+    for token in range(1, 21):
+        child = os.fork()
+        if child == 0:
+            mine = CheckpointStore(tmp_path, KEY, token=token)
+            for step in range(reached + 1, reached + 10_000):
+                mine.commit(step, {"a": b"%d" % step * 5000, "b/c": b"%d" % step})
+            os._exit(0)
+        if token % 2:  # else it may be killed before it has saved anything
+            deadline = time.monotonic() + 30
+            while not list(tmp_path.rglob(f"{token:010}-*.json")):
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+        time.sleep(chance.uniform(0.001, 0.06))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        found = CheckpointStore(tmp_path, KEY, token=token + 1).load(torn.append)
+        if found is None:
+            assert reached == 0
+            continue
+        assert found.step >= reached
+        assert dict(found.state) == {
+            "a": b"%d" % found.step * 5000,
+            "b/c": b"%d" % found.step,
+        }
+        reached = found.step
+    assert reached >= 10
+    assert torn == []  # the manifest comes last: what was not finished is not there
+
+
+def test_a_clock_that_was_set_back_changes_no_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    CheckpointStore(tmp_path, KEY, token=1).commit(1, {"model": b"one"})
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    CheckpointStore(tmp_path, KEY, token=2).commit(2, {"model": b"two"})
+    for file in tmp_path.rglob("*"):
+        os.utime(file, (0, 0))
+    found = CheckpointStore(tmp_path, KEY, token=3).load()
+    assert found is not None
+    assert found.step == 2
+
+
+def test_a_folder_in_the_place_of_a_file_is_torn(tmp_path: Path) -> None:
+    mine = CheckpointStore(tmp_path, KEY, token=1)
+    mine.commit(1, {"model": b"one"})
+    second = mine.commit(2, {"model": b"two"})
+    (Path(mine.folder) / second / "model").unlink()
+    (Path(mine.folder) / second / "model").mkdir()
+    (Path(mine.folder) / "0000000001-000000000003-deadbeef.json").mkdir()
+    found = CheckpointStore(tmp_path, KEY, token=2).load()
+    assert found is not None
+    assert found.step == 1
+
+
+def test_a_full_disk_costs_the_checkpoint_alone(tmp_path: Path) -> None:
+    """The kernel's own refusal: no file may become larger than 64 kB."""
+    told: list[str] = []
+    mine = saver(CheckpointStore(tmp_path, KEY, token=1), tell=told.append)
+    mine.save(1, {"model": b"one"})
+    mine.wait()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, hard))
+    try:
+        mine.save(2, {"model": b"x" * 200_000})
+        mine.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert mine.account.failed == 1
+    assert "an interruption now would cost all since step 1" in told[0]
+    found = CheckpointStore(tmp_path, KEY, token=2).load()
+    assert found is not None
+    assert found.step == 1
+    # Nothing of it takes the room that is lacking.
+    assert sum(1 for _ in Path(mine.folder).glob("*-*/model")) == 1

@@ -28,7 +28,7 @@ MOST_SECONDS = 900.0
 def tell_round() -> None:
     """Write down that a round is done, now."""
     with Path(os.environ[PROGRESS]).open("a") as file:
-        file.write(f"{time.monotonic()}\n")
+        file.write(f"{time.monotonic()} {time.process_time()}\n")
 
 
 class TimedTrainer(LightGBMTrainer):
@@ -67,12 +67,15 @@ class Attempt:
     Attributes:
         rounds: that it did.
         training: seconds from its first round to its last one, or to the signal.
+        cpu: seconds of CPU from its first round to the last one that it did, of all its threads:
+            what a busy machine does not change.
         restart: seconds from its start to its first round.
         by: the signal that ended it; None if it ended by itself.
     """
 
     rounds: int
     training: float
+    cpu: float
     restart: float
     by: signal.Signals | None
 
@@ -143,16 +146,23 @@ def _one(
         if process.poll() is None:
             process.kill()
             process.wait()
-    times = [float(line) for line in file.read_text().splitlines()]
+    lines = [line.split() for line in file.read_text().splitlines()]
+    times, cpu = ([float(line[n]) for line in lines if len(line) == 2] for n in (0, 1))
     if not times:
         raise RefusedError(f"an attempt ended before its first round: {log.read_text()[-600:]}")
     interrupted = sent is not None and process.returncode != 0
     end = max(times[-1], sent or 0.0) if interrupted else times[-1]
-    attempt = Attempt(len(times), end - times[0], times[0] - began, by if interrupted else None)
+    attempt = Attempt(
+        rounds=len(times),
+        training=end - times[0],
+        cpu=cpu[-1] - cpu[0],
+        restart=times[0] - began,
+        by=by if interrupted else None,
+    )
     return attempt, process.returncode, log.read_text()[-600:]
 
 
 def _first(file: Path) -> float | None:
     with file.open() as lines:
         line = lines.readline()
-    return float(line) if line.endswith("\n") else None
+    return float(line.split()[0]) if line.endswith("\n") else None

@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
+from dagster._core.events import DagsterEventBatchMetadata
+from dagster._core.events.log import EventLogEntry
 from dagster._core.instance.config import ConcurrencyConfig
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.launcher import RunLauncher
+from dagster._core.storage.tags import WILL_RETRY_TAG
 
 from platform_assets.domain.lane_limits import Steering, with_steering, without_backfills
 from platform_assets.instance.interrupted import launched_again
@@ -73,12 +76,28 @@ class SignalboxInstance(dg.DagsterInstance):
             self._initialize_run_monitoring()
         return launcher
 
+    def handle_new_event(
+        self, event: EventLogEntry, *, batch_metadata: DagsterEventBatchMetadata | None = None
+    ) -> None:
+        """Dagster's; whether a run is launched again that was interrupted is said before it ends.
+
+        Dagster's daemon decides by its own rule about a run that it finds failed before the tag.
+        """
+        found = event.dagster_event
+        if found is not None and found.is_run_failure and self.run_retries_enabled:
+            run = self.get_run_by_id(event.run_id)
+            reason = getattr(found.event_specific_data, "failure_reason", None)
+            again = launched_again(self, run, reason) if run is not None else None
+            if again is not None:
+                self.add_run_tags(event.run_id, {WILL_RETRY_TAG: str(again).lower()})
+        super().handle_new_event(event, batch_metadata=batch_metadata)
+
     def _should_retry_run(self, run: dg.DagsterRun, run_failure_reason: Any) -> bool:
-        """Dagster's rule, but for runs that were interrupted: those have budgets of their own."""
-        found = launched_again(self, run, run_failure_reason)
-        if found is None:
-            return bool(super()._should_retry_run(run, run_failure_reason))  # type: ignore[no-untyped-call]
-        return found
+        """What was said before, of an interrupted run; of any other Dagster's rule."""
+        said = run.tags.get(WILL_RETRY_TAG)
+        if said is not None:
+            return said == "true"
+        return bool(super()._should_retry_run(run, run_failure_reason))  # type: ignore[no-untyped-call]
 
     def get_concurrency_config(self) -> ConcurrencyConfig:
         """The limits of dagster.yaml, and those of the backfills that are steered."""
