@@ -259,6 +259,24 @@ def test_one_is_due_by_the_interval(store: Open) -> None:
     assert mine.account.taken == 1
 
 
+def test_one_that_was_dear_is_paid_for_before_the_next(tmp_path: Path) -> None:
+    """By the interval alone, costs that vary come to more than their share."""
+    clock, chance = Hands(), random.Random(1)
+    store = CheckpointStore(tmp_path, KEY, token=1)
+    mine = saver(store, clock=clock, interruptions=100_000)
+    spent = 0.0
+    for step in range(1, 20_000):
+        clock.now += 0.1
+        if mine.due(step):
+            cost = chance.choice([0.01, 0.01, 1.5])
+            clock.now += cost
+            spent += cost
+            mine.save(step, {"model": b"x"})
+            mine.wait()
+    assert mine.account.taken > 20
+    assert spent <= 0.035 * (clock.now - 1000) + 1.5
+
+
 def test_a_training_goes_on_where_nothing_can_be_saved(store: Open) -> None:
     told: list[str] = []
     mine = saver(store(), tell=told.append)

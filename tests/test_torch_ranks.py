@@ -185,8 +185,8 @@ with temporary() as root:
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "terminated"])
-def test_nothing_is_left_of_a_step_that_ends(tmp_path: Path, how: signal.Signals) -> None:
+@pytest.mark.parametrize("how", ["step killed", "step terminated", "supervisor killed"])
+def test_nothing_is_left_of_a_step_that_ends(tmp_path: Path, how: str) -> None:
     """Step, supervisor, agents and ranks: when the first goes, so do all."""
     environment = {**os.environ, "TEST_PIDS": str(tmp_path), "TMPDIR": str(tmp_path.parent)}
     step = subprocess.Popen([sys.executable, "-c", STEP], cwd=ROOT, env=environment)
@@ -195,7 +195,10 @@ def test_nothing_is_left_of_a_step_that_ends(tmp_path: Path, how: signal.Signals
         family = psutil.Process(step.pid).children(recursive=True)
         assert len(family) >= 5, "a supervisor, two agents, two ranks"
     finally:
-        step.send_signal(how)
+        if how == "supervisor killed":
+            psutil.Process(step.pid).children()[0].kill()
+        else:
+            step.send_signal(signal.SIGKILL if how == "step killed" else signal.SIGTERM)
         step.wait(60)
     wait_for(lambda: not [p for p in family if alive(p)])
 
@@ -218,7 +221,16 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
         time.sleep(0.1)
 
 
-def test_the_folder_is_gone_afterwards() -> None:
-    with temporary() as root:
+def test_the_folder_is_gone_afterwards_also_that_of_a_process_that_was_killed() -> None:
+    code = "import os; from resources.distributed.launching import temporary\n"
+    code += "with temporary() as root: print(root, flush=True); os.kill(os.getpid(), 9)"
+    killed = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    left = Path(killed.stdout.strip())
+    assert (left / "owner.json").exists()
+    with temporary() as root, temporary() as other:
+        assert not left.exists()
         assert root.is_dir()
+        assert other.is_dir()
     assert not root.exists()

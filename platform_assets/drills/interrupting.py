@@ -86,6 +86,7 @@ def attempts(
     folder: Path,
     *,
     every: float = 0.0,
+    after: int = 0,
     signals: Callable[[int], signal.Signals | None] = lambda _: None,
 ) -> list[Attempt]:
     """Start a training again and again until it ends well.
@@ -94,6 +95,7 @@ def attempts(
         command: what starts it; `PROGRESS` is added to its environment.
         folder: for the files of its rounds and of what it says.
         every: seconds of training after which an attempt is interrupted.
+        after: rounds of it that have to be done by then.
         signals: the signal for the attempt of that number, from 0; None: it is left alone.
 
     Raises:
@@ -103,7 +105,7 @@ def attempts(
     done: list[Attempt] = []
     while True:
         by = signals(len(done))
-        attempt, code, said = _one(command, environment, folder, len(done), every, by)
+        attempt, code, said = _one(command, environment, folder, len(done), every, after, by)
         done.append(attempt)
         if attempt.by is not None:
             continue
@@ -118,6 +120,7 @@ def _one(
     folder: Path,
     number: int,
     every: float,
+    after: int,
     by: signal.Signals | None,
 ) -> tuple[Attempt, int, str]:
     file, log = folder / f"rounds-{number}", folder / f"said-{number}"
@@ -137,8 +140,8 @@ def _one(
             now = time.monotonic()
             if now - began > MOST_SECONDS:
                 raise RefusedError(f"an attempt did not end in {MOST_SECONDS:.0f} s: see {log}")
-            first = _first(file)
-            if by is not None and sent is None and first is not None and now - first >= every:
+            told = _times(file) if by is not None and sent is None else []
+            if by is not None and len(told) > after and now - told[0] >= every:
                 sent = now
                 process.send_signal(by)
             time.sleep(LOOK_SECONDS)
@@ -162,7 +165,7 @@ def _one(
     return attempt, process.returncode, log.read_text()[-600:]
 
 
-def _first(file: Path) -> float | None:
-    with file.open() as lines:
-        line = lines.readline()
-    return float(line.split()[0]) if line.endswith("\n") else None
+def _times(file: Path) -> list[float]:
+    """When the rounds were done, as far as their lines are whole."""
+    lines = file.read_text().splitlines(keepends=True)
+    return [float(line.split()[0]) for line in lines if line.endswith("\n")]

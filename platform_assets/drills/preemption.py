@@ -1,7 +1,7 @@
 """`signalbox drill preemption`: a training whose place is taken away again and again.
 
 The same rows and the same rounds on either side; the attempts are processes of their own, and each
-gets its signal after the same time of training. Starting again is Dagster's part and costs either
+gets its signal after the same number of rounds. Starting again is Dagster's part and costs either
 side the same kind of work; it is stated apart.
 """
 
@@ -27,7 +27,7 @@ NAME = "preemption"
 TITLE = "A training whose place is taken away three times"
 SIGNALS = (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM)
 AFTER = 0.4
-"""Of the time of the undisturbed training an attempt has got, when its signal comes."""
+"""Of the rounds of the training an attempt has done, when its signal comes."""
 
 
 def play(scene: Scene) -> DrillReport:
@@ -46,7 +46,7 @@ def play_interrupted(scene: Scene, rounds: int) -> DrillReport:
     command = [sys.executable, "-m", "platform_assets.drills.preemption_side"]
 
     def run(
-        side: str, title: str, every: float, signals: Sequence[signal.Signals], *more: str
+        side: str, title: str, after: int, signals: Sequence[signal.Signals], *more: str
     ) -> list[Attempt]:
         whole = [*command, side, str(scene.home.root), str(rounds), *more]
         chosen = dict(enumerate(signals))
@@ -55,17 +55,17 @@ def play_interrupted(scene: Scene, rounds: int) -> DrillReport:
                 whole,
                 environment,
                 scene.home.root / "attempts" / title.replace(" ", "-"),
-                every=every,
+                after=after,
                 signals=chosen.get,
             )
 
-    calm = run("plain", "plain Dagster undisturbed", 0.0, ())
-    every = AFTER * calm[0].training
-    plain = run("plain", "plain Dagster interrupted", every, SIGNALS)
-    mine = run("signalbox", "Signalbox interrupted", every, SIGNALS)
+    calm = run("plain", "plain Dagster undisturbed", 0, ())
+    after = round(AFTER * rounds)
+    plain = run("plain", "plain Dagster interrupted", after, SIGNALS)
+    mine = run("signalbox", "Signalbox interrupted", after, SIGNALS)
     asset = spec.asset("model")
     interrupted = services.ledger.current_version(asset, DAY.isoformat())
-    own = run("signalbox", "Signalbox undisturbed", 0.0, (), "restate")
+    own = run("signalbox", "Signalbox undisturbed", 0, (), "restate")
     again = services.ledger.current_version(asset, DAY.isoformat())
     if interrupted is None or again is None:
         raise RefusedError(f"drill {NAME} could not be played: no model was recorded")
@@ -80,7 +80,7 @@ def play_interrupted(scene: Scene, rounds: int) -> DrillReport:
     return DrillReport(
         name=NAME,
         title=TITLE,
-        question=f"A training of {rounds} rounds is interrupted after {every:.1f} s of each "
+        question=f"A training of {rounds} rounds is interrupted after {after} rounds of each "
         f"attempt ({', '.join(s.name for s in SIGNALS)}), and started again. How much longer does "
         "it train than one that nobody interrupts, and is it the same model?",
         plain=(

@@ -19,7 +19,7 @@ from resources.home import Home
 
 DAY = date(2013, 2, 9)
 WINDOW = 5
-ROUNDS = 2500
+ROUNDS = 1500
 
 
 def drill_spec(rounds: int = ROUNDS) -> PipelineSpec:

@@ -122,7 +122,9 @@ class Saver:
             due = self.interrupted  # else it would be waited for
         else:
             self._settle()
-            due = self.interrupted or now - self._since >= self.interval.seconds
+            due = self.interrupted or (
+                now - self._since >= self.interval.seconds and self._affordable(now)
+            )
         self._asked = now if due else None
         return due
 
@@ -239,6 +241,17 @@ class Saver:
         if self._cost is not None:
             self._cost += cpu
             self.interval = self._next()
+
+    def _affordable(self, now: float) -> bool:
+        """Whether all of them so far and one more cost no more than their share of the time.
+
+        What one costs varies with what else the machine does: by the interval alone a dear one
+        that follows cheap ones would exceed it. The first is taken to learn.
+        """
+        if self._cost is None:
+            return True
+        spent = self.account.cost_seconds + self.account.writer_seconds
+        return spent + self._cost <= self._spec.most_cost * (now - self._began)
 
     def _next(self) -> Interval:
         seen = self._observed + (self._clock() - self._began)

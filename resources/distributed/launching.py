@@ -10,17 +10,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from platform_assets.domain.errors import RefusedError, TransientError, UsageError
+from platform_assets.domain.lease import Holder
 from platform_assets.domain.processes import ProcessesSpec
 from platform_assets.domain.stragglers import Straggler
 from resources.distributed import supervisor, watching
 from resources.distributed.extra import require_torch
-from resources.distributed.layout import Events, Folder, Job
+from resources.distributed.layout import Events, Folder, Job, put
+from resources.processes import holder, is_dead
 
+PREFIX, OWNER = "signalbox-ranks-", "owner.json"
 TICK = 0.1
 LOOK_SECONDS = 1.0
 """How often the step times are judged."""
@@ -206,12 +209,25 @@ class Processes:
 
 @contextmanager
 def temporary() -> Iterator[Path]:
-    """A folder that the ranks can read, for what they are given; gone when it is left."""
-    root = Path(tempfile.mkdtemp(prefix="signalbox-ranks-"))
+    """A folder that the ranks can read, for what they are given; gone when it is left.
+
+    Folders that a killed process has left behind are removed on the way.
+    """
+    sweep(Path(tempfile.gettempdir()))
+    root = Path(tempfile.mkdtemp(prefix=PREFIX))
+    put(root / OWNER, json.dumps(asdict(holder(""))).encode())
     try:
         yield root
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+def sweep(place: Path) -> None:
+    """Remove the folders of processes of this machine that are known to be gone."""
+    for folder in place.glob(f"{PREFIX}*"):
+        with suppress(OSError, ValueError, TypeError):
+            if is_dead(Holder(**json.loads((folder / OWNER).read_bytes()))):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Following:
