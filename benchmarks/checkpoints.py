@@ -136,6 +136,7 @@ def measure(count: int, rounds: int, lost: float, runs: int) -> Mapping[str, obj
         "interrupted_cpu_ratio": round(worked, 3),
         "interrupted_limit": INTERRUPTED_LIMIT,
         "restart_seconds": _few([one.restart for one in found[1:]]),
+        "rounds_ratio": round(sum(one.rounds for one in found) / rounds, 3),
         "rounds_done": sum(one.rounds for one in found),
         "same_model": model == whole,
         # The time of a busy machine is its neighbours' as well: the lesser of time and CPU counts.
