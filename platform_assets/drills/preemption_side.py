@@ -18,8 +18,8 @@ from resources.catalog import load_catalog
 from resources.home import Home
 
 DAY = date(2013, 2, 9)
-WINDOW = 5
-ROUNDS = 1500
+WINDOW = 12
+ROUNDS = 2500
 
 
 def drill_spec(rounds: int = ROUNDS) -> PipelineSpec:
