@@ -133,9 +133,8 @@ def test_a_model_of_rows_in_parts_is_the_model_of_the_whole_and_is_rebuilt(
     with copied(features, tmp_path / "parts", parts) as line:
         line.must("snapshot", "model", partition="2013-01-04")
         found = line.versions("model")["2013-01-04"]
-        table = line.services.table.read(
-            load_snapshot(line.services, date(2013, 1, 4), found.detail["snapshot"]).partitions,
-            line.services.table.version() or 0,
+        table = line.services.dataset.read(
+            load_snapshot(line.services, date(2013, 1, 4), found.detail["snapshot"]).partitions
         )
         assert train_again(parts, table).digest == found.data_version
     assert PartsTrainer.seen[0] > 1, "one part would prove nothing"
