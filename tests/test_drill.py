@@ -256,8 +256,8 @@ def test_without_a_name_the_drills_are_listed(run: Run) -> None:
 def test_an_unknown_drill_is_a_sentence(run: Run) -> None:
     code, out, err = run("power-cut")
     assert (code, out) == (2, "")
-    drills = "backfill-starvation, duplicate-cities, image-drift, partial-day, preemption, "
-    drills += "promotion-race"
+    drills = "backfill-starvation, duplicate-cities, gpu-fragmentation, image-drift, partial-day, "
+    drills += "preemption, promotion-race"
     assert err == f"signalbox: 'power-cut' is no drill; allowed are {drills}\n"
     code, out, err = run("partial-day", "--days", "1")
     assert code == 2
