@@ -1,5 +1,6 @@
 """Steps that run as pods of the fake cluster, under dagster-k8s's executor and the pinned one."""
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
+from platform_assets.domain.processes import ProcessesSpec
 from platform_assets.instance.kubernetes.step_pod import STEP_KEY, step_pod_executor
 from resources.checkpoints import (
     CheckpointKey,
@@ -116,6 +118,43 @@ def records(context: dg.OpExecutionContext) -> None:
     (Path(os.environ[STEPS]) / f"recorded {ran.get('image_id', '')}".replace("/", " ")).touch()
 
 
+NODES = ProcessesSpec(min=1, max=2, nodes=2, keep_alive_seconds=5)
+
+
+@dg.op(tags={"signalbox/processes": NODES.model_dump_json()})
+def trains_on_two_nodes(context: dg.OpExecutionContext) -> list[list[int]]:
+    """A model of made-up rows, by the trainer of the catalog; what goes wrong says TEST_ACT."""
+    from resources.distributed.launching import Processes
+    from tests.test_torch_trainer import SMALL, rows
+    from tests.torch_ranks import ByEnvironment
+
+    folder, (frame, target) = Path(os.environ[STEPS]), rows()
+    number = started("step")
+    store = CheckpointStore(
+        folder / "checkpoints", CheckpointKey("flights/model", "2013-01-28", "f" * 64), token=number
+    )
+    ranks, notice = Processes(NODES, tell=context.log.info), Notice()
+    try:
+        with notice.on_sigterm():
+            model = ByEnvironment().fit(
+                frame,
+                target,
+                kind="binary_classification",
+                seed=7,
+                parameters=SMALL,
+                on_round=lambda _step, _metrics: None,
+                processes=ranks,
+                checkpointer=Saver(store, "the training", CheckpointsSpec(), notice),
+            )
+    except Interrupted as error:
+        raise DagsterExecutionInterruptedError from error
+    weights = {n: t.numpy().tobytes().hex() for n, t in model.module.state_dict().items()}
+    (folder / "model.json").write_text(json.dumps(weights))
+    (folder / "teams.json").write_text(json.dumps(ranks.history.teams))
+    (folder / "lost.json").write_text(json.dumps(ranks.history.lost))
+    return [list(team) for team in ranks.history.teams]
+
+
 MORE = {
     "container_config": {
         "security_context": {
@@ -209,6 +248,11 @@ def trains() -> int:
 @dg.job(executor_def=pinned)
 def pinned_trains() -> None:
     trains()
+
+
+@dg.job(executor_def=pinned)
+def pinned_two_nodes() -> None:
+    trains_on_two_nodes()
 
 
 @dg.job(executor_def=stock)

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import platform_assets.instance.kubernetes.executor as own_executor
+import platform_assets.instance.kubernetes.gangs as own_gangs
 from platform_assets.cli.app import app
 from platform_assets.cli.doctor import examine
 from platform_assets.domain.admission import admit
-from platform_assets.domain.cluster_access import RULES
+from platform_assets.domain.cluster_access import RULES, accounts, network
+from platform_assets.domain.cluster_apps import launcher
 from platform_assets.domain.cluster_lanes import classes, quotas
 from platform_assets.domain.cluster_policy import image_pattern
 from platform_assets.domain.cluster_settings import ClusterSettings, parse_settings, quantity
@@ -403,6 +405,26 @@ def test_the_role_has_what_dagster_k8s_calls_and_no_more() -> None:
     # A get and a watch more, which kubectl in the daemon's pod needs to look.
     more = {("jobs", "get"), ("jobs", "watch"), ("pods", "watch"), ("events", "get")}
     assert allowed - called <= more
+
+
+def test_ranks_of_several_nodes_have_their_rights_where_the_cluster_has_jobset() -> None:
+    def of(settings: ClusterSettings) -> tuple[list[dict[str, Any]], set[str], Any]:
+        (role,) = [m for m in accounts(settings) if m["kind"] == "Role"]
+        names = {policy["metadata"]["name"] for policy in network(settings)}
+        return role["rules"], names, launcher(settings)["config"].get("ranks_claim")
+
+    without, policies, claim = of(settings_with())
+    assert claim is None
+    rules, more, claim = of(settings_with(jobset=True))
+    assert claim == "signalbox-home"
+    (added,) = [rule for rule in rules if rule not in without]
+    assert added["apiGroups"] == ["jobset.x-k8s.io"]
+    source = Path(str(own_gangs.__file__)).read_text()
+    called = re.findall(r"\.(create|get|list|delete)_namespaced_custom_object\(", source)
+    assert set(added["verbs"]) == set(called)
+    assert more - policies == {"ranks", "steps-of-ranks"}
+    for policy in network(settings_with(jobset=True)):
+        kubernetes_validate.validate(policy, VERSION, strict=True)
 
 
 # --- the policy -----------------------------------------------------------------------------------

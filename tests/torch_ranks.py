@@ -123,12 +123,14 @@ class ByEnvironment(TorchTabularTrainer):
 
 
 def by_environment(rank: Rank) -> None:
-    """`place_lost`, `step_killed`, or nothing."""
+    """`place_lost`, `step_killed`, `stands`, or nothing."""
     match os.environ.get("TEST_ACT", ""):
         case "place_lost":
             place_lost(rank)
         case "step_killed":
             step_killed(rank)
+        case "stands":
+            stands(rank)
         case _:
             train_ranks(rank)
 
@@ -146,5 +148,27 @@ def step_killed(rank: Rank) -> None:
             _agent, _supervisor, step_process, *_ = psutil.Process().parents()
             step_process.kill()
             time.sleep(60)
+
+    _before_each(rank, act)
+
+
+def stands(rank: Rank) -> None:
+    """The first attempt saves the second step, and stands after the fourth until it is ended."""
+    place = Path(os.environ["FAKE_STEPS"])
+
+    def act(step: int) -> None:
+        if (place / "stood").exists():
+            return
+        if step == 2 and rank.rank == 0:
+            rank.folder.asked.touch()
+        if step == 4 and rank.rank == 0:
+            while not list((place / "checkpoints").rglob("*-000000000002-*.json")):
+                time.sleep(0.05)
+            (place / "standing").touch()
+            for _ in range(600):
+                if rank.folder.stop.exists():
+                    break
+                time.sleep(0.1)
+            (place / "stood").touch()
 
     _before_each(rank, act)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from platform_assets.domain.cluster_settings import ClusterSettings, Door
+from platform_assets.domain.gang import GROUP, JOBSET_LABEL, PLURAL
 from platform_assets.domain.placing import RUN_ACCOUNT, STEP_ACCOUNT
 
 Manifest = dict[str, Any]
@@ -20,6 +21,9 @@ RULES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("", ("events",), ("get", "list")),
 )
 """API group, resources and verbs of the one Role: what dagster-k8s asks of the API server."""
+
+RANKS_RULE = (GROUP, (PLURAL,), ("create", "get", "list", "delete"))
+"""What trainings on several nodes need besides."""
 
 
 def namespace(settings: ClusterSettings) -> Manifest:
@@ -50,7 +54,7 @@ def accounts(settings: ClusterSettings) -> list[Manifest]:
     own = {"name": RUN_ACCOUNT, "namespace": settings.namespace}
     rules = [
         {"apiGroups": [group], "resources": list(resources), "verbs": list(verbs)}
-        for group, resources, verbs in RULES
+        for group, resources, verbs in (*RULES, *((RANKS_RULE,) if settings.jobset else ()))
     ]
     api = "rbac.authorization.k8s.io"
     found.append({"apiVersion": f"{api}/v1", "kind": "Role", "metadata": own, "rules": rules})
@@ -115,6 +119,8 @@ def network(settings: ClusterSettings) -> list[Manifest]:
             _ingress({"from": [{"podSelector": asking}], "ports": code}),
         ),
     ]
+    if settings.jobset:
+        found += _ranks(settings)
     if settings.ui_from:
         values = list(settings.ui_from)
         chosen = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": values}
@@ -122,6 +128,35 @@ def network(settings: ClusterSettings) -> list[Manifest]:
         rule = _ingress({"from": sources, "ports": [_port(UI_PORT, "TCP")]})
         found.append(_policy("ui", settings, _of("webserver"), rule))
     return found
+
+
+def _ranks(settings: ClusterSettings) -> list[Manifest]:
+    """A training's ranks speak to each other and to their step, on ports that they agree upon.
+
+    Pods of another training are let in as well: a NetworkPolicy cannot say "of the same".
+    """
+    ranks = {"matchExpressions": [{"key": JOBSET_LABEL, "operator": "Exists"}]}
+    steps = _of("step_worker")
+    both = [{"podSelector": ranks}, {"podSelector": steps}]
+    everything = {"policyTypes": ["Ingress", "Egress"]}
+    return [
+        _policy(
+            "ranks",
+            settings,
+            ranks,
+            {**everything, "ingress": [{"from": both}], "egress": [{"to": both}]},
+        ),
+        _policy(
+            "steps-of-ranks",
+            settings,
+            steps,
+            {
+                **everything,
+                "ingress": [{"from": [{"podSelector": ranks}]}],
+                "egress": [{"to": [{"podSelector": ranks}]}],
+            },
+        ),
+    ]
 
 
 def _policy(name: str, settings: ClusterSettings, pods: Manifest, rules: Manifest) -> Manifest:

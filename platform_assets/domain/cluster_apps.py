@@ -123,6 +123,8 @@ def launcher(settings: ClusterSettings) -> Manifest:
             "step_service_account_name": STEP_ACCOUNT,
             "steps_at_once": settings.steps_at_once,
             "kueue": settings.kueue,
+            # What is shared with the ranks of other nodes is a folder of the home's volume.
+            **({"ranks_claim": HOME_CLAIM} if settings.jobset else {}),
         },
     }
 

@@ -162,6 +162,7 @@ class ClusterSettings(Frozen):
         gpu_inventory: whether run workers may list nodes and all pods, to plan by (docs/gpus.md).
         gpu_reserve: GPU shape that is kept for the daily lane; empty for none.
         kueue: whether Kueue queues the steps (components/kueue).
+        jobset: whether the cluster has JobSet, for trainings on several nodes (model.processes).
         pull_secret: Secret of the registry; empty where nodes need none.
         ui_from: namespaces from which the webserver may be reached.
         other_doors: further servers that pods may speak to (the receiver of alerts).
@@ -177,6 +178,7 @@ class ClusterSettings(Frozen):
     gpu_inventory: bool = False
     gpu_reserve: Annotated[str, AfterValidator(_shape)] = ""
     kueue: bool = False
+    jobset: bool = False
     pull_secret: Annotated[str, Field(pattern=rf"^(?:{LABEL[1:-1]})?$")] = ""
     postgres: Postgres
     s3: Bucket

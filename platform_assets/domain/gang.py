@@ -1,9 +1,8 @@
-"""A training on several nodes of a cluster as one JobSet, made of its step's Job.
+"""The ranks of a training on several nodes of a cluster: one JobSet, made of the step's Job.
 
-The step's pod and the pods of its ranks start together or not at all: Kueue admits a JobSet as one
-workload. The step's pod does what it does on one machine: it lays the rows into a folder, follows
-the ranks and registers the model. The ranks' pods run torchrun, one a node. They share the folder
-through a volume that many nodes can write.
+The step's pod does what it does on one machine: it lays the rows into a folder, keeps the
+rendezvous, follows the ranks and registers the model. The ranks' pods run torchrun, one a node, and
+start together or not at all: Kueue admits a JobSet as one workload. It belongs to the step's Job.
 
 The CRD is JobSet's `jobset.x-k8s.io/v1alpha2`. Nothing here can validate against its schema: the
 rules that are known of it are in `wrong`, docs/distributed.md says what was not tried.
@@ -14,8 +13,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from platform_assets.domain.errors import RefusedError
+from platform_assets.domain.gpu_pods import GPU, HOST_LABEL
 from platform_assets.domain.placing import Place, placed
 from platform_assets.domain.processes import ProcessesSpec
+from platform_assets.domain.ranks_folder import MOUNT, Ranks, sharing
 
 API_VERSION, GROUP, VERSION, PLURAL = (
     "jobset.x-k8s.io/v1alpha2",
@@ -23,75 +24,66 @@ API_VERSION, GROUP, VERSION, PLURAL = (
     "v1alpha2",
     "jobsets",
 )
-GPU = "nvidia.com/gpu"
-MOUNT = "/ranks"
-FOLDER = "SIGNALBOX_RANKS_FOLDER"
-"""Variable: the folder that step and ranks share."""
+JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"
+"""Label of every pod of a JobSet, by its controller."""
 
-STEP, RANKS = "step", "ranks"
-PORT = 29400
+RANKS = "rank"
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _LONGEST = 63
 
 Manifest = dict[str, Any]
 
 
-def gang(job: Mapping[str, Any], asked: ProcessesSpec, place: Place, *, claim: str) -> Manifest:
-    """The JobSet of a step that trains on several nodes.
+def gang(job: Mapping[str, Any], uid: str, ranks: Ranks, place: Place) -> Manifest:
+    """The JobSet of the ranks of a step.
 
     Args:
-        job: the step's Job as it would be sent, keys in camelCase, its images by digest.
-        asked: more than one node.
-        place: lane, role and whether Kueue admits it.
-        claim: a PersistentVolumeClaim that many nodes may write (ReadWriteMany).
+        job: the step's Job as it came to be placed, keys in camelCase, its images by digest.
+        uid: of that Job in the cluster.
+        ranks: on more than one node.
+        place: of the step; its GPUs are those of one node.
 
     Raises:
         RefusedError: a rule is broken, or the Job asks for what its place does not allow.
     """
-    name = str(job["metadata"]["name"])
+    name, asked = str(job["metadata"]["name"]), ranks.asked
     what = f"the JobSet of {name}"
     own = job["spec"]["template"]
-    least = asked.min // asked.each
-    templates = {
-        STEP: _template(job, _of_step(own["spec"], name, claim), place, what),
-        RANKS: _template(job, _of_ranks(own["spec"], name, asked, claim), place, what),
-    }
-    ranks = {
+    spec = _of_ranks(own["spec"], name, asked, ranks.claim)
+    # As any other step's: class, account, threads, GPUs, and what "restricted" asks for.
+    alone = Place(place.role, place.lane, place.queued, place.gpus)
+    whole = placed({**job, "spec": {**job["spec"], "template": {**own, "spec": spec}}}, alone, what)
+    labels = whole["metadata"].get("labels") or {}
+    part = {
         "parallelism": asked.nodes,
         "completions": asked.nodes,
         "completionMode": "Indexed",
         # A pod that is lost comes back, and joins again; the step itself never does.
-        "backoffLimit": asked.restarts + asked.nodes - least,
-        "template": templates[RANKS],
+        "backoffLimit": asked.restarts + asked.nodes - asked.least_nodes,
+        "template": whole["spec"]["template"],
     }
-    step = {
-        "parallelism": 1,
-        "completions": 1,
-        "backoffLimit": 0,
-        "template": templates[STEP],
-    }
-    # The Job has its place's labels from `placed`: Kueue's are of the whole.
-    labels = placed(job, place, what)["metadata"].get("labels") or {}
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": uid}
     found: Manifest = {
         "apiVersion": API_VERSION,
         "kind": "JobSet",
-        "metadata": {**job["metadata"], "labels": dict(labels)},
+        "metadata": {"name": name, "labels": dict(labels), "ownerReferences": [owner]},
         "spec": {
             "suspend": place.queued,
             "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
-            # It is over when the step is: it ends its ranks by what it writes into the folder.
-            "successPolicy": {"operator": "All", "targetReplicatedJobs": [STEP]},
+            "successPolicy": {"operator": "All", "targetReplicatedJobs": [RANKS]},
             "failurePolicy": {"maxRestarts": 0},
-            "replicatedJobs": [
-                {"name": STEP, "replicas": 1, "template": {"spec": step}},
-                {"name": RANKS, "replicas": 1, "template": {"spec": ranks}},
-            ],
+            "replicatedJobs": [{"name": RANKS, "replicas": 1, "template": {"spec": part}}],
         },
     }
     broken = wrong(found)
     if broken:
         raise RefusedError(f"{what} is refused, nothing was created: {'; '.join(broken)}")
     return found
+
+
+def ranks_job(name: str) -> str:
+    """Name of the Job of a JobSet's ranks, as its controller makes it."""
+    return f"{name}-{RANKS}-0"
 
 
 def wrong(manifest: Mapping[str, Any]) -> list[str]:
@@ -126,60 +118,24 @@ def wrong(manifest: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _template(job: Mapping[str, Any], spec: Mapping[str, Any], place: Place, what: str) -> Manifest:
-    """A pod template in its place: class, account, threads, and what "restricted" asks for."""
-    template = {**job["spec"]["template"], "spec": spec}
-    whole = placed({**job, "spec": {**job["spec"], "template": template}}, place, what)
-    found: Manifest = whole["spec"]["template"]
-    return found
-
-
-def _of_step(spec: Mapping[str, Any], name: str, claim: str) -> Manifest:
-    """The step's own pod: with the folder, and without the GPUs, which the ranks have."""
-    found = _sharing(spec, name, claim)
-    first, *others = found["containers"]
-    found["containers"] = [_without_gpus(first), *others]
-    return found
-
-
 def _of_ranks(spec: Mapping[str, Any], name: str, asked: ProcessesSpec, claim: str) -> Manifest:
     """A node's pod: the same image and volumes, torchrun in place of the step."""
-    found = _sharing(spec, name, claim)
+    found = sharing(spec, name, claim)
     first = dict(found["containers"][0])
     for key in ("args", "livenessProbe", "readinessProbe", "startupProbe"):
         first.pop(key, None)
-    least = asked.min // asked.each
     first["command"] = [
         *("python", "-m", "resources.distributed.node"),
-        *("--nodes", f"{least}:{asked.nodes}", "--processes", str(asked.each)),
-        *("--rendezvous", f"{name}-{RANKS}-0-0.{name}:{PORT}"),
+        *("--nodes", f"{asked.least_nodes}:{asked.nodes}", "--processes", str(asked.each)),
         f"{MOUNT}/{name}",
     ]
     found["containers"] = [first]
-    return found
+    return {**found, "affinity": _apart(found.get("affinity") or {}, name)}
 
 
-def _sharing(spec: Mapping[str, Any], name: str, claim: str) -> Manifest:
-    volume = {"name": "ranks", "persistentVolumeClaim": {"claimName": claim}}
-    mount = {"name": "ranks", "mountPath": MOUNT}
-    first, *others = spec["containers"]
-    told = [one for one in first.get("env") or () if one.get("name") != FOLDER]
-    first = {
-        **first,
-        "env": [*told, {"name": FOLDER, "value": f"{MOUNT}/{name}"}],
-        "volumeMounts": [*(first.get("volumeMounts") or ()), mount],
-    }
-    return {
-        **spec,
-        "containers": [first, *others],
-        "volumes": [*(spec.get("volumes") or ()), volume],
-    }
-
-
-def _without_gpus(container: Mapping[str, Any]) -> Manifest:
-    amounts = {
-        kind: {name: amount for name, amount in of_kind.items() if name != GPU}
-        for kind, of_kind in (container.get("resources") or {}).items()
-        if isinstance(of_kind, Mapping)
-    }
-    return {**container, "resources": amounts} if amounts else dict(container)
+def _apart(affinity: Mapping[str, Any], name: str) -> Manifest:
+    """No two of them on one node: the loss of a node is the loss of one."""
+    others = dict(affinity.get("podAntiAffinity") or {})
+    kind = "requiredDuringSchedulingIgnoredDuringExecution"
+    term = {"labelSelector": {"matchLabels": {JOBSET_LABEL: name}}, "topologyKey": HOST_LABEL}
+    return {**affinity, "podAntiAffinity": {**others, kind: [*(others.get(kind) or ()), term]}}

@@ -19,6 +19,7 @@ from platform_assets.domain.gpu_placing import (
 from platform_assets.domain.gpu_pods import GpuAsk
 from platform_assets.domain.gpu_shapes import GpusSpec, Shape, shape_of
 from platform_assets.domain.lanes import Lane
+from platform_assets.domain.processes import ProcessesSpec
 
 GPUS_TAG = "signalbox/gpus"
 """Tag of an op: the shapes of the catalog, as JSON."""
@@ -70,18 +71,36 @@ def gpus_of_tag(tags: Mapping[str, str]) -> GpusSpec | None:
         raise UsageError(f"the tag {GPUS_TAG} is {text[:200]!r}: {told}") from None
 
 
-def shapes_of(gpus: GpusSpec, chosen: str | None, *, one_pod: bool = False) -> tuple[Shape, ...]:
+def shapes_of(
+    gpus: GpusSpec,
+    chosen: str | None,
+    *,
+    one_pod: bool = False,
+    ranks: ProcessesSpec | None = None,
+) -> tuple[Shape, ...]:
     """The shapes that come into question, the one to ask for first.
 
     Args:
         chosen: by the run's tag; None or empty for any.
         one_pod: leave out those of several nodes, for a step is one pod.
+        ranks: those that a step has in pods of their own, a GPU each: leave out all shapes but
+            theirs.
 
     Raises:
         UsageError: the tag names none of them, or none is left.
     """
-    shapes = [s for s in gpus.ordered() if not one_pod or s.nodes == 1]
+    nodes, each = (ranks.nodes, ranks.each) if ranks is not None else (1, 0)
+    shapes = [
+        s
+        for s in gpus.ordered()
+        if (s.nodes == nodes or not (one_pod or ranks)) and each in (0, s.gpus)
+    ]
     listed = ", ".join(map(str, shapes))
+    if not shapes and ranks is not None:
+        raise UsageError(
+            f"model.gpus has the shapes {', '.join(gpus.shapes)}, and model.processes asks for "
+            f"{ranks.max} ranks on {nodes} nodes, a GPU each; allowed is {Shape(nodes, each)}"
+        )
     if not shapes:
         raise UsageError(
             f"model.gpus has the shapes {', '.join(gpus.shapes)}, all of several nodes, and a step "

@@ -13,8 +13,9 @@ from typing import Any, Literal
 from platform_assets.domain.cluster_settings import quantity
 from platform_assets.domain.environments import THREADS
 from platform_assets.domain.errors import RefusedError
-from platform_assets.domain.gpu_pods import GpuAsk, with_gpus
+from platform_assets.domain.gpu_pods import GPU, GpuAsk, with_gpus
 from platform_assets.domain.lanes import Lane
+from platform_assets.domain.ranks_folder import Ranks, sharing, without_gpus
 
 Role = Literal["run", "step"]
 
@@ -92,12 +93,14 @@ class Place:
         queued: whether Kueue admits it; only steps are queued, for a run worker that waits for
             nobody must not take what its steps wait for.
         gpus: what the planner chose for a step; None where its asset names no shapes.
+        ranks: those of a step, which have the GPUs then; None where it trains by itself.
     """
 
     role: Role
     lane: Lane
     queued: bool = False
     gpus: GpuAsk | None = None
+    ranks: Ranks | None = None
 
 
 def placed(job: Mapping[str, Any], place: Place, what: str) -> dict[str, Any]:
@@ -124,7 +127,11 @@ def placed(job: Mapping[str, Any], place: Place, what: str) -> dict[str, Any]:
             f"{what} is refused, nothing was created: {'; '.join(wrong)}. Take it out of the "
             "dagster-k8s/config that brings it, docs/kubernetes.md says what pods may have"
         )
-    if place.gpus is not None:
+    if place.ranks is not None:
+        spec = sharing(spec, str(job["metadata"]["name"]), place.ranks.claim)
+        first, *others = spec["containers"]
+        spec["containers"] = [without_gpus(first, GPU), *others]
+    elif place.gpus is not None:
         spec = with_gpus(spec, place.gpus, what)
     spec["priorityClassName"] = class_of(place.role, place.lane)
     if spec.get("serviceAccountName") == STEP_ACCOUNT:

@@ -1,11 +1,17 @@
 """Several processes for one training: what the catalog may ask for (`model.processes`)."""
 
-from pydantic import Field, model_validator
+from collections.abc import Mapping
 
+from pydantic import Field, ValidationError, model_validator
+
+from platform_assets.domain.errors import UsageError
 from platform_assets.domain.source_spec import Frozen
 from platform_assets.domain.stragglers import StragglerTerms
 
 MOST_PROCESSES = 1024
+
+PROCESSES_TAG = "signalbox/processes"
+"""Tag of an op that trains on several nodes: what the catalog asks for, as JSON."""
 
 
 class ProcessesSpec(Frozen):
@@ -58,3 +64,31 @@ class ProcessesSpec(Frozen):
     def each(self) -> int:
         """Processes on one node."""
         return self.max // self.nodes if self.nodes > 1 else 1
+
+    @property
+    def least_nodes(self) -> int:
+        """Nodes without which it does not go on."""
+        return self.min // self.each
+
+
+def process_tags(asked: ProcessesSpec | None) -> dict[str, str]:
+    """The tag of an op that trains on several nodes; none where one pod trains."""
+    if asked is None or asked.nodes == 1:
+        return {}
+    return {PROCESSES_TAG: asked.model_dump_json()}
+
+
+def processes_of_tag(tags: Mapping[str, str]) -> ProcessesSpec | None:
+    """What the tag of an op asks for; None where one pod trains.
+
+    Raises:
+        UsageError: the tag is not what the catalog writes.
+    """
+    text = tags.get(PROCESSES_TAG)
+    if not text:
+        return None
+    try:
+        return ProcessesSpec.model_validate_json(text)
+    except ValidationError as error:
+        told = "; ".join(str(p["msg"]) for p in error.errors(include_url=False))
+        raise UsageError(f"the tag {PROCESSES_TAG} is {text[:200]!r}: {told}") from None

@@ -103,6 +103,15 @@ class ModelSpec(Frozen):
                 f"min_days is {self.min_days}; allowed are 1 to window_days ({self.window_days}), "
                 "else no model would ever train"
             )
+        if self.gpus is not None and self.processes is not None:
+            ranks = self.processes
+            layout = f"{ranks.nodes}x{ranks.max // ranks.nodes}"
+            if set(self.gpus.shapes) != {layout}:
+                raise ValueError(
+                    f"processes asks for {ranks.max} ranks on {ranks.nodes} nodes, a GPU each, and "
+                    f"gpus has the shapes {', '.join(self.gpus.shapes)}; allowed is {layout}, for "
+                    "in another one the numbers would be added in another order"
+                )
         return self
 
 
@@ -231,6 +240,12 @@ class PipelineSpec(Frozen):
                 )
         ranking = f"ndcg_at_{self.evaluation.ndcg_at}" if self.dataset.relevance else ""
         problems |= self.serving.problems(self.model.kind, ranking)
+        asked, most = self.model.processes, self.limits.models_per_run
+        if asked is not None and asked.nodes > 1 and most > 1:
+            problems["limits.models_per_run"] = (
+                f"is {most}, and model.processes asks for {asked.nodes} nodes, which start with a "
+                "step and train one model; allowed is 1"
+            )
         if self.first_model_date > self.last_judged_date:
             problems["partitions"] = (
                 f"run from {self.partitions.start} to {self.partitions.end}, too short for one "

@@ -12,6 +12,7 @@ from platform_assets.domain.errors import HeldError, RefusedError
 from platform_assets.domain.gpu_planning import gpu_tags
 from platform_assets.domain.image_spec import IMAGE_TAG
 from platform_assets.domain.partition import PartitionKey
+from platform_assets.domain.processes import process_tags
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory import grid
 from platform_assets.factory.environments import environment_check_spec, environment_checks
@@ -107,6 +108,7 @@ def _partitioned(
         op_tags={
             IMAGE_TAG: spec.images.of(stage),
             **(gpu_tags(spec.model.gpus) if stage == "model" else {}),
+            **(process_tags(spec.model.processes) if stage == "model" else {}),
         },
         check_specs=[
             dg.AssetCheckSpec(

@@ -10,6 +10,7 @@ from platform_assets.domain.canary import Crossing
 from platform_assets.domain.errors import SignalboxError
 from platform_assets.domain.gpu_planning import gpu_tags
 from platform_assets.domain.image_spec import IMAGE_TAG
+from platform_assets.domain.processes import process_tags
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory.events import RETRIES, RETRY_SECONDS, as_metadata
 from platform_assets.factory.grid import asset_key
@@ -79,7 +80,11 @@ def build_canary_job(spec: PipelineSpec) -> dg.JobDefinition:
     """A job that trains the champion's own snapshot again where models are trained now."""
 
     # In the image of the models, with their GPUs: it is this environment that it speaks of.
-    where = {IMAGE_TAG: spec.images.of("model"), **gpu_tags(spec.model.gpus)}
+    where = {
+        IMAGE_TAG: spec.images.of("model"),
+        **gpu_tags(spec.model.gpus),
+        **process_tags(spec.model.processes),
+    }
 
     @dg.op(name=f"{spec.pipeline}__canary", tags=where)
     def canary(context: dg.OpExecutionContext, config: CanaryConfig) -> None:

@@ -3,9 +3,6 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,8 +14,10 @@ from typing import Any, Protocol
 from platform_assets.domain.errors import RefusedError, TransientError, UsageError
 from platform_assets.domain.lease import Holder
 from platform_assets.domain.processes import ProcessesSpec
+from platform_assets.domain.ranks_folder import FOLDER
 from platform_assets.domain.stragglers import Straggler
 from resources.distributed import supervisor, watching
+from resources.distributed.engines import GRACE_SECONDS, Engine, Local, Nodes
 from resources.distributed.extra import require_torch
 from resources.distributed.layout import Events, Folder, Job, put
 from resources.processes import holder, is_dead
@@ -28,14 +27,14 @@ TICK = 0.1
 LOOK_SECONDS = 1.0
 """How often the step times are judged."""
 
-GRACE_SECONDS = 25.0
-"""How long the ranks may take to save where they are, and to end."""
-
 STARTING_SECONDS = 600
 """What loading PyTorch may take on a machine that has much else to do."""
 
 OWN_CHECKPOINT_SECONDS = 60.0
 """Without a checkpointer, one is taken so often: an elastic restart goes on from it."""
+
+LONGEST_SECONDS = 14 * 24 * 3600
+"""No training on several nodes takes longer: what is older in their folder was left behind."""
 
 _OWN = {"UsageError": UsageError, "RefusedError": RefusedError, "SpecError": UsageError}
 
@@ -73,7 +72,7 @@ class History:
 
 
 class Processes:
-    """Runs a trainer's function in several processes on this machine.
+    """Runs a trainer's function in several processes, of this machine or of a cluster's nodes.
 
     One of it serves one training. It is given to a trainer as `processes`, if the catalog asks
     for them and the trainer's `fit` takes them.
@@ -125,11 +124,12 @@ class Processes:
         """
         require_torch()
         spec, folder = self.spec, Folder(root)
-        if spec.nodes > 1:
+        shared = os.environ.get(FOLDER)
+        if spec.nodes > 1 and (shared is None or Path(shared) != root):
             raise UsageError(
                 f"model.processes.nodes is {spec.nodes}; where one machine trains allowed is 1. "
-                "Several nodes are those of a cluster: docs/distributed.md says how their JobSet "
-                "is made, and what of it is not automatic"
+                "Several nodes are those of a cluster: the pinned executor starts them as one "
+                "JobSet, docs/distributed.md says what it takes"
             )
         job = Job(
             entry=entry,
@@ -140,23 +140,14 @@ class Processes:
             step_timeout_seconds=spec.step_timeout_seconds,
             keep_alive_seconds=spec.keep_alive_seconds,
         )
-        folder.make(job)
         if checkpointer is not None:
             put_back(checkpointer, folder)
-        command = [sys.executable, "-m", supervisor.__name__, str(os.getpid()), str(root)]
-        with (folder.logs / "supervisor.log").open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env=_environment(),
-            )
+        # Last, for the ranks of other nodes begin when they see what it writes.
+        engine: Engine = Nodes(folder, job, spec.nodes) if spec.nodes > 1 else Local(folder, job)
         try:
-            code = _Following(self, folder, process, on_round, checkpointer).follow()
+            code = _Following(self, folder, engine, on_round, checkpointer).follow()
         finally:
-            _end(process)
+            engine.end()
             met = watching.teams(folder)
             self.figures, self.curves = watching.summary(met), watching.curves(met)
         return self._judged(code, folder)
@@ -183,6 +174,10 @@ class Processes:
         """Write an event of the ranks down, and tell the log."""
         kind = event["kind"]
         if kind == "began":
+            before = self.history.teams[-1][0] if self.history.teams else 0
+            if self.spec.nodes > 1 and event["world"] < before:
+                # Nobody counts them there: nodes come and go by the cluster's doing.
+                self.history.lost.append(f"{before - event['world']} of {before} ranks were lost")
             self.history.teams.append((event["world"], event["step"]))
             self._tell(f"{event['world']} ranks train from step {event['step']} on")
         elif kind == "lost":
@@ -213,8 +208,14 @@ def temporary() -> Iterator[Path]:
 
     Folders that a killed process has left behind are removed on the way.
     """
-    sweep(Path(tempfile.gettempdir()))
-    root = Path(tempfile.mkdtemp(prefix=PREFIX))
+    shared = os.environ.get(FOLDER)
+    if shared is None:
+        sweep(Path(tempfile.gettempdir()))
+        root = Path(tempfile.mkdtemp(prefix=PREFIX))
+    else:
+        root = Path(shared)
+        forget(root.parent)
+        root.mkdir(parents=True)
     put(root / OWNER, json.dumps(asdict(holder(""))).encode())
     try:
         yield root
@@ -230,6 +231,18 @@ def sweep(place: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def forget(place: Path, now: float | None = None) -> None:
+    """Remove what trainings on several nodes have left behind for longer than they may take.
+
+    Whether a process of another machine still runs is not known here.
+    """
+    now = time.time() if now is None else now
+    for folder in place.iterdir() if place.exists() else ():
+        with suppress(OSError):
+            if now - (folder / OWNER).stat().st_mtime > LONGEST_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 class _Following:
     """From start to end of one set of ranks."""
 
@@ -237,15 +250,15 @@ class _Following:
         self,
         owner: Processes,
         folder: Folder,
-        process: "subprocess.Popen[bytes]",
+        engine: Engine,
         on_round: Callable[[int, Mapping[str, float]], None],
         checkpointer: Checkpoints | None,
     ) -> None:
-        self.owner, self.folder, self.process = owner, folder, process
+        self.owner, self.folder, self.engine = owner, folder, engine
         self.on_round, self.checkpointer = on_round, checkpointer
         self.events = Events(folder)
         self.rounds = 0
-        self.named: set[int] = set()
+        self.named: set[tuple[str, int]] = set()
         self.saved_at = self.looked_at = self.moved_at = time.monotonic()
         self.last: tuple[int, int] = (0, 0)
         self.replacing: int | None = None
@@ -253,7 +266,7 @@ class _Following:
     def follow(self) -> int:
         until: float | None = None
         while True:
-            code = self.process.poll()
+            code = self.engine.poll()
             self._hear()
             if code is not None:
                 self._settle()
@@ -263,7 +276,7 @@ class _Following:
                 self.folder.stop.touch()
                 until = now + GRACE_SECONDS
             if until is not None and now > until:
-                _end(self.process)
+                self.engine.end()
             self._ask(now)
             if now - self.looked_at >= LOOK_SECONDS:
                 self.looked_at = now
@@ -322,9 +335,10 @@ class _Following:
         if found is None:
             return
         straggler, number = found
-        if straggler.place.pid in self.named:
+        process = straggler.place.host, straggler.place.pid
+        if process in self.named:
             return
-        self.named.add(straggler.place.pid)
+        self.named.add(process)
         if self.owner.slow(straggler):
             # First what was done is saved; then it goes.
             self.replacing = number
@@ -366,24 +380,6 @@ def put_back(checkpointer: Checkpoints, folder: Folder) -> int | None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
     return int(found.step)
-
-
-def _environment() -> dict[str, str]:
-    """This process's, its import path with it: what can be imported here can be there."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End the supervisor, and with it all that it has started."""
-    if process.poll() is None:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_SECONDS)
-    if process.poll() is None:
-        process.kill()
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def _last_words(folder: Folder, most: int = 600) -> str:

@@ -22,6 +22,7 @@ class Job:
         arguments: plain data for it.
         min, max, restarts, step_timeout_seconds, keep_alive_seconds: of ProcessesSpec.
         keep: how many checkpoints stay in the folder.
+        rendezvous: address and port of it, for ranks on other nodes.
     """
 
     entry: str
@@ -32,6 +33,7 @@ class Job:
     step_timeout_seconds: int = 600
     keep_alive_seconds: int = 15
     keep: int = 2
+    rendezvous: str = ""
 
 
 class Folder:
@@ -46,6 +48,10 @@ class Folder:
         self.times = root / "times"
         self.replace = root / "replace"
         self.logs = root / "logs"
+        # On a cluster: how the torchrun of each node ended; that the step is there, and has ended.
+        self.out = root / "out"
+        self.alive = root / "alive"
+        self.over = root / "over"
         self.asked = root / "checkpoint-asked"
         self.stop = root / "stop-asked"
 
@@ -54,6 +60,7 @@ class Folder:
             folder.mkdir(parents=True, exist_ok=True)
         self.replace.mkdir(exist_ok=True)
         self.logs.mkdir(exist_ok=True)
+        self.out.mkdir(exist_ok=True)
         put(self.root / JOB, json.dumps(asdict(job)).encode())
 
     def job(self) -> Job:

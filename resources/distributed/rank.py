@@ -257,8 +257,13 @@ def main(arguments: list[str]) -> int:
             "text": str(error),
             "trace": traceback.format_exc(),
         }
-        put(folder.errors / f"{os.getpid()}.json", json.dumps(said).encode())
+        put(folder.errors / f"{_name()}.json", json.dumps(said).encode())
         return 1
+
+
+def _name() -> str:
+    """Of this process's files: each pod counts its processes from 1."""
+    return f"{socket.gethostname()}-{os.getpid()}"
 
 
 def _main(folder: Folder, rank: int, world: int) -> int:
@@ -272,25 +277,24 @@ def _main(folder: Folder, rank: int, world: int) -> int:
         # Which ranks belong together: those that have met this time.
         born = torch.tensor([time.time_ns()])
         dist.broadcast(born, 0)
-    number = os.getpid()
     place = Place(
         rank=rank,
         world=world,
         host=socket.gethostname(),
         pod=os.environ.get(POD, "") if os.environ.get(NODE) else "",
         node=os.environ.get(NODE, ""),
-        pid=number,
+        pid=os.getpid(),
     )
     about = asdict(place) | {
         "born": int(born[0]),
         "place": int(os.environ.get("SIGNALBOX_PLACE", "0")),
         "agent": os.getppid(),
     }
-    put(folder.ranks / f"{number}.json", json.dumps(about).encode())
+    put(folder.ranks / f"{_name()}.json", json.dumps(about).encode())
     if rank == 0:
         newest = folder.newest()
         folder.tell("began", world=world, born=int(born[0]), step=newest[0] if newest else 0)
-    times = TimesWriter(folder.times / f"{number}.bin")
+    times = TimesWriter(folder.times / f"{_name()}.bin")
     told = Rank(rank, world, job.arguments, folder, ByFolder(folder), times, job.keep)
     try:
         call(job.entry, told)

@@ -9,7 +9,7 @@ kind, as it would be sent.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import kubernetes.client
@@ -18,6 +18,7 @@ import kubernetes.config
 from platform_assets.domain.admission import WORKLOADS, Layer, admit, images_of, witnessed
 from platform_assets.domain.cluster_budgets import restarting
 from platform_assets.domain.errors import RefusedError
+from platform_assets.domain.gang import gang
 from platform_assets.domain.images import ImageLock
 from platform_assets.domain.placing import Place, placed
 from platform_assets.instance.kubernetes.calling import TIMEOUT, Patience, persist, same
@@ -30,22 +31,28 @@ _BODY = 3
 
 @dataclass(frozen=True)
 class Making:
-    """What is being made, and of what, for the words of a refusal; and where it belongs."""
+    """What is being made, and of what, for the words of a refusal; and where it belongs.
+
+    Attributes:
+        came: the Jobs of it, as they came to be placed.
+    """
 
     what: str
     layers: Sequence[Layer]
     place: Place | None = None
+    came: list[dict[str, Any]] = field(default_factory=list)
 
 
 _making: ContextVar[Making | None] = ContextVar("signalbox_making", default=None)
 
 
 @contextmanager
-def making(what: str, layers: Sequence[Layer], place: Place | None = None) -> Iterator[None]:
+def making(what: str, layers: Sequence[Layer], place: Place | None = None) -> Iterator[Making]:
     """Say what the requests of this block are for; Jobs of it are put in their place."""
-    token = _making.set(Making(what, layers, place))
+    made = Making(what, layers, place)
+    token = _making.set(made)
     try:
-        yield
+        yield made
     finally:
         _making.reset(token)
 
@@ -83,7 +90,8 @@ class AdmittingApiClient(kubernetes.client.ApiClient):  # type: ignore[misc]
                 document = witnessed(document, IMAGE)
                 now = _making.get()
                 if now is not None and now.place is not None and document.get("kind") == "Job":
-                    document = placed(document, now.place, now.what)
+                    now.came.append(document)
+                    document = _placed(document, now.place, now.what)
             if len(rest) > _BODY:
                 rest = (*rest[:_BODY], document, *rest[_BODY + 1 :])
             else:
@@ -156,6 +164,13 @@ class AdmittingApiClient(kubernetes.client.ApiClient):  # type: ignore[misc]
             )
         admit(document, self._lock(), now.layers if now else ()).require(what)
         return True
+
+
+def _placed(job: dict[str, Any], place: Place, what: str) -> dict[str, Any]:
+    if place.ranks is not None:
+        # What its ranks may not be is found before there is anything of the step.
+        gang(job, "", place.ranks, place)
+    return placed(job, place, what)
 
 
 class _Shown(dict[str, Any]):

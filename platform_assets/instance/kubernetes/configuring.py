@@ -43,6 +43,12 @@ def schema() -> dict[str, Any]:
             is_required=False,
             default_value={},
         ),
+        "ranks_claim": dg.Field(
+            dg.StringSource,
+            is_required=False,
+            description="PersistentVolumeClaim (ReadWriteMany) of the folder that a step shares "
+            "with its ranks on other nodes.",
+        ),
         "enable_owner_references": dg.Field(bool, is_required=False, default_value=False),
     }
 
@@ -55,5 +61,6 @@ def of_steps(launcher: Any) -> dict[str, Any]:
         "step_service_account_name": "service_account_name",
         "steps_at_once": "max_concurrent",
         "kueue": "kueue",
+        "ranks_claim": "ranks_claim",
     }
     return {names[name]: value for name, value in said.items()}

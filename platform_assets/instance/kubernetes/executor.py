@@ -22,7 +22,6 @@ from dagster._core.executor.step_delegating import (
     StepHandlerContext,
 )
 from dagster_k8s.container_context import K8sContainerContext
-from dagster_k8s.executor import K8sStepHandler
 from dagster_k8s.job import UserDefinedDagsterK8sConfig
 from dagster_k8s.launcher import K8sRunLauncher
 from dagster_k8s.utils import load_kubernetes_config
@@ -30,10 +29,13 @@ from dagster_k8s.utils import load_kubernetes_config
 from platform_assets.domain.admission import Layer, other_image
 from platform_assets.domain.cluster_budgets import ClusterError, Verdict
 from platform_assets.domain.cluster_causes import Cause, Finding, disruption, find, unrecorded
+from platform_assets.domain.errors import UsageError
 from platform_assets.domain.image_spec import IMAGE_TAG
 from platform_assets.domain.images import ImageLock
 from platform_assets.domain.lanes import Lane, lane_of
 from platform_assets.domain.placing import Place
+from platform_assets.domain.processes import processes_of_tag
+from platform_assets.domain.ranks_folder import Ranks
 from platform_assets.instance.coordinator import parent_lane
 from platform_assets.instance.kubernetes.admitting import (
     AdmittingApiClient,
@@ -43,11 +45,12 @@ from platform_assets.instance.kubernetes.admitting import (
 from platform_assets.instance.kubernetes.configuring import CONTEXT, of_steps, schema
 from platform_assets.instance.kubernetes.delegating import RecoveringExecutor
 from platform_assets.instance.kubernetes.foreseeing import CONFIG_TAG, read_tag
+from platform_assets.instance.kubernetes.gangs import Gangs, SeenRanks
 from platform_assets.instance.kubernetes.gpus import GpuPlanner
 from platform_assets.instance.kubernetes.looking import Looking, Ran, Seen, started
+from platform_assets.instance.kubernetes.named import Named
 from platform_assets.instance.kubernetes.recovering import (
     PLACE,
-    Attempt,
     Recovery,
     begun,
     compared,
@@ -61,23 +64,6 @@ _log = logging.getLogger(__name__)
 
 HEALTH_SECONDS = 5
 """Between looks at what runs, after the one at its beginning; there is another at its end."""
-
-
-class _Named(K8sStepHandler):
-    """dagster-k8s's handler, whose Jobs are named by all attempts, whoever caused them."""
-
-    def job_name(self, context: StepHandlerContext) -> str:
-        """The Job of the step's present attempt."""
-        return str(self._get_k8s_step_job_name(context))
-
-    def namespace(self, context: StepHandlerContext) -> str:
-        """Where the step's Jobs are."""
-        return str(self._get_container_context(context).namespace)
-
-    def _get_k8s_step_job_name(self, step_handler_context: StepHandlerContext) -> str:
-        context = step_handler_context
-        original = context.original if isinstance(context, Attempt) else context
-        return str(super()._get_k8s_step_job_name(original))
 
 
 class PinnedStepHandler(StepHandler):
@@ -99,7 +85,7 @@ class PinnedStepHandler(StepHandler):
         self.recovery = recovery
         self._looking = Looking(settings["k8s_client_batch_api"], settings["k8s_client_core_api"])
         self._gpus = GpuPlanner(settings["k8s_client_core_api"])
-        self._handlers: dict[str, _Named] = {}
+        self._handlers: dict[str, Named] = {}
         self._recorded: set[str] = set()
         self._contexts: dict[str, StepHandlerContext] = {}
         self._found: dict[str, tuple[Finding, Verdict]] = {}
@@ -130,21 +116,49 @@ class PinnedStepHandler(StepHandler):
         attempt = self.recovery.attempt(step_handler_context, key)
         layers = self.layers(step_handler_context, key)
         place = self._place(step_handler_context, key)
-        with making(f"step {key}", layers, place):
+        with making(f"step {key}", layers, place) as made:
             try:
                 yield from handler.launch_step(attempt)
+                if place.ranks is not None:
+                    self._gangs(handler, step_handler_context).start(made.came[-1], place)
             except ClusterError as error:
                 if error.perhaps:
                     self._perhaps[key] = error
                     self.recovery.away(step_handler_context, key, error)
                     return
                 self._settled.add(handler.job_name(step_handler_context))
+                if made.came and place.ranks is not None:  # its ranks were refused, not the step
+                    self._end(handler, step_handler_context)
                 yield from self.recovery.unlaunched(step_handler_context, key, error)
 
     def _place(self, context: StepHandlerContext, key: str) -> Place:
-        lane = _lane(context)
+        lane, asked = _lane(context), processes_of_tag(context.step_tags[key])
+        claim = str(self._config.get("ranks_claim") or "")
+        if asked is not None and not claim:
+            raise UsageError(
+                f"step {key} trains on {asked.nodes} nodes (model.processes), and the executor is "
+                "told of no volume for its ranks: set ranks_claim to a PersistentVolumeClaim that "
+                "many nodes may write (docs/distributed.md)"
+            )
         gpus = self._gpus.ask(context, key, lane)
-        return Place("step", lane, bool(self._config.get("kueue")), gpus)
+        ranks = Ranks(asked, claim) if asked is not None else None
+        return Place("step", lane, bool(self._config.get("kueue")), gpus, ranks)
+
+    def _gangs(self, handler: Named, context: StepHandlerContext) -> Gangs:
+        client = self._settings["k8s_client_core_api"].api_client
+        return Gangs(client, handler.namespace(context), self._looking)
+
+    def _ranks(self, context: StepHandlerContext, handler: Named) -> SeenRanks | None:
+        """The ranks that a step has in pods of their own; None where it trains by itself.
+
+        Raises:
+            ClusterError: the API server does not answer, or does not allow it.
+        """
+        (key,) = context.execute_step_args.step_keys_to_execute or [""]
+        asked = processes_of_tag(context.step_tags[key])
+        if asked is None:
+            return None
+        return self._gangs(handler, context).look(handler.job_name(context), asked)
 
     def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
         """Whether the step's Job is well, and its containers run what was asked for.
@@ -161,6 +175,7 @@ class PinnedStepHandler(StepHandler):
             self._recorded |= compared(context, key)
         try:
             seen = self._look(context, key)
+            ranks = self._ranks(context, handler)
         except ClusterError as error:
             self.recovery.away(context, key, error)
             if resumed:
@@ -177,10 +192,13 @@ class PinnedStepHandler(StepHandler):
         else:
             found = find(seen.job, seen.pods, seen.events, self.recovery.clock())
             found = found or unrecorded(seen.job, seen.pods)
+        if found is None and ranks is not None:
+            found = ranks.finding(self.recovery.clock())
         if found is None:
             self.recovery.well(context, key)
             self._gpus.well(context, key)
-            return self._images(context, key, handler, started(seen.pods))
+            ran = started([*seen.pods, *(ranks.pods if ranks is not None else ())])
+            return self._images(context, key, handler, ran)
         if found.state == "over" and end_recorded(context, key):
             return CheckStepHealthResult.healthy()  # its own word for it is on its way
         verdict = self.recovery.judge(context, key, found)
@@ -188,7 +206,7 @@ class PinnedStepHandler(StepHandler):
             if found.cause in (Cause.UNSCHEDULABLE, Cause.QUOTA, Cause.SUSPENDED):
                 self._gpus.tell(context, key, _lane(context), found.words)
             return CheckStepHealthResult.healthy()
-        if not seen.finished:
+        if not seen.finished or ranks is not None:
             self._end(handler, context)
         self._found[key] = found, verdict
         return CheckStepHealthResult.unhealthy(verdict.words)
@@ -217,16 +235,16 @@ class PinnedStepHandler(StepHandler):
         known.update(pod["metadata"]["name"] for pod in seen.pods)
         return seen
 
-    def _end(self, handler: _Named, context: StepHandlerContext) -> None:
+    def _end(self, handler: Named, context: StepHandlerContext) -> None:
         """Delete the step's Job, so that it does not start when nobody expects it any more."""
         try:
-            list(handler.terminate_step(context))
+            list(self._terminate(handler, context))
         except ClusterError:
             # Its name is never used again, and dagster starts no step that has ended.
             _log.warning("the Job of step %s was not deleted", context, exc_info=True)
 
     def _images(
-        self, context: StepHandlerContext, key: str, handler: _Named, ran: Ran
+        self, context: StepHandlerContext, key: str, handler: Named, ran: Ran
     ) -> CheckStepHealthResult:
         reasons = self._compared(context, key, ran)
         if reasons:
@@ -294,7 +312,14 @@ class PinnedStepHandler(StepHandler):
 
     def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[dg.DagsterEvent]:
         """See StepHandler."""
-        yield from self._handler(step_handler_context).terminate_step(step_handler_context)
+        yield from self._terminate(self._handler(step_handler_context), step_handler_context)
+
+    def _terminate(self, handler: Named, context: StepHandlerContext) -> Iterator[dg.DagsterEvent]:
+        (key,) = context.execute_step_args.step_keys_to_execute or [""]
+        if processes_of_tag(context.step_tags[key]) is not None:
+            # Jobs are deleted without what belongs to them, unless that is asked for.
+            self._gangs(handler, context).delete(handler.job_name(context))
+        yield from handler.terminate_step(context)
 
     def layers(self, context: StepHandlerContext, key: str) -> list[Layer]:
         """What the step's Job is made of, the strongest first."""
@@ -310,12 +335,12 @@ class PinnedStepHandler(StepHandler):
             Layer("the run launcher's run_k8s_config", own),
         ]
 
-    def _handler(self, context: StepHandlerContext) -> _Named:
+    def _handler(self, context: StepHandlerContext) -> Named:
         (key,) = context.execute_step_args.step_keys_to_execute or [""]
         name = context.step_tags[key].get(IMAGE_TAG, self._image)
         if name not in self._handlers:
             image = str(self._lock.named(name).ref)
-            self._handlers[name] = _Named(image=image, **self._settings)
+            self._handlers[name] = Named(image=image, **self._settings)
         return self._handlers[name]
 
 

@@ -28,6 +28,7 @@ from platform_assets.domain.gpu_pods import GpuAsk
 from platform_assets.domain.gpu_shapes import GpusSpec, Shape
 from platform_assets.domain.gpu_waiting import explain, speeds
 from platform_assets.domain.lanes import Lane
+from platform_assets.domain.processes import processes_of_tag
 from platform_assets.instance.gpu_history import ends_of_runs, seconds_by_shape
 from platform_assets.instance.kubernetes.nodes import cluster_inventory
 from resources.gpus import CLUSTER, chosen_inventory, expected, read_inventory, reserve
@@ -73,7 +74,7 @@ class GpuPlanner:
             return None
         run = context.dagster_run
         chosen = run.tags.get(SHAPE_TAG)
-        shapes = shapes_of(gpus, chosen, one_pod=True)
+        shapes = _shapes(context, key, gpus, chosen)
         request = self._request(context, key, gpus, shapes, lane)
         inventory, unknown = self._inventory()
         planned = plan(request, inventory, expected(), reserve=reserve(), unknown=unknown)
@@ -117,7 +118,7 @@ class GpuPlanner:
             sentence = f"{step.plan.words} ({unknown})" if unknown else step.plan.words
         else:
             first = step.plan.shape
-            others = [s for s in shapes_of(gpus, None, one_pod=True) if s != first]
+            others = [s for s in _shapes(context, key, gpus, None) if s != first]
             request = self._request(context, key, gpus, (first, *others), step.lane)
             runs = [h.run_id for h in inventory.holdings]
             ends = ends_of_runs(context.instance, runs, now)
@@ -161,7 +162,7 @@ class GpuPlanner:
     def _resumed(self, context: StepHandlerContext, key: str, gpus: GpusSpec, lane: Lane) -> _Step:
         """A step that another run worker has planned."""
         run = context.instance.get_run_by_id(context.dagster_run.run_id) or context.dagster_run
-        shape = shapes_of(gpus, run.tags.get(PLANNED_TAG), one_pod=True)[0]
+        shape = _shapes(context, key, gpus, run.tags.get(PLANNED_TAG))[0]
         planned = Plan(shape, GpuAsk(shape.gpus), None, f"asks for {shape}")
         self._steps[key] = _Step(planned, lane)
         return self._steps[key]
@@ -176,3 +177,10 @@ class GpuPlanner:
             return read_inventory(source), ""
         except SignalboxError as error:
             return None, str(error)
+
+
+def _shapes(
+    context: StepHandlerContext, key: str, gpus: GpusSpec, chosen: str | None
+) -> tuple[Shape, ...]:
+    ranks = processes_of_tag(context.step_tags[key])
+    return shapes_of(gpus, chosen, one_pod=True, ranks=ranks)

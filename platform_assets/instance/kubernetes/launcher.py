@@ -43,6 +43,7 @@ from platform_assets.instance.kubernetes.admitting import (
     making,
 )
 from platform_assets.instance.kubernetes.foreseeing import CONFIG_TAG, read_tag, require_steps
+from platform_assets.instance.kubernetes.gangs import Gangs
 from platform_assets.instance.kubernetes.looking import Looking, Seen, started
 from platform_assets.instance.kubernetes.recovering import CAUSE, RETRIED, marked
 from resources.failures import load_budgets
@@ -66,6 +67,12 @@ OF_STEPS = {
     ),
     "kueue": dg.Field(
         bool, is_required=False, description="Whether Kueue queues the steps, by lane."
+    ),
+    "ranks_claim": dg.Field(
+        dg.StringSource,
+        is_required=False,
+        description="PersistentVolumeClaim (ReadWriteMany) of what steps share with their ranks "
+        "on other nodes; the cluster has JobSet then.",
     ),
 }
 """Fields of the launcher's config that are the steps'."""
@@ -279,7 +286,10 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
         """Delete what is left of a run: nobody would take up what its steps say."""
         namespace = str(self.get_container_context_for_run(run).namespace)
         looking = Looking(self._api_client.batch_api, self._api_client.core_api)
+        gangs = Gangs(self._api_client.batch_api.api_client, namespace)
         try:
+            for name in gangs.of_run(run.run_id) if self.steps.get("ranks_claim") else ():
+                gangs.delete(name)
             names = looking.of_run(namespace, run.run_id)
             for name in names:
                 self._api_client.delete_job(job_name=name, namespace=namespace)
@@ -292,7 +302,7 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
             words = f"what was left of the run was deleted: Job {', '.join(sorted(names))}"
             self._instance.report_engine_event(words, run)
 
-    def _making(self, run: dg.DagsterRun) -> AbstractContextManager[None]:
+    def _making(self, run: dg.DagsterRun) -> AbstractContextManager[object]:
         place = Place("run", lane_of(run.tags, parent_lane(self._instance, run)))
         return making(f"run {run.run_id}", self.layers(run), place)
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from tests.fakes.kubernetes import jobsets
 from tests.fakes.kubernetes.kubelet import Kubelet
 
 NAMESPACE = "signalbox"
@@ -46,7 +47,8 @@ class Cluster:
 
     Attributes:
         jobs: as they were sent, with what the server adds, by name.
-        jobsets: the same of JobSets; there is no controller of them, a test writes their status.
+        jobsets: the same of JobSets.
+        volumes: folders of this machine, by the claims that stand for them.
         requests: method and path of every request that writes.
         asked: method and path of every request.
         runs: whether the containers of Jobs are executed.
@@ -69,6 +71,7 @@ class Cluster:
     jobs: dict[str, Object] = field(default_factory=dict)
     pods: dict[str, Object] = field(default_factory=dict)
     jobsets: dict[str, Object] = field(default_factory=dict)
+    volumes: dict[str, Path] = field(default_factory=dict)
     events: list[Object] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)
@@ -88,6 +91,7 @@ class Cluster:
     lock: threading.RLock = field(default_factory=threading.RLock)
     _numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
     _tried: dict[str, float] = field(default_factory=dict)
+    _succeeded: dict[str, set[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.kubelet = Kubelet(self)
@@ -246,6 +250,8 @@ class Cluster:
     def work(self) -> None:
         """One turn of everything that goes on by itself."""
         with self.lock:
+            for jobset in list(self.jobsets.values()):
+                jobsets.reconcile(self, jobset)
             for name in list(self.jobs):
                 self.reconcile(name)
             for pod in list(self.pods.values()):
@@ -276,15 +282,18 @@ class Cluster:
                 self.delete_pod(pod["metadata"]["name"])
             text = "Job was active longer than specified deadline"
             self._finish(job, "Failed", "DeadlineExceeded", text)
-        elif status.get("succeeded"):
+        elif status.get("succeeded", 0) >= spec.get("completions", 1):
             self._finish(job, "Complete", "CompletionsReached", "Reached expected number of pods")
         elif status.get("failed", 0) > spec.get("backoffLimit", 6):
             if not active:
                 text = "Job has reached the specified backoff limit"
                 self._finish(job, "Failed", "BackoffLimitExceeded", text)
-        elif not active and time.monotonic() - self._tried.get(name, 0) > AGAIN_SECONDS:
-            self._tried[name] = time.monotonic()
-            self._make_pod(job)
+        elif time.monotonic() - self._tried.get(name, 0) > AGAIN_SECONDS:
+            there = {p["_index"] for p in active} | self._succeeded.get(name, set())
+            for index in range(spec.get("completions", 1)):
+                if index not in there:
+                    self._tried[name] = time.monotonic()
+                    self._make_pod(job, index)
 
     def count(self, job: str, pod: Object) -> None:
         """A pod has ended; what a podFailurePolicy ignores does not count."""
@@ -298,15 +307,19 @@ class Cluster:
             if key == "failed" and rule["action"] == "Ignore" and named & had:
                 return
         status[key] = status.get(key, 0) + 1
+        if key == "succeeded":
+            self._succeeded.setdefault(job, set()).add(pod["_index"])
 
     def _finish(self, job: Object, kind: str, reason: str, message: str) -> None:
         condition = {"type": kind, "status": "True", "reason": reason, "message": message}
         job["status"].setdefault("conditions", []).append(condition)
         job["status"]["active"] = 0
 
-    def _make_pod(self, job: Object) -> None:
+    def _make_pod(self, job: Object, index: int) -> None:
         name, template = job["metadata"]["name"], job["spec"]["template"]
-        pod_name = f"{name}-{_ending(next(self._numbers))}"
+        indexed = job["spec"].get("completionMode") == "Indexed"
+        pod_name = f"{name}-{index}" if indexed else name
+        pod_name = f"{pod_name}-{_ending(next(self._numbers))}"
         wanted = template["spec"].get("priorityClassName")
         there = [p for p in self.pods.values() if p["status"]["phase"] in ("Pending", "Running")]
         if self.priority_classes is not None and wanted not in (None, *self.priority_classes):
@@ -321,7 +334,7 @@ class Cluster:
             own = (template.get("metadata") or {}).get("labels") or {}
             metadata["labels"] = {**own, **labels}
             pod = {"kind": "Pod", "apiVersion": "v1", "metadata": metadata}
-            pod |= {"spec": {**template["spec"]}, "status": {"phase": "Pending"}}
+            pod |= {"spec": {**template["spec"]}, "status": {"phase": "Pending"}, "_index": index}
             if self.webhook is not None:
                 self.webhook(pod)
             self.pods[pod_name] = pod

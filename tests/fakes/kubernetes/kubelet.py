@@ -99,13 +99,38 @@ class Kubelet:
     def execute(self, pod: Object, container: Object) -> "subprocess.Popen[bytes]":
         """The process of a container: here, without its image."""
         own = {e["name"]: e["value"] for e in container.get("env", ()) if "value" in e}
+        own |= {e["name"]: "127.0.0.1" for e in container.get("env", ()) if _is_address(e)}
+        own["JOB_COMPLETION_INDEX"] = str(pod["_index"])
+        command = [*container.get("command", ()), *container.get("args", ())]
+        for path, folder in self._folders(pod, container):
+            own = {
+                k: folder + v.removeprefix(path) if v.startswith(path) else v
+                for k, v in own.items()
+            }
+            command = [folder + v.removeprefix(path) if v.startswith(path) else v for v in command]
         with (self._cluster.folder / f"{pod['metadata']['name']}.log").open("wb") as log:
             return subprocess.Popen(
-                [*container.get("command", ()), *container["args"]],
+                command,
                 env={**os.environ, "PATH": PATH, "HOSTNAME": pod["metadata"]["name"], **own},
                 stdout=log,
                 stderr=log,
             )
+
+    def _folders(self, pod: Object, container: Object) -> list[tuple[str, str]]:
+        """Where a container sees the volumes that are folders here, and which they are."""
+        claims = {
+            v["name"]: v["persistentVolumeClaim"]["claimName"]
+            for v in pod["spec"].get("volumes") or ()
+            if "persistentVolumeClaim" in v
+        }
+        found = []
+        for mount in container.get("volumeMounts") or ():
+            folder = self._cluster.volumes.get(claims.get(mount["name"], ""))
+            if folder is not None:
+                place = folder / mount.get("subPath", "")
+                place.mkdir(parents=True, exist_ok=True)
+                found.append((f"{mount['mountPath']}/", f"{place}/"))
+        return found
 
     def ended(self, pod: Object, code: int) -> None:
         """The container's process has ended, here or wherever a test has run it."""
@@ -163,3 +188,12 @@ class Kubelet:
 def _waits_for(status: Object) -> str:
     statuses = status.get("containerStatuses") or [{}]
     return str(statuses[0].get("state", {}).get("waiting", {}).get("reason") or "")
+
+
+def _is_address(variable: Object) -> bool:
+    source = (variable.get("valueFrom") or {}).get("fieldRef") or {}
+    return bool(source.get("fieldPath") == "status.podIP")
+
+
+def _moved(text: str, path: str, folder: str) -> str:
+    return folder + text.removeprefix(path) if text.startswith(path) else text

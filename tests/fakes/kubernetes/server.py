@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
+from tests.fakes.kubernetes import jobsets
 from tests.fakes.kubernetes.cluster import NAMESPACE, Cluster, Fault, failure
 
 TURN_SECONDS = 0.1
@@ -114,12 +115,13 @@ def _handler(cluster: Cluster, closing: threading.Event) -> type[BaseHTTPRequest
                     cluster.jobsets[given] = {
                         **body,
                         "metadata": cluster.metadata(body["metadata"]),
+                        "status": {},
                     }
                     return 201, cluster.jobsets[given]
                 if self.command == "DELETE" and kind == "jobsets" and name not in cluster.jobsets:
                     return 404, failure(404, "NotFound", f'jobsets "{name}" not found')
                 if self.command == "DELETE" and kind == "jobsets":
-                    return 200, cluster.jobsets.pop(name)
+                    return 200, jobsets.delete(cluster, name)
                 if self.command == "DELETE" and kind == "pods":
                     return cluster.delete_pod(name)
                 return (201 if self.command == "POST" else 200), body
