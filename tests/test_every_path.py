@@ -355,7 +355,7 @@ def test_a_refused_run_fails_before_any_work(built: Line, monkeypatch: pytest.Mo
     monkeypatch.setattr(platform_assets.line.features, "build_rows", forbidden)
     monkeypatch.setattr(LandingZone, "read", forbidden)
     monkeypatch.setattr(platform_assets.line.models, "load_trainer", forbidden)
-    monkeypatch.setattr(platform_assets.line.models, "training_frame", forbidden)
+    monkeypatch.setattr(platform_assets.line.models, "Rows", forbidden)
     expected = {
         ("features", HELD): "weather 23 of 24 hours, missing 06:00",
         ("snapshot", "2013-01-06"): f"its own day is held: {HELD}",
