@@ -28,6 +28,7 @@ from platform_assets.instance.kubernetes import executor
 from platform_assets.instance.kubernetes.admitting import AdmittingApiClient, making
 from platform_assets.instance.kubernetes.executor import pinned_k8s_job_executor
 from platform_assets.instance.kubernetes.launcher import PinnedK8sRunLauncher
+from platform_assets.instance.kubernetes.looking import Seen, shown
 from resources.home import Home
 from resources.images import VARIABLE, change_lock, load_lock
 from tests import cluster as fake
@@ -615,6 +616,67 @@ def test_a_step_that_ends_before_a_look_is_compared_at_its_end(
     success, told = execute(kubelet, "pinned_job")
     assert success, told
     assert "step trains: what it ran was not compared at its end" in told
+
+
+@pytest.mark.heavy
+def test_a_success_counts_once_something_has_shown_what_ran(
+    kubelet: fake.Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "HEALTH_SECONDS", 3600)
+    # It is over before the run's worker reads that it began.
+    monkeypatch.setattr(executor.PinnedStepHandler, "begun", lambda *_: "")
+    # Reported late: it is waited for, and is compared.
+    kubelet.late = {RUN: 1.0}
+    kubelet.image_ids = {RUN: OTHER}
+    success, told = execute(kubelet, "stock_job")
+    assert success, told  # nobody looks
+    kubelet.jobs.clear()
+    success, told = execute(kubelet, "pinned_job")
+    assert not success
+    assert f"the cluster runs sha256:{'e' * 64} for {RUN}" in told
+    assert kubelet.images() == [RUN]  # what comes after it never starts
+    kubelet.jobs.clear()
+    kubelet.image_ids = {}
+    success, told = execute(kubelet, "pinned_job")
+    assert success, told
+    assert f"/dagster on node-1 runs {RUN}, as it was asked for" in told
+    # Gone before anybody could see what it was.
+    kubelet.jobs.clear()
+    kubelet.late, kubelet.removes = {RUN: 3600}, True
+    success, told = execute(kubelet, "pinned_job")
+    assert not success
+    assert "what its container 'dagster' ran, for its pod is not there any more" in told
+    assert kubelet.images() == [RUN]
+    # There, and never reported.
+    kubelet.jobs.clear()
+    kubelet.removes = False
+    monkeypatch.setattr(executor, "SHOWN_SECONDS", 1.0)
+    success, told = execute(kubelet, "pinned_job")
+    assert not success
+    assert "the cluster reports no imageID of it within 1 s" in told
+    assert kubelet.images() == [RUN]
+
+
+STEP_JOB = "dagster-step-0a1b"
+
+
+@pytest.mark.parametrize(
+    ("place", "counts"),
+    [
+        (f"{STEP_JOB}-x7k2p/dagster on node-1", True),
+        (f"{STEP_JOB}-x7k2p/mesh on node-1", False),
+        (f"{STEP_JOB}-1-x7k2p/dagster on node-1", False),
+        ("dagster-step-ffff-x7k2p/dagster on node-1", False),
+    ],
+    ids=["its own", "a sidecar", "the next attempt", "another step"],
+)
+def test_only_the_own_container_of_the_attempt_shows_what_a_step_ran(
+    place: str, counts: bool
+) -> None:
+    assert shown(Seen(STEP_JOB, None, [], []), {place}) is counts
+    named = {"spec": {"template": {"spec": {"containers": [{"name": "code"}, {"name": "mesh"}]}}}}
+    other = Seen(STEP_JOB, named, [], [])
+    assert shown(other, {place.replace("/dagster", "/code")}) is counts
 
 
 @pytest.mark.heavy

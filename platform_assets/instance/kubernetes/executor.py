@@ -6,6 +6,7 @@ that steps run in. An op, or an asset by its `op_tags`, chooses another by its t
 """
 
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -44,7 +45,14 @@ from platform_assets.instance.kubernetes.configuring import CONTEXT, of_steps, s
 from platform_assets.instance.kubernetes.delegating import RecoveringExecutor
 from platform_assets.instance.kubernetes.foreseeing import CONFIG_TAG, read_tag
 from platform_assets.instance.kubernetes.gpus import GpuPlanner
-from platform_assets.instance.kubernetes.looking import Looking, Ran, Seen, started
+from platform_assets.instance.kubernetes.looking import (
+    Looking,
+    Ran,
+    Seen,
+    own_container,
+    shown,
+    started,
+)
 from platform_assets.instance.kubernetes.recovering import (
     PLACE,
     Attempt,
@@ -61,6 +69,9 @@ _log = logging.getLogger(__name__)
 
 HEALTH_SECONDS = 5
 """Between looks at what runs, after the one at its beginning; there is another at its end."""
+
+SHOWN_SECONDS, AGAIN_SECONDS = 10.0, 0.5
+"""How long the cluster has to say what a step ran that ended, and between two looks."""
 
 
 class _Named(K8sStepHandler):
@@ -259,27 +270,37 @@ class PinnedStepHandler(StepHandler):
             self._end(handler, context)
         return reasons
 
-    def ended(self, key: str) -> str:
-        """What a step that says that it ended ran otherwise than asked for; empty if it is known.
+    def ended(self, key: str, *, succeeded: bool) -> str:
+        """Why what a step ran that says that it ended does not count; empty if it does.
 
-        Most steps were looked at before; one that wrote nothing may be seen only here.
+        Most steps were looked at before; one that wrote nothing may be seen only here. Of a success
+        something must have shown what its own container ran: a pod that is gone, or whose imageID
+        nobody reports in time, may have been of another image. A cluster that cannot be asked is
+        told of, and ends nothing.
         """
         context = self._contexts[key]
         name = self._handler(context).job_name(context)
         if name in self._settled:
             return ""
-        try:
-            seen = self._look(context, key)
-        except ClusterError as error:
-            words = f"what it ran was not compared at its end: {error}"
-            self.recovery.tell(context, key, words, Finding(error.cause, "over", ""))
-            return ""
-        # What a run worker has compared with its lock was what was asked for.
-        ran = {p: ids for p, ids in started(seen.pods).items() if p not in self._recorded}
-        reasons = self._compared(context, key, ran)
-        if reasons:
-            self._settled.add(name)
-        return reasons
+        end = time.monotonic() + SHOWN_SECONDS
+        while True:
+            try:
+                seen = self._look(context, key)
+            except ClusterError as error:
+                words = f"what it ran was not compared at its end: {error}"
+                self.recovery.tell(context, key, words, Finding(error.cause, "over", ""))
+                return ""
+            # What a run worker has compared with its lock was what was asked for.
+            ran = {p: ids for p, ids in started(seen.pods).items() if p not in self._recorded}
+            reasons = self._compared(context, key, ran)
+            if not (reasons or not succeeded or shown(seen, self._recorded)):
+                if seen.pods and time.monotonic() < end:
+                    time.sleep(AGAIN_SECONDS)
+                    continue
+                reasons = _never_shown(seen)
+            if reasons:
+                self._settled.add(name)
+            return reasons
 
     def _record(self, context: StepHandlerContext, key: str, ran: Ran) -> None:
         new = {place: ids for place, ids in ran.items() if place not in self._recorded}
@@ -317,6 +338,18 @@ class PinnedStepHandler(StepHandler):
             image = str(self._lock.named(name).ref)
             self._handlers[name] = _Named(image=image, **self._settings)
         return self._handlers[name]
+
+
+def _never_shown(seen: Seen) -> str:
+    why = (
+        f"the cluster reports no imageID of it within {SHOWN_SECONDS:g} s"
+        if seen.pods
+        else "its pod is not there any more"
+    )
+    return (
+        f"nothing has shown what its container {own_container(seen)!r} ran, for {why}. It may have "
+        "been another image than was asked for, so its success does not count; run it again"
+    )
 
 
 def _lane(context: StepHandlerContext) -> Lane:
