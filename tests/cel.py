@@ -1,9 +1,10 @@
 """As much of CEL as the rendered policy uses, evaluated after the language's definition.
 
-Literals (texts, raw texts, lists, null), fields, `has`, the macros `map`, `filter` and `all` (of a
-map they go over its keys), values of maps by key, the method `matches`, `==`, `!=`, `in`, `!`, `&&`, `||`, `+` and `?:`. A field that is not there is an
-error, as in CEL; `&&` and `||` do not evaluate their right side where the left one decides. It is
-no proof that an API server takes the text, only of what it decides if it does.
+Literals (texts, raw texts, lists, null), fields, values of maps by key, `has`, the macros `map`,
+`filter` and `all` (of a map they go over its keys), the method `matches`, `==`, `!=`, `in`, `!`,
+`&&`, `||`, `+` and `?:`. A field that is not there is an error, as in CEL; `&&` and `||` do not
+evaluate their right side where the left one decides. It is no proof that an API server takes the
+text, only of what it decides if it does.
 """
 
 import json

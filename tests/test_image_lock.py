@@ -161,6 +161,44 @@ def test_drift_is_told_and_not_followed_until_it_is_bumped(
     assert "nothing was changed" in run(capsys, "bump", "train")
 
 
+def test_what_runs_is_kept_under_a_second_name_by_its_digest(
+    registry: oci.RunningRegistry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"{registry.host}/kept"
+    old = registry.push_image("kept", "2026-11", oci.metadata("one", "1"))
+    index = registry.push_index("kept", "2026-11", {PLATFORM: old})
+    run(capsys, "pin", "train", f"{name}:2026-11", "--allow-registry", "--by", "ada")
+    new = registry.push_image("kept", "2026-11", oci.metadata("one", "2"))
+    # By its tag it is what the tag has become, and not what runs.
+    assert run(capsys, "pin", "moved", f"{name}:2026-11", "--json")["digest"] == new["digest"]
+    told = run(capsys, "pin", "train-before", f"{name}@{old['digest']}", "--by", "ben", "--json")
+    assert (told["digest"], told["resolved_by"]) == (old["digest"], "ben")
+    kept, train = (load_lock().named(one) for one in ("train-before", "train"))
+    assert (kept.tag, kept.index, kept.ids) == ("2026-11", index, train.ids)
+    assert "is reviewed" in run(capsys, "pin", "train", f"{name}@{new['digest']}", code=1)
+    run(capsys, "bump", "train")
+    assert load_lock().named("train-before").digest == old["digest"]
+    assert load_lock().named("train").digest == new["digest"]
+
+
+def test_a_digest_that_no_entry_has_is_pinned_without_a_tag(
+    registry: oci.RunningRegistry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"{registry.host}/alone"
+    images = {PLATFORM: registry.push_image("alone", "amd64")}
+    index = registry.push_index("alone", "1", images)
+    registry.push_image("alone", "2", oci.metadata("one", "1"))
+    run(capsys, "pin", "index", f"{name}@{index}", "--allow-registry")
+    run(capsys, "pin", "train", f"{name}@{images[PLATFORM]['digest']}")
+    entries = [load_lock().named(one) for one in ("index", "train")]
+    assert {entry.digest for entry in entries} == {images[PLATFORM]["digest"]}
+    assert [(entry.tag, entry.index) for entry in entries] == [("", index), ("", "")]
+    assert "no tag is looked at" in run(capsys, "verify")
+    assert "has no tag to look up anew" in run(capsys, "bump", "train", code=2)
+    run(capsys, "bump", "train", "--tag", "2")
+    assert load_lock().named("train").tag == "2"
+
+
 def test_what_is_gone_is_told(
     registry: oci.RunningRegistry, capsys: pytest.CaptureFixture[str], lock: Path
 ) -> None:
@@ -184,7 +222,9 @@ def test_what_is_gone_is_told(
     [
         (("pin", "train", "HOST/nothing:1", "--allow-registry"), 2, "there is no"),
         (("pin", "train", "train:1"), 2, "names no tag of a repository"),
-        (("pin", "train", f"HOST/train@{BASE}"), 2, "names no tag of a repository"),
+        (("pin", "train", f"HOST/rubbish@{BASE}", "--allow-registry"), 2, "there is no"),
+        (("pin", "train", f"HOST/rubbish:1@{BASE}"), 2, "it has a tag and a digest"),
+        (("pin", "train", "HOST/rubbish@sha256:0"), 2, "is no digest"),
         (("pin", "Train", "HOST/rubbish:1", "--allow-registry"), 2, "is no name of an image"),
         (("pin", "train", "127.0.0.1:1/x:1", "--allow-registry"), 1, "cannot be reached"),
         (("bump", "train"), 2, "no image 'train'; it has none"),

@@ -32,7 +32,7 @@ class ImageReport:
 
     @property
     def as_locked(self) -> bool:
-        """Whether the digest is there and the tag points at it."""
+        """Whether the digest is there and the tag, if it has one, points at it."""
         return self.state is ImageState.AS_LOCKED
 
 
@@ -45,7 +45,7 @@ def judge_image(
         name: in the lock.
         locked: its entry.
         there: whether the registry has the locked digest.
-        now: what its tag points at; None: the registry has no such tag any more.
+        now: what its tag points at; None: the registry has no such tag any more, or the entry none.
     """
     if not there:
         return ImageReport(
@@ -54,6 +54,9 @@ def judge_image(
             f"the registry has no {locked.ref} any more: nothing of it can start on a machine that "
             "has not pulled it, no training in it can be repeated; push it again, or bump the lock",
         )
+    if not locked.tag:
+        reason = f"{locked.ref} is there; it was pinned by its digest, and no tag is looked at"
+        return ImageReport(name, ImageState.AS_LOCKED, reason)
     tag = f"{locked.repository}:{locked.tag}"
     if now is None:
         return ImageReport(

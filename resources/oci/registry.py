@@ -172,21 +172,24 @@ class Registry:
                 self._tokens[repository] = f"Bearer {token}"
 
 
-def resolve(image: TaggedImage, platform: str, registry: Registry | None = None) -> Resolved:
-    """What a tag points at now, for one platform.
+def resolve(
+    image: TaggedImage | ImageRef, platform: str, registry: Registry | None = None
+) -> Resolved:
+    """What a tag points at now, or what a digest is of, for one platform.
 
     Args:
-        image: repository and tag.
+        image: repository and tag, or digest of an image or of an index.
         platform: `linux/amd64`, or with a variant `linux/arm/v7`.
 
     Raises:
-        UsageError: there is no such tag, or nothing for the platform behind it.
+        UsageError: there is no such tag or digest, or nothing for the platform behind it.
         RefusedError: the registry does not let us, or its answer does not hold together.
         TransientError: it cannot be reached.
     """
     host, _, repository = image.repository.partition("/")
     registry = registry or Registry(host)
-    digest, document = registry.manifest(repository, image.tag)
+    wanted = image.tag if isinstance(image, TaggedImage) else image.digest
+    digest, document = registry.manifest(repository, wanted)
     index = ""
     if _kind(document) in INDEXES:
         index = digest
