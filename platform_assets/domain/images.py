@@ -235,7 +235,7 @@ class ImageLock(BaseModel):
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a registry answers for a tag, or digest, now: the digests of LockedImage, and what it is made of."""
+    """What a registry answers for a tag or digest: those of LockedImage, and what it is made of."""
 
     digest: str
     index: str
