@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from platform_assets.domain.errors import RefusedError
-from platform_assets.domain.gang import GPU, gang, wrong
+from platform_assets.domain.gang import GPU, GROUP, PLURAL, VERSION, gang, wrong
 from platform_assets.domain.lanes import Lane
 from platform_assets.domain.placing import Place
 from platform_assets.domain.processes import ProcessesSpec
@@ -192,14 +192,16 @@ def cluster(tmp_path: Path) -> Iterator[fake.Cluster]:
         yield found
 
 
-def gangs(cluster: fake.Cluster) -> Gangs:
+def configuration(cluster: fake.Cluster) -> kubernetes.client.Configuration:
     kubeconfig = yaml.safe_load(Path(cluster.kubeconfig).read_text())
     host = kubeconfig["clusters"][0]["cluster"]["server"]
-    configuration = kubernetes.client.Configuration(
-        host=host, api_key={"authorization": "Bearer fake"}
-    )
+    return kubernetes.client.Configuration(host=host, api_key={"authorization": "Bearer fake"})
+
+
+def gangs(cluster: fake.Cluster) -> Gangs:
+    patience = Patience(pause=lambda _: None)
     client = AdmittingApiClient(
-        lambda: LOCK, configuration=configuration, patience=Patience(pause=lambda _: None)
+        lambda: LOCK, configuration=configuration(cluster), patience=patience
     )
     return Gangs(client, fake.NAMESPACE)
 
@@ -237,6 +239,12 @@ def test_an_image_of_any_part_that_is_not_pinned_is_not_sent(
         gangs(cluster).create(manifest)
     assert cluster.jobsets == {}
     assert cluster.requests == []
+    # The client of whoever makes one by other means sends it: its pods are the cluster's to refuse.
+    plain = kubernetes.client.CustomObjectsApi(kubernetes.client.ApiClient(configuration(cluster)))
+    where = (GROUP, VERSION, fake.NAMESPACE, PLURAL)
+    plain.create_namespaced_custom_object(*where, manifest)
+    sent = part(cluster.jobsets["dagster-step-0123"], name)["template"]["spec"]["containers"]
+    assert [one["image"] for one in sent] == ["registry.example:5000/train:latest"]
 
 
 def test_a_jobset_without_containers_is_none(cluster: fake.Cluster) -> None:

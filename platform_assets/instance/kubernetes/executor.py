@@ -321,14 +321,15 @@ class PinnedStepHandler(StepHandler):
         """What the step's Job is made of, the strongest first."""
         origin = context.execute_step_args.job_origin.repository_origin
         launcher = context.instance.run_launcher
-        own = launcher.run_k8s_config if isinstance(launcher, K8sRunLauncher) else None
+        mine = launcher if isinstance(launcher, K8sRunLauncher) else None
         return [
             Layer("the executor's per_step_k8s_config", self._config.get("per_step_k8s_config")),
             Layer(f"the op's tag {CONFIG_TAG}", read_tag(context.step_tags[key])),
             Layer("the executor's step_k8s_config", self._config.get("step_k8s_config")),
             Layer("the executor's config", {name: self._config.get(name) for name in CONTEXT}),
             Layer("the code location's container context", origin.container_context),
-            Layer("the run launcher's run_k8s_config", own),
+            Layer("the run launcher's run_k8s_config", mine and mine.run_k8s_config),
+            Layer("the run launcher's volumes", mine and mine.volumes),
         ]
 
     def _handler(self, context: StepHandlerContext) -> _Named:
