@@ -1,9 +1,10 @@
 """As much of CEL as the rendered policy uses, evaluated after the language's definition.
 
-Literals (texts, raw texts, lists, null), fields, `has`, the macros `map`, `filter` and `all`, the
-method `matches`, `==`, `!=`, `in`, `!`, `&&`, `||`, `+` and `?:`. A field that is not there is an
-error, as in CEL; `&&` and `||` do not evaluate their right side where the left one decides. It is
-no proof that an API server takes the text, only of what it decides if it does.
+Literals (texts, raw texts, lists, null), fields, values of maps by key, `has`, the macros `map`,
+`filter` and `all` (of a map they go over its keys), the method `matches`, `==`, `!=`, `in`, `!`,
+`&&`, `||`, `+` and `?:`. A field that is not there is an error, as in CEL; `&&` and `||` do not
+evaluate their right side where the left one decides. It is no proof that an API server takes the
+text, only of what it decides if it does.
 """
 
 import json
@@ -93,7 +94,11 @@ class Expression:
 
     def _member(self) -> Any:
         found = self._primary()
-        while self._is("."):
+        while self._peek() in (("sign", "."), ("sign", "[")):
+            if self._take() == ("sign", "["):
+                found = ("index", found, self._ternary())
+                self._take("]")
+                continue
             name = self._take()[1]
             if self._is("("):
                 found = ("call", name, found, *self._arguments(")"))
@@ -149,6 +154,8 @@ def _value(tree: Any, names: Mapping[str, Any]) -> Any:
         return names[parts[0]]
     if kind == ".":
         return _field(_value(parts[0], names), parts[1])
+    if kind == "index":
+        return _field(_value(parts[0], names), _value(parts[1], names))
     if kind == "call":
         return _call(parts[0], parts[1], parts[2:], names)
     if kind == "?":
@@ -174,7 +181,7 @@ def _flag(tree: Any, names: Mapping[str, Any]) -> bool:
     return found
 
 
-def _field(holder: Any, name: str) -> Any:
+def _field(holder: Any, name: Any) -> Any:
     if not isinstance(holder, Mapping) or name not in holder:
         raise CelError(f"no such key: {name}")
     return holder[name]
@@ -194,6 +201,8 @@ def _call(name: str, target: Any, arguments: Any, names: Mapping[str, Any]) -> A
         # RE2's $ is the end of the text and nothing else.
         return re.search(pattern.replace("$", r"\Z"), text) is not None
     items = _value(target, names)
+    if isinstance(items, Mapping):
+        items = list(items)
     if not isinstance(items, list):
         raise CelError(f"no such overload: {name}")
     (_, variable), body = arguments

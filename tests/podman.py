@@ -180,6 +180,14 @@ class Engine:
         """What the container of a pod really runs: the digest of the image's configuration."""
         return self.run("podman", "inspect", "--format={{.Image}}", f"{name}-dagster")
 
+    def pull(self, image: str) -> str:
+        """Have an image by digest in the storage; the digest of its configuration, as podman says.
+
+        It is what a kubelet would report as the imageID, and is known before anything starts.
+        """
+        self.run("podman", "pull", "--quiet", image)
+        return f"sha256:{self.run('podman', 'image', 'inspect', '--format={{.Id}}', image)}"
+
     def close(self) -> None:
         self.run("podman", "pod", "rm", "--all", "--force", check=False)
         self.run("podman", "volume", "rm", "--all", "--force", check=False)
@@ -193,6 +201,7 @@ class Node(threading.Thread):
     Attributes:
         there: the ConfigMaps that pods may name.
         ran: the Jobs, by name, in the order in which they were started.
+        image_ids: of what each of them ran, as podman says of the container once it has ended.
     """
 
     def __init__(self, cluster: Cluster, engine: Engine, there: Sequence[dict[str, Any]]) -> None:
@@ -200,39 +209,59 @@ class Node(threading.Thread):
         self._cluster, self._engine, self.there = cluster, engine, there
         self._over = threading.Event()
         self.ran: dict[str, dict[str, Any]] = {}
+        self.image_ids: dict[str, str] = {}
+
+    def prepare(self, image: str) -> None:
+        """Pull an image, so that what pods of it report is podman's word from their start on.
+
+        The fake has a pod run, and names its imageID, in the request that creates the Job.
+        """
+        found = self._engine.pull(image)
+        with self._cluster.lock:
+            self._cluster.image_ids[image] = found
 
     def run(self) -> None:
         """Start what is new, each pod in a thread of its own."""
         while not self._over.wait(0.1):
-            for name, job in list(self._cluster.jobs.items()):
-                if name not in self.ran:
+            with self._cluster.lock:
+                new = {n: j for n, j in self._cluster.jobs.items() if n not in self.ran}
+                pods = {name: self._cluster.of_job(name) for name in new}
+            for name, job in new.items():
+                if pods[name]:
                     self.ran[name] = job
-                    threading.Thread(target=self._run, args=(name, job), daemon=True).start()
+                    started = (name, job, pods[name][0])
+                    threading.Thread(target=self._run, args=started, daemon=True).start()
 
-    def _run(self, name: str, job: dict[str, Any]) -> None:
+    def _run(self, name: str, job: dict[str, Any], started: dict[str, Any]) -> None:
         template = job["spec"]["template"]
-        pod = {"apiVersion": "v1", "kind": "Pod", **on_node(template)}
+        inside = on_node(template, started["spec"]["nodeName"], started["metadata"]["name"])
+        pod = {"apiVersion": "v1", "kind": "Pod", **inside}
         pod["metadata"] = {**template["metadata"], "name": name}
         code = self._engine.play(name, [*self.there, pod])
-        with self._cluster.lock, contextlib.suppress(RuntimeError):
-            for container in template["spec"]["containers"]:
-                ran = self._engine.image_id(name)
-                self._cluster.image_ids[container["image"]] = f"sha256:{ran}"
+        with contextlib.suppress(
+            RuntimeError
+        ):  # it was never made, and has an exit code that says so
+            self.image_ids[name] = f"sha256:{self._engine.image_id(name)}"
         with self._cluster.lock:
-            for started in self._cluster.of_job(name):
-                self._cluster.kubelet.ended(started, code)
+            self._cluster.kubelet.ended(started, code)
 
     def end(self) -> None:
         self._over.set()
         self.join()
 
 
-def on_node(template: Mapping[str, Any], node: str = "podman") -> dict[str, Any]:
-    """A pod's template with the name of its node, which podman does not know.
+def on_node(template: Mapping[str, Any], node: str = "podman", pod: str = "") -> dict[str, Any]:
+    """A pod's template with what a kubelet tells its containers and podman does not.
 
-    It takes `fieldRef: spec.nodeName` for an error; all else stays as it is.
+    That is the name of the node, as podman takes `fieldRef: spec.nodeName` for an error, and in
+    `HOSTNAME` the name of the pod, as podman has the machine's there on the network of the host.
+    All else stays as it is.
+
+    Args:
+        pod: its name in the cluster; empty: none is told.
     """
     field = {"fieldRef": {"fieldPath": "spec.nodeName"}}
+    own = [{"name": "HOSTNAME", "value": pod}] if pod else []
     spec = dict(template["spec"])
     for kind in ("initContainers", "containers"):
         if spec.get(kind):
@@ -240,10 +269,13 @@ def on_node(template: Mapping[str, Any], node: str = "podman") -> dict[str, Any]
                 {
                     **container,
                     "env": [
-                        {"name": one["name"], "value": node}
-                        if one.get("valueFrom") == field
-                        else one
-                        for one in container.get("env") or ()
+                        *(
+                            {"name": one["name"], "value": node}
+                            if one.get("valueFrom") == field
+                            else one
+                            for one in container.get("env") or ()
+                        ),
+                        *own,
                     ],
                 }
                 for container in spec[kind]

@@ -182,7 +182,15 @@ def test_a_text_image_that_starts_nothing_is_none() -> None:
     assert not admit({"kind": "Job", "spec": {"image": GOOD}}, LOCK).allowed
 
 
-@pytest.mark.parametrize("attribute", [*IMAGE_ATTRIBUTES, "IMAGE", "image-ref"])
+ATTRIBUTES = (
+    *IMAGE_ATTRIBUTES,
+    *("IMAGE", "image-ref", "Image_Name", "containerIMAGE", "oci.ref", "image.url"),
+)
+"""Names of attributes by which a CSI driver may be told of an image."""
+NO_ATTRIBUTES = ("imagePullPolicy", "images", "mage", "share", "", "imageRefs", "my-image")
+
+
+@pytest.mark.parametrize("attribute", ATTRIBUTES)
 def test_an_image_that_a_csi_driver_mounts_is_one(attribute: str) -> None:
     def judged(image: str, key: str = "volumeAttributes") -> bool:
         csi = {"driver": "d", key: {attribute: image, "imagePullPolicy": "Always", "share": "s"}}
@@ -191,6 +199,12 @@ def test_an_image_that_a_csi_driver_mounts_is_one(attribute: str) -> None:
     assert judged(GOOD)
     assert not judged(f"{REPOSITORY}:latest")
     assert not judged(f"{REPOSITORY}:latest", "volume_attributes")  # as dagster-k8s writes it
+
+
+@pytest.mark.parametrize("attribute", NO_ATTRIBUTES)
+def test_other_attributes_of_a_csi_driver_name_none(attribute: str) -> None:
+    csi = {"driver": "d", "volumeAttributes": {attribute: "x"}}
+    assert admit(job(pod(volumes=[{"name": "weights", "csi": csi}])), LOCK).allowed
 
 
 def test_an_empty_lock_admits_nothing() -> None:

@@ -8,7 +8,7 @@ import pytest
 from platform_assets.domain.cluster_policy import policy
 from platform_assets.domain.images import ImageLock
 from tests.cel import CelError, Expression, Policy
-from tests.test_admission import BAD, GOOD, LOCK, everywhere
+from tests.test_admission import ATTRIBUTES, BAD, GOOD, LOCK, NO_ATTRIBUTES, everywhere
 from tests.test_cluster_render import settings_with
 
 CLASS = "signalbox-step-daily"
@@ -98,6 +98,30 @@ def test_what_was_there_before_the_lock_moved_on_can_still_be_changed() -> None:
         assert POLICY.refusals({**pod, "spec": {**pod["spec"], **change}}, before=pod) != []
 
 
+def of_csi(**attributes: str) -> dict[str, Any]:
+    csi = {"driver": "csi.example", "volumeAttributes": attributes}
+    containers = [{"name": "x", "image": GOOD}]
+    volumes = [{"name": "disk", "emptyDir": {}}, {"name": "weights", "csi": csi}]
+    return in_lane({"kind": "Pod", "spec": {"containers": containers, "volumes": volumes}})
+
+
+@pytest.mark.parametrize("attribute", ATTRIBUTES)
+def test_an_image_that_a_csi_driver_mounts_is_judged_by_whatever_name(attribute: str) -> None:
+    more = {"imagePullPolicy": "Always", "share": "s"}
+    assert POLICY.refusals(of_csi(**{attribute: GOOD}, **more)) == []
+    for image in ("registry.example:5000/team/train:latest", f"{GOOD[:-4]}0000", ""):
+        bad = of_csi(**more, **{attribute: image})
+        assert POLICY.refusals(bad), image
+        # What was there stays changeable; what is put there is judged.
+        assert POLICY.refusals({**bad, "metadata": {}}, before=bad) == []
+        assert POLICY.refusals(bad, before=of_csi(**{attribute: GOOD}, **more)), image
+
+
+@pytest.mark.parametrize("attribute", NO_ATTRIBUTES)
+def test_other_attributes_of_a_csi_driver_are_its_own(attribute: str) -> None:
+    assert POLICY.refusals(of_csi(**{attribute: "x"})) == []
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [
@@ -115,6 +139,11 @@ def test_what_was_there_before_the_lock_moved_on_can_still_be_changed() -> None:
         (r"'a.b\n'.matches('x')", False),
         ("!(object.a == null)", True),
         ("object.l && true", CelError),
+        ("object.a.all(k, k == 'b')", True),
+        ("object.a.filter(k, k.matches(r'^c$'))", []),
+        ("object.a.map(k, object.a[k])", ["c"]),
+        ("object.a['x']", CelError),
+        ("object.a in [object.a]", True),
     ],
 )
 def test_the_evaluator_does_as_the_language_says(text: str, value: Any) -> None:

@@ -17,7 +17,7 @@ import yaml
 
 from platform_assets.domain.cluster_causes import Cause, Finding
 from platform_assets.domain.errors import RefusedError
-from platform_assets.domain.gang import gang, wrong
+from platform_assets.domain.gang import GROUP, PLURAL, VERSION, gang, wrong
 from platform_assets.domain.gpu_pods import GPU, GpuAsk
 from platform_assets.domain.lanes import Lane
 from platform_assets.domain.placing import Place, placed
@@ -224,14 +224,16 @@ def cluster(tmp_path: Path) -> Iterator[fake.Cluster]:
         yield found
 
 
-def clients(cluster: fake.Cluster) -> tuple[Gangs, AdmittingApiClient]:
+def configuration(cluster: fake.Cluster) -> kubernetes.client.Configuration:
     kubeconfig = yaml.safe_load(Path(cluster.kubeconfig).read_text())
     host = kubeconfig["clusters"][0]["cluster"]["server"]
-    configuration = kubernetes.client.Configuration(
-        host=host, api_key={"authorization": "Bearer fake"}
-    )
+    return kubernetes.client.Configuration(host=host, api_key={"authorization": "Bearer fake"})
+
+
+def clients(cluster: fake.Cluster) -> tuple[Gangs, AdmittingApiClient]:
+    patience = Patience(pause=lambda _: None)
     client = AdmittingApiClient(
-        lambda: LOCK, configuration=configuration, patience=Patience(pause=lambda _: None)
+        lambda: LOCK, configuration=configuration(cluster), patience=patience
     )
     batch, core = kubernetes.client.BatchV1Api(client), kubernetes.client.CoreV1Api(client)
     return Gangs(client, fake.NAMESPACE, Looking(batch, core)), client
@@ -308,19 +310,6 @@ def test_ranks_that_are_lost_too_often_have_the_cause_of_their_pods(cluster: fak
     assert (ended.cause, ended.state) == (Cause.OUT_OF_MEMORY, "over"), ended
 
 
-def test_the_plain_client_creates_what_is_not_pinned(cluster: fake.Cluster) -> None:
-    manifest = made()
-    container = part(manifest, "rank")["template"]["spec"]["containers"][0]
-    container["image"] = "registry.example:5000/train:latest"
-    kubeconfig = yaml.safe_load(Path(cluster.kubeconfig).read_text())
-    host = kubeconfig["clusters"][0]["cluster"]["server"]
-    plain = kubernetes.client.ApiClient(kubernetes.client.Configuration(host=host))
-    kubernetes.client.CustomObjectsApi(plain).create_namespaced_custom_object(
-        "jobset.x-k8s.io", "v1alpha2", fake.NAMESPACE, "jobsets", manifest
-    )
-    assert list(cluster.jobsets) == ["dagster-step-0123"]
-
-
 def test_an_image_that_is_not_pinned_is_not_sent(cluster: fake.Cluster) -> None:
     manifest = made()
     container = part(manifest, "rank")["template"]["spec"]["containers"][0]
@@ -329,6 +318,12 @@ def test_an_image_that_is_not_pinned_is_not_sent(cluster: fake.Cluster) -> None:
         gangs(cluster).create(manifest)
     assert cluster.jobsets == {}
     assert cluster.requests == []
+    # The client of whoever makes one by other means sends it: its pods are the cluster's to refuse.
+    plain = kubernetes.client.CustomObjectsApi(kubernetes.client.ApiClient(configuration(cluster)))
+    where = (GROUP, VERSION, fake.NAMESPACE, PLURAL)
+    plain.create_namespaced_custom_object(*where, manifest)
+    sent = part(cluster.jobsets["dagster-step-0123"], "rank")["template"]["spec"]["containers"]
+    assert [one["image"] for one in sent] == ["registry.example:5000/train:latest"]
 
 
 def test_a_jobset_without_containers_is_none(cluster: fake.Cluster) -> None:

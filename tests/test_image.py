@@ -239,31 +239,40 @@ def test_a_run_of_the_flights_pipeline_in_pods_by_digest(
     for name, values in where.secrets().items():
         engine.secret(name, values)
     node = podman.Node(cluster, engine, where.maps())
+    node.prepare(str(load_lock().images["train"].ref))
     node.start()
     (where.home.dagster / "dagster.yaml").write_text(yaml.safe_dump(where.config()))
-    spec, last = where.services.spec, PartitionKey(LAST)
+    flights, last = where.services.spec, PartitionKey(LAST)
     try:
         with dg.DagsterInstance.from_config(str(where.home.dagster)) as instance:
             features = launch(
-                instance, "flights_features", dagster_key(spec, PartitionKey(LAST, NEW))
+                instance, "flights_features", dagster_key(flights, PartitionKey(LAST, NEW))
             )
             wait(instance, features, engine)
-            wait(instance, launch(instance, "flights_day", dagster_key(spec, last)), engine)
-            trained = launch(instance, "flights_train", dagster_key(spec, last))
+            wait(instance, launch(instance, "flights_day", dagster_key(flights, last)), engine)
+            trained = launch(instance, "flights_train", dagster_key(flights, last))
             wait(instance, trained, engine)
-            records = instance.fetch_materializations(dg.AssetKey(["flights", "model"]), limit=5)
-            (made,) = records.records
+            made_of = {
+                asset: instance.fetch_materializations(dg.AssetKey(["flights", asset]), limit=5)
+                for asset in ("features", "model")
+            }
+            (made,) = made_of["model"].records
             told = [entry.message for entry in instance.all_logs(trained)]
+        # A run has ended before its worker's pod has.
+        podman.wait_for(lambda: len(node.image_ids) == len(node.ran), 60, str(engine.log))
     finally:
         node.end()
     assert made.run_id == trained
-    assert made.partition_key == dagster_key(spec, last)
+    assert made.partition_key == dagster_key(flights, last)
 
     # Three run workers and four steps, each in the image of the lock and in the place of its lane.
     image = str(load_lock().images["train"].ref)
     assert len(node.ran) == 7
     assert set(cluster.images()) == {image}
-    assert cluster.image_ids[image] == load_lock().images["train"].config
+    # What podman says of the image before anything starts is what each container then ran.
+    config = load_lock().images["train"].config
+    assert cluster.image_ids == {image: config}
+    assert node.image_ids == dict.fromkeys(node.ran, config)
     for job in node.ran.values():
         spec = job["spec"]["template"]["spec"]
         role = "step" if "step" in job["metadata"]["name"] else "run"
@@ -276,6 +285,32 @@ def test_a_run_of_the_flights_pipeline_in_pods_by_digest(
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     (trained_as,) = client.search_runs(experiments)
     assert trained_as.data.tags["signalbox.image"] == built.digest
+
+    # Each partition and the model say which container made them, and what that was started from.
+    for asset, partition, stage in (
+        ("features", dagster_key(flights, PartitionKey(LAST, NEW)), "flights__features"),
+        ("model", dagster_key(flights, last), "flights__model"),
+    ):
+        (event,) = (
+            record.asset_materialization
+            for record in made_of[asset].records
+            if record.partition_key == partition
+        )
+        assert event is not None
+        told_of = {n: event.metadata[n].value for n in ("image", "image_id", "pod", "node")}
+        pod = cluster.pods[str(told_of["pod"])]
+        assert told_of == {
+            "image": image,
+            "image_id": config,
+            "pod": pod["metadata"]["name"],
+            "node": pod["spec"]["nodeName"],
+        }
+        assert pod["metadata"]["labels"]["dagster/op"] == stage
+    versions = where.services.ledger.current_versions(flights.asset("model"))
+    ran = versions[str(last)].detail["ran"]
+    of_mlflow = {n: trained_as.data.tags[f"signalbox.{n}"] for n in ("image_id", "pod", "node")}
+    assert {n: ran[n] for n in of_mlflow} == of_mlflow
+    assert of_mlflow == {n: told_of[n] for n in of_mlflow}
 
     # It is rebuilt in that image, to the same bytes, though this process runs in none.
     for name, value in engine.environment.items():

@@ -157,11 +157,11 @@ def test_an_image_is_pinned_and_its_drift_is_told(
         assert drill_images.verified(lock).state == "drifted"
         pinned = load_lock(lock).named(drill_images.IMAGE_NAME).ref
         assert pinned.digest == first
-        assert packages(pinned)[f"python:{prep.NAME}"] == prep.BEFORE
+        assert packages(pinned)[f"python:{prep.NAME}@{prep.SITE}"] == prep.BEFORE
         own = drill_images.pulled(pinned, tmp_path / "pulled")
         assert (own / f"{prep.MODULE}-{prep.BEFORE}.dist-info" / "RECORD").exists()
         words = drill_images.bump(lock, tagged)
-        assert words == [f"{prep.NAME} {prep.BEFORE} -> {prep.PATCHED} (Python)"]
+        assert words == [f"{prep.NAME} {prep.BEFORE} -> {prep.PATCHED} (Python, {prep.SITE})"]
         assert drill_images.verified(lock).as_locked
 
 

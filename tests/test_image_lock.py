@@ -1,8 +1,10 @@
 """The image lock against a real registry: pin, verify, diff, bump."""
 
+import io
 import json
 import shutil
 import subprocess
+import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -140,7 +142,7 @@ def test_drift_is_told_and_not_followed_until_it_is_bumped(
 
     text = run(capsys, "diff", "train", f"{name}:stable")
     for line in (
-        "opencv 4.8.0 -> 4.8.1 (Python)",
+        "opencv 4.8.0 -> 4.8.1 (Python, usr/lib/python3.11/site-packages)",
         "libc6 2.36-9 -> 2.36-10 (Debian)",
         "openssl 3.0 added (Debian)",
         "zlib1g 1.2 removed (Debian)",
@@ -154,11 +156,49 @@ def test_drift_is_told_and_not_followed_until_it_is_bumped(
     assert told["bumped"]
     assert told["packages"]["changed"] == {
         "debian:libc6": ["2.36-9", "2.36-10"],
-        "python:opencv": ["4.8.0", "4.8.1"],
+        "python:opencv@usr/lib/python3.11/site-packages": ["4.8.0", "4.8.1"],
     }
     assert load_lock().named("train").resolved_by == "ben"
     assert run(capsys, "verify", "--json")["images"][0]["state"] == "as locked"
     assert "nothing was changed" in run(capsys, "bump", "train")
+
+
+def test_what_runs_is_kept_under_a_second_name_by_its_digest(
+    registry: oci.RunningRegistry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"{registry.host}/kept"
+    old = registry.push_image("kept", "2026-11", oci.metadata("one", "1"))
+    index = registry.push_index("kept", "2026-11", {PLATFORM: old})
+    run(capsys, "pin", "train", f"{name}:2026-11", "--allow-registry", "--by", "ada")
+    new = registry.push_image("kept", "2026-11", oci.metadata("one", "2"))
+    # By its tag it is what the tag has become, and not what runs.
+    assert run(capsys, "pin", "moved", f"{name}:2026-11", "--json")["digest"] == new["digest"]
+    told = run(capsys, "pin", "train-before", f"{name}@{old['digest']}", "--by", "ben", "--json")
+    assert (told["digest"], told["resolved_by"]) == (old["digest"], "ben")
+    kept, train = (load_lock().named(one) for one in ("train-before", "train"))
+    assert (kept.tag, kept.index, kept.ids) == ("2026-11", index, train.ids)
+    assert "is reviewed" in run(capsys, "pin", "train", f"{name}@{new['digest']}", code=1)
+    run(capsys, "bump", "train")
+    assert load_lock().named("train-before").digest == old["digest"]
+    assert load_lock().named("train").digest == new["digest"]
+
+
+def test_a_digest_that_no_entry_has_is_pinned_without_a_tag(
+    registry: oci.RunningRegistry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"{registry.host}/alone"
+    images = {PLATFORM: registry.push_image("alone", "amd64")}
+    index = registry.push_index("alone", "1", images)
+    registry.push_image("alone", "2", oci.metadata("one", "1"))
+    run(capsys, "pin", "index", f"{name}@{index}", "--allow-registry")
+    run(capsys, "pin", "train", f"{name}@{images[PLATFORM]['digest']}")
+    entries = [load_lock().named(one) for one in ("index", "train")]
+    assert {entry.digest for entry in entries} == {images[PLATFORM]["digest"]}
+    assert [(entry.tag, entry.index) for entry in entries] == [("", index), ("", "")]
+    assert "no tag is looked at" in run(capsys, "verify")
+    assert "has no tag to look up anew" in run(capsys, "bump", "train", code=2)
+    run(capsys, "bump", "train", "--tag", "2")
+    assert load_lock().named("train").tag == "2"
 
 
 def test_what_is_gone_is_told(
@@ -184,7 +224,9 @@ def test_what_is_gone_is_told(
     [
         (("pin", "train", "HOST/nothing:1", "--allow-registry"), 2, "there is no"),
         (("pin", "train", "train:1"), 2, "names no tag of a repository"),
-        (("pin", "train", f"HOST/train@{BASE}"), 2, "names no tag of a repository"),
+        (("pin", "train", f"HOST/rubbish@{BASE}", "--allow-registry"), 2, "there is no"),
+        (("pin", "train", f"HOST/rubbish:1@{BASE}"), 2, "it has a tag and a digest"),
+        (("pin", "train", "HOST/rubbish@sha256:0"), 2, "is no digest"),
         (("pin", "Train", "HOST/rubbish:1", "--allow-registry"), 2, "is no name of an image"),
         (("pin", "train", "127.0.0.1:1/x:1", "--allow-registry"), 1, "cannot be reached"),
         (("bump", "train"), 2, "no image 'train'; it has none"),
@@ -218,7 +260,81 @@ def test_layers_are_read_as_a_runtime_lays_them(registry: oci.RunningRegistry) -
         packed=False,
     )
     ref = ImageRef(f"{registry.host}/layers", image["digest"])
-    assert packages(ref) == {"python:three": "3", "debian:a": "1", "debian:base": "12"}
+    assert packages(ref) == {f"python:three@{site}": "3", "debian:a": "1", "debian:base": "12"}
+
+
+VENV, DEBIAN = "opt/signalbox/lib/python3.11/site-packages", "usr/lib/python3/dist-packages"
+
+
+def numpy(site: str, version: str, kind: str = "dist-info/METADATA") -> dict[str, str]:
+    return {f"{site}/numpy-{version}.{kind}": f"Name: numpy\nVersion: {version}\n"}
+
+
+def libc6(*architectures: str, version: str = "1") -> dict[str, str]:
+    state = "Status: install ok installed"
+    told = (
+        f"Package: libc6\n{state}\nArchitecture: {a}\nVersion: {version}\n" for a in architectures
+    )
+    return {"var/lib/dpkg/status": "\n".join(told)}
+
+
+def test_packages_of_one_name_in_two_places_are_two(
+    registry: oci.RunningRegistry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, theirs = numpy(VENV, "2.3.4"), numpy(DEBIAN, "1.24.2", "egg-info/PKG-INFO")
+    both = {**own, **theirs, **libc6("amd64", "i386")}
+    name = f"{registry.host}/places"
+    registry.push_image("places", "1", both)
+    for tag, changed, sentence in (
+        ("venv", numpy(VENV, "2.3.5"), f"numpy 2.3.4 -> 2.3.4, 2.3.5 (Python, {VENV})"),
+        ("debian", numpy(DEBIAN, "1.25"), f"numpy 1.24.2 -> 1.24.2, 1.25 (Python, {DEBIAN})"),
+        ("arch", libc6("amd64"), "libc6 1 removed (Debian, i386)"),
+    ):
+        registry.push_image("places", tag, both, changed)
+        text = run(capsys, "diff", f"{name}:1", f"{name}:{tag}")
+        assert text.splitlines()[2:] == [sentence]
+
+
+def test_a_hard_link_is_read_where_it_leads(registry: oci.RunningRegistry) -> None:
+    def linked(*links: tuple[str, str], **files: str) -> bytes:
+        target = io.BytesIO()
+        with tarfile.open(fileobj=target, mode="w") as archive:
+            for place, text in files.items():
+                member = tarfile.TarInfo(place)
+                member.size = len(text)
+                archive.addfile(member, io.BytesIO(text.encode()))
+            for place, leads_to in links:
+                member = tarfile.TarInfo(place)
+                member.type, member.linkname = tarfile.LNKTYPE, leads_to
+                archive.addfile(member)
+        return target.getvalue()
+
+    def pushed(tag: str, *layers: bytes) -> ImageRef:
+        base = registry.push_image("linked", tag, numpy(VENV, "2.3.4"), packed=False)
+        manifest = dict(base["manifest"])
+        kind = manifest["layers"][0]["mediaType"]
+        for layer in layers:
+            digest = registry.push_blob("linked", layer)
+            one = {"mediaType": kind, "digest": digest, "size": len(layer)}
+            manifest["layers"] = [*manifest["layers"], one]
+        digest = registry.push_document("linked", f"{tag}-more", manifest)
+        return ImageRef(f"{registry.host}/linked", digest)
+
+    (old,) = numpy(VENV, "2.3.4")
+    # As pip and uv leave them where their cache is on the same disk.
+    new, text = "root/.cache/a1b2", "Name: numpy\nVersion: 2.3.5\n"
+    assert packages(pushed("same", linked((old, new), **{new: text}))) == {
+        f"python:numpy@{VENV}": "2.3.5"
+    }
+    by_another = linked(("root/other", new), (old, "root/other"), **{new: text})
+    assert packages(pushed("two", by_another)) == {f"python:numpy@{VENV}": "2.3.5"}
+    again = f"{DEBIAN}/numpy-2.3.4.dist-info/METADATA"
+    found = packages(pushed("below", linked((again, old))))
+    assert found == dict.fromkeys((f"python:numpy@{VENV}", f"python:numpy@{DEBIAN}"), "2.3.4")
+    ring = [(again, "root/ring"), ("root/ring", again)]
+    for links, end in (([(old, "nowhere")], "nowhere"), (ring, again)):
+        with pytest.raises(RefusedError, match=f"is a hard link to {end}, which is not in that"):
+            packages(pushed("lost", linked(*links)))
 
 
 def test_a_layer_that_cannot_be_read_is_refused(registry: oci.RunningRegistry) -> None:

@@ -15,6 +15,7 @@ import dagster as dg
 import kubernetes.client
 import pytest
 import yaml
+from dagster._core.definitions.reconstruct import ReconstructableJob
 from dagster._core.launcher import LaunchRunContext
 from dagster._core.storage.dagster_run import DagsterRun
 from dagster._core.test_utils import instance_for_test
@@ -28,6 +29,7 @@ from platform_assets.instance.kubernetes import executor
 from platform_assets.instance.kubernetes.admitting import AdmittingApiClient, making
 from platform_assets.instance.kubernetes.executor import pinned_k8s_job_executor
 from platform_assets.instance.kubernetes.launcher import PinnedK8sRunLauncher
+from platform_assets.instance.kubernetes.looking import Seen, shown
 from resources.home import Home
 from resources.images import VARIABLE, change_lock, load_lock
 from tests import cluster as fake
@@ -57,6 +59,7 @@ BUMPED = ImageLock(
 )
 GPU = entry("gpu", "5")
 MOVED = f"{HOST}/train:latest"
+VOLUME = {"name": "weights", "image": {"reference": MOVED}}
 
 
 @pytest.fixture(autouse=True)
@@ -237,6 +240,7 @@ BAD_RUNS: list[tuple[str, dict[str, Any], str]] = [
         {"run_k8s_config": {"container_config": {"image": MOVED}}},
         "the run launcher's run_k8s_config",
     ),
+    ("volumes", {"volumes": [VOLUME]}, "the run launcher's volumes"),
     ("job_image", {"job_image": MOVED}, "the run launcher's job_image"),
 ]
 
@@ -250,7 +254,7 @@ def test_whatever_brings_a_moved_image_into_a_run(
 ) -> None:
     # The accident: dagster-k8s starts it, whatever is pinned elsewhere.
     launch(cluster, pinned=False, **settings)
-    assert MOVED in cluster.images()
+    assert MOVED in json.dumps(list(cluster.jobs.values()))
     cluster.jobs.clear()
     cluster.requests.clear()
 
@@ -339,6 +343,29 @@ def test_an_image_that_a_csi_driver_mounts_is_refused(cluster: fake.Cluster) -> 
     assert cluster.jobs == {}
 
 
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"pod_spec_config": {"restart_policy": "OnFailure"}}, "restartPolicy is OnFailure"),
+        ({"job_spec_config": {"backoff_limit": 3}}, "backoffLimit is 3"),
+    ],
+    ids=["restartPolicy", "backoffLimit"],
+)
+def test_a_job_that_kubernetes_would_start_again_is_refused(
+    cluster: fake.Cluster, config: dict[str, Any], why: str
+) -> None:
+    # dagster-k8s asks for it: another pod starts once Dagster has recorded the failure.
+    launch(cluster, pinned=False, tags={CONFIG: config})
+    (sent,) = cluster.jobs.values()
+    policy = sent["spec"]["template"]["spec"]["restartPolicy"]
+    assert why in (f"restartPolicy is {policy}", f"backoffLimit is {sent['spec']['backoffLimit']}")
+    cluster.jobs.clear()
+    cluster.requests.clear()
+    with pytest.raises(RefusedError, match=f"nothing was created: {why}"):
+        launch(cluster, pinned=True, tags={CONFIG: config})
+    assert cluster.requests == []
+
+
 def test_without_a_lock_nothing_starts(cluster: fake.Cluster, lock: Path) -> None:
     with pytest.raises(UsageError, match="no image 'serve'; it has run, train"):
         launch(cluster, pinned=True, launcher_image="serve")
@@ -380,9 +407,6 @@ def moved_before(x: int) -> int:
 @dg.op(tags={CONFIG: {"pod_spec_config": {"containers": [{"name": "f", "image": MOVED}]}}})
 def moved_beside(x: int) -> int:
     return x + 1
-
-
-VOLUME = {"name": "weights", "image": {"reference": MOVED}}
 
 
 @dg.op(tags={CONFIG: {"pod_spec_config": {"volumes": [VOLUME]}}})
@@ -476,12 +500,17 @@ def stock_moved_volume() -> None:
 
 
 def execute(
-    cluster: fake.Cluster, job: str, of_runs: dict[str, Any] | None = None, **config: Any
+    cluster: fake.Cluster,
+    job: str,
+    of_runs: dict[str, Any] | None = None,
+    container_context: dict[str, Any] | None = None,
+    **config: Any,
 ) -> tuple[bool, str]:
     """Run a job whose steps are pods of the fake; whether it succeeded, and why not.
 
     Args:
         of_runs: config of the run launcher.
+        container_context: of the code location.
         config: of the executor.
     """
     definition = globals()[job]
@@ -509,8 +538,11 @@ def execute(
     with instance_for_test(
         overrides={"run_launcher": launcher}, temp_dir=folder, set_dagster_home=True
     ) as instance:
+        found = dg.reconstructable(definition)
+        assert isinstance(found, ReconstructableJob)
+        repository = found.repository._replace(container_context=container_context)
         result = dg.execute_job(
-            dg.reconstructable(definition),
+            found._replace(repository=repository),
             instance,
             run_config={"execution": {"config": settings}},
         )
@@ -547,6 +579,13 @@ STEP = {"container_config": {"image": MOVED}}
         ("moved_beside", {}, "the op's tag dagster-k8s/config"),
         ("moved_volume", {}, "the op's tag dagster-k8s/config"),
         ("job", {"of_runs": {"run_k8s_config": STEP}}, "the run launcher's run_k8s_config"),
+        ("job", {"of_runs": {"volumes": [VOLUME]}}, "the run launcher's volumes"),
+        (
+            "job",
+            {"container_context": {"k8s": {"run_k8s_config": STEP}}},
+            "the code location's container context",
+        ),
+        ("job", {"volumes": [VOLUME]}, "the executor's config"),
         ("job", {"step_k8s_config": STEP}, "the executor's step_k8s_config"),
         (
             "job",
@@ -615,6 +654,67 @@ def test_a_step_that_ends_before_a_look_is_compared_at_its_end(
     success, told = execute(kubelet, "pinned_job")
     assert success, told
     assert "step trains: what it ran was not compared at its end" in told
+
+
+@pytest.mark.heavy
+def test_a_success_counts_once_something_has_shown_what_ran(
+    kubelet: fake.Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "HEALTH_SECONDS", 3600)
+    # It is over before the run's worker reads that it began.
+    monkeypatch.setattr(executor.PinnedStepHandler, "begun", lambda *_: "")
+    # Reported late: it is waited for, and is compared.
+    kubelet.late = {RUN: 1.0}
+    kubelet.image_ids = {RUN: OTHER}
+    success, told = execute(kubelet, "stock_job")
+    assert success, told  # nobody looks
+    kubelet.jobs.clear()
+    success, told = execute(kubelet, "pinned_job")
+    assert not success
+    assert f"the cluster runs sha256:{'e' * 64} for {RUN}" in told
+    assert kubelet.images() == [RUN]  # what comes after it never starts
+    kubelet.jobs.clear()
+    kubelet.image_ids = {}
+    success, told = execute(kubelet, "pinned_job")
+    assert success, told
+    assert f"/dagster on node-1 runs {RUN}, as it was asked for" in told
+    # Gone before anybody could see what it was.
+    kubelet.jobs.clear()
+    kubelet.late, kubelet.removes = {RUN: 3600}, True
+    success, told = execute(kubelet, "pinned_job")
+    assert not success
+    assert "what its container 'dagster' ran, for its pod is not there any more" in told
+    assert kubelet.images() == [RUN]
+    # There, and never reported.
+    kubelet.jobs.clear()
+    kubelet.removes = False
+    monkeypatch.setattr(executor, "SHOWN_SECONDS", 1.0)
+    success, told = execute(kubelet, "pinned_job")
+    assert not success
+    assert "the cluster reports no imageID of it within 1 s" in told
+    assert kubelet.images() == [RUN]
+
+
+STEP_JOB = "dagster-step-0a1b"
+
+
+@pytest.mark.parametrize(
+    ("place", "counts"),
+    [
+        (f"{STEP_JOB}-x7k2p/dagster on node-1", True),
+        (f"{STEP_JOB}-x7k2p/mesh on node-1", False),
+        (f"{STEP_JOB}-1-x7k2p/dagster on node-1", False),
+        ("dagster-step-ffff-x7k2p/dagster on node-1", False),
+    ],
+    ids=["its own", "a sidecar", "the next attempt", "another step"],
+)
+def test_only_the_own_container_of_the_attempt_shows_what_a_step_ran(
+    place: str, counts: bool
+) -> None:
+    assert shown(Seen(STEP_JOB, None, [], []), {place}) is counts
+    named = {"spec": {"template": {"spec": {"containers": [{"name": "code"}, {"name": "mesh"}]}}}}
+    other = Seen(STEP_JOB, named, [], [])
+    assert shown(other, {place.replace("/dagster", "/code")}) is counts
 
 
 @pytest.mark.heavy

@@ -1,5 +1,6 @@
 """`signalbox images`: what may run, looked up once and then by digest."""
 
+import contextlib
 import getpass
 from typing import Annotated, Any
 
@@ -24,7 +25,12 @@ Platform = Annotated[
 By = Annotated[str | None, typer.Option("--by", help="Who looks it up; default: who is logged in.")]
 Name = Annotated[str, typer.Argument(help="Logical name, as the catalog has it: train.")]
 Names = Annotated[list[str] | None, typer.Argument(help="Names in the lock; default: all.")]
-Tagged = Annotated[str, typer.Argument(metavar="REPO:TAG", help="registry.example/train:2026-11")]
+Pinned = Annotated[
+    str,
+    typer.Argument(
+        metavar="REPO:TAG|REPO@DIGEST", help="registry.example/train:2026-11, or a digest of it"
+    ),
+]
 Meant = Annotated[str, typer.Argument(help="A name in the lock, REPO:TAG, or REPO@sha256:…")]
 
 commands = typer.Typer(
@@ -53,7 +59,7 @@ def show(context: typer.Context, as_json: AsJson = False) -> None:
 @commands.command()
 def pin(
     name: Name,
-    image: Tagged,
+    image: Pinned,
     platform: Platform = "linux/amd64",
     by: By = None,
     allow_registry: Annotated[
@@ -61,24 +67,27 @@ def pin(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Look a tag up and write what it is now into the lock, under a name."""
-    tagged = TaggedImage.parse(image)
-    host = tagged.repository.partition("/")[0]
+    """Look a tag up, or a digest, and write what it is now into the lock, under a name."""
+    named = ImageRef.parse(image) if "@" in image else TaggedImage.parse(image)
+    host = named.repository.partition("/")[0]
     _registry_of(load_lock(), host, allow_registry)
-    entry = _looked_up(tagged, platform, by)
+    entry = _looked_up(named, platform, by)
 
     def add(lock: ImageLock) -> ImageLock:
         known = lock.images.get(name)
         if known is not None and known.ref != entry.ref:
+            how = (
+                f"then `signalbox images bump {name} --tag {named.tag}`"
+                if isinstance(named, TaggedImage)
+                else "then `signalbox images bump` by a tag of it, or pin it under another name"
+            )
             raise RefusedError(
                 f"{name} is {known.ref} in the lock; a change of it is reviewed: see `signalbox "
-                f"images diff {name} {tagged}`, then `signalbox images bump {name} --tag "
-                f"{tagged.tag}`"
+                f"images diff {name} {named}`, {how}"
             )
-        return _registry_of(lock, host, allow_registry).with_image(name, entry)
+        return _registry_of(lock, host, allow_registry).with_image(name, lock.known(entry))
 
-    change_lock(add)
-    _told(name, entry, as_json)
+    _told(name, change_lock(add).named(name), as_json)
 
 
 @commands.command()
@@ -123,6 +132,11 @@ def bump(
 ) -> None:
     """Look a locked image's tag up anew, write what it is now, and say what is different."""
     before = load_lock().named(name)
+    if not (tag or before.tag):
+        raise UsageError(
+            f"{name} was pinned by its digest, {before.ref}, and has no tag to look up anew; name "
+            f"one: `signalbox images bump {name} --tag TAG`"
+        )
     tagged = TaggedImage.parse(f"{before.repository}:{tag or before.tag}")
     entry = _looked_up(tagged, before.platform, by)
     if entry.ref == before.ref and entry.tag == before.tag:
@@ -148,7 +162,7 @@ def bump(
     print("review the change and commit it")
 
 
-def _looked_up(image: TaggedImage, platform: str, by: str | None) -> LockedImage:
+def _looked_up(image: TaggedImage | ImageRef, platform: str, by: str | None) -> LockedImage:
     from resources.oci import resolve
 
     found = resolve(image, platform)
@@ -170,11 +184,10 @@ def _registry_of(lock: ImageLock, host: str, allow: bool) -> ImageLock:
 def _verified(name: str, image: LockedImage) -> ImageReport:
     from resources.oci import exists, resolve
 
-    now: Resolved | None
-    try:
-        now = resolve(TaggedImage(image.repository, image.tag), image.platform)
-    except UsageError:
-        now = None
+    now: Resolved | None = None
+    with contextlib.suppress(UsageError):
+        if image.tag:
+            now = resolve(TaggedImage(image.repository, image.tag), image.platform)
     return judge_image(name, image, there=exists(image.ref), now=now)
 
 

@@ -38,7 +38,20 @@ IMAGE_ATTRIBUTES = (
 has words of its own; these are the ones that are looked for."""
 
 _DEEPEST = 64
-_ATTRIBUTES = {name.lower() for name in IMAGE_ATTRIBUTES}
+
+
+def attribute_pattern() -> str:
+    """Whether the name of an attribute is one of IMAGE_ATTRIBUTES, in what RE2 and `re` both have.
+
+    Case, and all that is no letter of ASCII, count for nothing: `IMAGE`, `image-ref`.
+    """
+    other = "[^a-zA-Z]*"
+    words = sorted({name.lower() for name in IMAGE_ATTRIBUTES})
+    spelled = (other.join(f"[{c}{c.upper()}]" for c in word) for word in words)
+    return f"^{other}(?:{'|'.join(spelled)}){other}$"
+
+
+_ATTRIBUTE = re.compile(attribute_pattern())
 _ID = re.compile(rf"{DIGEST}\Z", re.ASCII)
 
 
@@ -274,7 +287,7 @@ def _of_csi(csi: Mapping[str, Any], place: str, name: str) -> Iterator[Found]:
     for key in ("volumeAttributes", "volume_attributes"):
         told = csi.get(key)
         for attribute, value in told.items() if isinstance(told, Mapping) else ():
-            if re.sub(r"[^a-z]", "", str(attribute).lower()) in _ATTRIBUTES:
+            if _ATTRIBUTE.fullmatch(str(attribute)):
                 here = f"{place}.volumeAttributes.{attribute}"
                 yield Found(here, name, value if _is_text(value) else None)
 

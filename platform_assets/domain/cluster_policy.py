@@ -7,10 +7,10 @@ for good.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from platform_assets.domain.admission import IMAGE_ATTRIBUTES
+from platform_assets.domain.admission import attribute_pattern
 from platform_assets.domain.cluster_lanes import classes
 from platform_assets.domain.cluster_settings import ClusterSettings
 from platform_assets.domain.images import COMPONENT, DIGEST, ImageLock
@@ -46,18 +46,18 @@ def policy(lock: ImageLock, settings: ClusterSettings) -> list[Manifest]:
     """The policy and its binding to the namespace."""
     pinned = sorted(str(image.ref) for image in lock.images.values())
     allowed = ", ".join(lock.registries) or "none"
-    by_digest = f"i.matches({_text(image_pattern(lock.registries))})"
-    in_lock = f"i in {json.dumps(pinned)}"
+    by_digest = f".matches({_text(image_pattern(lock.registries))})"
+    in_lock = f" in {json.dumps(pinned)}"
     lanes = json.dumps(classes())
     validations = [
         {
-            "expression": f"variables.added.all(i, {by_digest})",
+            "expression": _each(by_digest),
             "message": "an image is not REGISTRY/REPOSITORY@sha256:<64 hexadecimal digits> of an "
             f"allowed registry ({allowed})",
             "reason": "Forbidden",
         },
         {
-            "expression": f"variables.added.all(i, {in_lock})",
+            "expression": _each(in_lock),
             "message": "an image does not stand in images.lock.yaml: pin it with `signalbox images "
             "pin`, then render and apply deploy/ anew",
             "reason": "Forbidden",
@@ -89,10 +89,17 @@ def policy(lock: ImageLock, settings: ClusterSettings) -> list[Manifest]:
                     {"name": "spec", "expression": _SPEC.format("object")},
                     {"name": "oldSpec", "expression": _SPEC.format("oldObject")},
                     {"name": "images", "expression": _images("variables.spec")},
-                    {"name": "before", "expression": _before()},
+                    {"name": "before", "expression": _before(_images)},
                     {
                         "name": "added",
                         "expression": "variables.images.filter(i, !(i in variables.before))",
+                    },
+                    {"name": "mounted", "expression": _mounted("variables.spec")},
+                    {"name": "mountedBefore", "expression": _before(_mounted)},
+                    {
+                        "name": "addedMounted",
+                        "expression": "variables.mounted.filter(a, "
+                        "!(a in variables.mountedBefore))",
                     },
                 ],
                 "validations": validations,
@@ -140,14 +147,27 @@ def _images(spec: str) -> str:
     parts.append(
         f"(has({spec}.volumes) ? {spec}.volumes.filter(v, has(v.image)).map(v, {reference}) : [])"
     )
-    for name in IMAGE_ATTRIBUTES:
-        told = f"has(v.csi) && has(v.csi.volumeAttributes) && has(v.csi.volumeAttributes.{name})"
-        value = f"v.csi.volumeAttributes.{name}"
-        parts.append(
-            f"(has({spec}.volumes) ? {spec}.volumes.filter(v, {told}).map(v, {value}) : [])"
-        )
     return " + ".join(parts)
 
 
-def _before() -> str:
-    return f"variables.oldSpec == null ? [] : {_images('variables.oldSpec')}"
+def _mounted(spec: str) -> str:
+    """The attributes of every CSI volume of a pod's spec, a map each.
+
+    Lists of what they name would have the order of the map, which is none: of no use to compare.
+    """
+    told = "has(v.csi) && has(v.csi.volumeAttributes)"
+    named = f"{spec}.volumes.filter(v, {told}).map(v, v.csi.volumeAttributes)"
+    return f"(has({spec}.volumes) ? {named} : [])"
+
+
+def _before(what: Callable[[str], str]) -> str:
+    return f"variables.oldSpec == null ? [] : {what('variables.oldSpec')}"
+
+
+def _each(rule: str) -> str:
+    """That a rule holds for whatever names an image."""
+    other = f"!k.matches({_text(attribute_pattern())})"
+    return (
+        f"variables.added.all(i, i{rule}) && "
+        f"variables.addedMounted.all(a, a.all(k, {other} || a[k]{rule}))"
+    )

@@ -32,7 +32,7 @@ class ImageReport:
 
     @property
     def as_locked(self) -> bool:
-        """Whether the digest is there and the tag points at it."""
+        """Whether the digest is there and the tag, if it has one, points at it."""
         return self.state is ImageState.AS_LOCKED
 
 
@@ -45,7 +45,7 @@ def judge_image(
         name: in the lock.
         locked: its entry.
         there: whether the registry has the locked digest.
-        now: what its tag points at; None: the registry has no such tag any more.
+        now: what its tag points at; None: the registry has no such tag any more, or the entry none.
     """
     if not there:
         return ImageReport(
@@ -54,6 +54,9 @@ def judge_image(
             f"the registry has no {locked.ref} any more: nothing of it can start on a machine that "
             "has not pulled it, no training in it can be repeated; push it again, or bump the lock",
         )
+    if not locked.tag:
+        reason = f"{locked.ref} is there; it was pinned by its digest, and no tag is looked at"
+        return ImageReport(name, ImageState.AS_LOCKED, reason)
     tag = f"{locked.repository}:{locked.tag}"
     if now is None:
         return ImageReport(
@@ -75,7 +78,8 @@ class PackageChanges:
     """What is different between the packages of two images.
 
     Attributes:
-        added, removed: version by package, `python:numpy` or `debian:libc6`.
+        added, removed: version by package, `debian:libc6:amd64` or
+            `python:numpy@usr/lib/python3/dist-packages`.
         changed: version then and now by package.
     """
 
@@ -87,11 +91,11 @@ class PackageChanges:
         return bool(self.added or self.removed or self.changed)
 
     def sentences(self) -> list[str]:
-        """One line a package: `numpy 2.3.4 -> 2.4.0 (Python)`."""
+        """One line a package: `libc6 2.36-9 -> 2.36-10 (Debian, amd64)`."""
         lines = {name: f"{then} -> {now}" for name, (then, now) in self.changed.items()}
         lines |= {name: f"{version} added" for name, version in self.added.items()}
         lines |= {name: f"{version} removed" for name, version in self.removed.items()}
-        return [f"{_name(name)} {text} ({_kind(name)})" for name, text in sorted(lines.items())]
+        return [_sentence(package, text) for package, text in sorted(lines.items())]
 
 
 def package_changes(then: Mapping[str, str], now: Mapping[str, str]) -> PackageChanges:
@@ -107,9 +111,7 @@ def package_changes(then: Mapping[str, str], now: Mapping[str, str]) -> PackageC
     )
 
 
-def _name(package: str) -> str:
-    return package.partition(":")[2]
-
-
-def _kind(package: str) -> str:
-    return package.partition(":")[0].capitalize()
+def _sentence(package: str, text: str) -> str:
+    kind, _, named = package.partition(":")
+    name, _, where = named.partition("@" if kind == "python" else ":")
+    return f"{name} {text} ({', '.join(filter(None, (kind.capitalize(), where)))})"

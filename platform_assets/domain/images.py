@@ -130,7 +130,8 @@ class LockedImage(BaseModel):
 
     Attributes:
         repository: with its registry.
-        tag: under which it was found; never used again for running.
+        tag: under which it was found; never used again for running. Empty where it was pinned by
+            its digest, and no other entry says where that came from.
         digest: of the manifest that is run, that of the platform.
         index: digest of the multi-platform index that the tag pointed at; empty where the tag
             pointed at the manifest itself.
@@ -145,7 +146,7 @@ class LockedImage(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     repository: str = Field(pattern=rf"^{REPOSITORY}$")
-    tag: str = Field(pattern=rf"^{TAG}$")
+    tag: str = Field(default="", pattern=rf"^(?:{TAG})?$")
     digest: str = Field(pattern=rf"^{DIGEST}$")
     index: str = Field(default="", pattern=rf"^(?:{DIGEST})?$")
     config: str = Field(pattern=rf"^{DIGEST}$")
@@ -217,6 +218,14 @@ class ImageLock(BaseModel):
         """The name under which an image by digest stands here."""
         return next((n for n, i in sorted(self.images.items()) if i.ref == ref), None)
 
+    def known(self, image: LockedImage) -> LockedImage:
+        """An image that was looked up by its digest, with tag and index of an entry that has it."""
+        for other in self.images.values():
+            if not image.tag and other.tag and other.ref == image.ref:
+                more = {"tag": other.tag, "index": image.index or other.index}
+                return image.model_copy(update=more)
+        return image
+
     def with_image(self, name: str, image: LockedImage) -> "ImageLock":
         """The lock with one image put in its place; its registry must be allowed already."""
         images = {**self.images, name: image}
@@ -226,7 +235,7 @@ class ImageLock(BaseModel):
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a registry answers for a tag now: the digests of LockedImage, and what it is made of."""
+    """What a registry answers for a tag or digest: those of LockedImage, and what it is made of."""
 
     digest: str
     index: str
@@ -235,11 +244,11 @@ class Resolved:
     lock_digest: str = ""
     base: str = ""
 
-    def locked(self, image: TaggedImage, *, at: datetime, by: str) -> LockedImage:
+    def locked(self, image: TaggedImage | ImageRef, *, at: datetime, by: str) -> LockedImage:
         """As an entry of the lock."""
         return LockedImage(
             repository=image.repository,
-            tag=image.tag,
+            tag=image.tag if isinstance(image, TaggedImage) else "",
             digest=self.digest,
             index=self.index,
             config=self.config,

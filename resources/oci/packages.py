@@ -24,11 +24,16 @@ _SITES = ("site-packages", "dist-packages")
 
 
 def packages(ref: ImageRef, registry: Registry | None = None) -> dict[str, str]:
-    """Version by package, as in `{"debian:libc6": "2.36-9", "python:numpy": "2.3.4"}`.
+    """Version by package, its place and its architecture.
+
+    As in `{"debian:libc6:amd64": "2.36-9", "python:numpy@usr/lib/python3/dist-packages": "1.24"}`:
+    a virtual environment's numpy and Debian's own are two, and each may change. Where one place
+    says a package twice, as by an egg-info and a dist-info, its version is all that is said.
 
     Raises:
         UsageError: there is no such image.
-        RefusedError: a layer is packed in a way that cannot be read, or its bytes are others.
+        RefusedError: a layer is packed in a way that cannot be read, its bytes are others, or it
+            has what is read here as a hard link to a file of a layer below.
         TransientError: the registry cannot be reached.
     """
     host, _, repository = ref.repository.partition("/")
@@ -51,6 +56,9 @@ def _apply(files: dict[str, bytes], content: IO[bytes], layer: Mapping[str, Any]
             "that are not compressed, or with gzip"
         )
     added: dict[str, bytes] = {}
+    below = dict(files)
+    links: dict[str, str] = {}
+    there: dict[str, tarfile.TarInfo] = {}
     try:
         mode = "r:gz" if kind.endswith(GZIP) else "r:"
         with tarfile.open(fileobj=content, mode=mode) as archive:  # type: ignore[call-overload]
@@ -63,11 +71,40 @@ def _apply(files: dict[str, bytes], content: IO[bytes], layer: Mapping[str, Any]
                     gone = posixpath.join(folder, name.removeprefix(_WHITEOUT))
                     files.pop(gone, None)
                     _remove(files, gone + "/")
-                elif member.isfile() and _matters(path):
-                    added[path] = _bytes(archive, member, ref)
+                elif member.isfile():
+                    there[path] = member
+                    links.pop(path, None)
+                    if _matters(path):
+                        added[path] = _bytes(archive, member, ref)
+                elif _matters(path) or member.islnk():
+                    added.pop(path, None)
+                    files.pop(path, None)
+                    if member.islnk():
+                        links[path] = posixpath.normpath(member.linkname).lstrip("/")
+            for path in filter(_matters, links):
+                target = _end_of(links, path)
+                if target in there:
+                    added[path] = _bytes(archive, there[target], ref)
+                elif target in below:
+                    added[path] = below[target]
+                else:
+                    raise RefusedError(
+                        f"{path} in a layer of {ref} is a hard link to {target}, which is not in "
+                        "that layer: what it says cannot be read here; build the image without "
+                        "hard links between layers"
+                    )
     except (tarfile.TarError, EOFError, OSError) as error:
         raise RefusedError(f"a layer of {ref} is no readable archive ({error})") from error
     files.update(added)
+
+
+def _end_of(links: Mapping[str, str], path: str) -> str:
+    """What a hard link leads to, by way of others; a link of the ring where they lead round."""
+    seen: set[str] = set()
+    while path in links and path not in seen:
+        seen.add(path)
+        path = links[path]
+    return path
 
 
 def _remove(files: dict[str, bytes], under: str) -> None:
@@ -97,18 +134,19 @@ def _bytes(archive: tarfile.TarFile, member: tarfile.TarInfo, ref: str) -> bytes
 
 
 def _read(files: Mapping[str, bytes]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for path, content in sorted(files.items()):
+    found: dict[str, set[str]] = {}
+    for path, content in files.items():
         text = content.decode("utf-8", "replace")
         if path.startswith("var/lib/dpkg/"):
-            for name, version in _debian(text):
-                found[f"debian:{name}"] = version
+            for package, version in _debian(text):
+                found.setdefault(f"debian:{package}", set()).add(version)
         else:
             said = HeaderParser().parsestr(text)
             name = str(said["Name"] or "").lower().replace("_", "-").replace(".", "-")
             if name:
-                found[f"python:{name}"] = str(said["Version"] or "")
-    return found
+                site = posixpath.dirname(posixpath.dirname(path))
+                found.setdefault(f"python:{name}@{site}", set()).add(str(said["Version"] or ""))
+    return {package: ", ".join(sorted(versions)) for package, versions in found.items()}
 
 
 def _debian(text: str) -> Iterator[tuple[str, str]]:
@@ -116,4 +154,5 @@ def _debian(text: str) -> Iterator[tuple[str, str]]:
         said = HeaderParser().parsestr(paragraph.strip() + "\n\n")
         state = str(said["Status"] or "install ok installed")
         if said["Package"] and state.endswith(" installed"):
-            yield str(said["Package"]), str(said["Version"] or "")
+            named = (str(said[field]) for field in ("Package", "Architecture") if said[field])
+            yield ":".join(named), str(said["Version"] or "")

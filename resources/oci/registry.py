@@ -151,6 +151,8 @@ class Registry:
 
     def _log_in(self, client: "httpx.Client", challenge: str, repository: str) -> None:
         """Answer a challenge: Basic, or a token from the server that it names."""
+        import httpx
+
         kind, _, rest = challenge.partition(" ")
         own = (self.user or "", self.password or "") if self.user else None
         if kind.lower() == "basic" and own:
@@ -166,27 +168,30 @@ class Registry:
                 )
             asked.setdefault("scope", f"repository:{repository}:pull")
             answer = client.get(realm, params=asked, auth=own)
-            said = answer.json() if answer.is_success else {}
-            token = said.get("token") or said.get("access_token")
-            if token:
-                self._tokens[repository] = f"Bearer {token}"
+            if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+                return  # the registry has the last word, and says how to log in
+            token = _token(answer, f"the token server {shown(realm)} of registry {self.host}")
+            self._tokens[repository] = f"Bearer {token}"
 
 
-def resolve(image: TaggedImage, platform: str, registry: Registry | None = None) -> Resolved:
-    """What a tag points at now, for one platform.
+def resolve(
+    image: TaggedImage | ImageRef, platform: str, registry: Registry | None = None
+) -> Resolved:
+    """What a tag points at now, or what a digest is of, for one platform.
 
     Args:
-        image: repository and tag.
+        image: repository and tag, or digest of an image or of an index.
         platform: `linux/amd64`, or with a variant `linux/arm/v7`.
 
     Raises:
-        UsageError: there is no such tag, or nothing for the platform behind it.
+        UsageError: there is no such tag or digest, or nothing for the platform behind it.
         RefusedError: the registry does not let us, or its answer does not hold together.
         TransientError: it cannot be reached.
     """
     host, _, repository = image.repository.partition("/")
     registry = registry or Registry(host)
-    digest, document = registry.manifest(repository, image.tag)
+    wanted = image.tag if isinstance(image, TaggedImage) else image.digest
+    digest, document = registry.manifest(repository, wanted)
     index = ""
     if _kind(document) in INDEXES:
         index = digest
@@ -290,6 +295,26 @@ def _digest_or_nothing(text: Any) -> str:
 def _scheme(host: str) -> str:
     plain = {part.strip() for part in os.environ.get(PLAIN_HTTP, "").split(",")}
     return "http" if _LOOPBACK.fullmatch(host) or host in plain else "https"
+
+
+def _token(answer: "httpx.Response", who: str) -> str:
+    import httpx
+
+    code = answer.status_code
+    if code == httpx.codes.TOO_MANY_REQUESTS or code >= httpx.codes.INTERNAL_SERVER_ERROR:
+        raise TransientError(f"{who} answers HTTP {code}; try again later")
+    try:
+        said = answer.json() if answer.is_success else None
+    except ValueError:
+        said = None
+    found = (said.get("token") or said.get("access_token")) if isinstance(said, dict) else None
+    if not isinstance(found, str):
+        kind = str(answer.headers.get("Content-Type", "nothing"))
+        raise RefusedError(
+            f"{who} answers HTTP {code} with {shown(kind)} and no token in it; a JSON object with "
+            "`token` or `access_token` is expected: mend the registry's address or its auth"
+        )
+    return found
 
 
 def _whole(answer: "httpx.Response", largest: int, where: str) -> bytes:

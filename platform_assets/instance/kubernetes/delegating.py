@@ -51,8 +51,12 @@ class Told(Protocol):
     def begun(self, key: str) -> str:
         """As `ended`, of a step that has just begun; one that runs something else is ended."""
 
-    def ended(self, key: str) -> str:
-        """Why what a step ran is not what was asked for; empty if it is, or was said before."""
+    def ended(self, key: str, *, succeeded: bool) -> str:
+        """Why what a step ran is not known to be what was asked for; empty if it is, or was said.
+
+        Args:
+            succeeded: it counts as well then, so something must have shown what it ran.
+        """
 
 
 class RecoveringExecutor(StepDelegatingExecutor):
@@ -175,12 +179,12 @@ class RecoveringExecutor(StepDelegatingExecutor):
         return event.step_key is None or self._told.context_of(event.step_key) is not None
 
     def _ran_another(self, event: DagsterEvent) -> bool:
-        """Whether the success of a step does not count: something else ran than was asked for."""
+        """Whether the success of a step does not count: it may be of another image."""
         key = event.step_key
         context = self._told.context_of(key) if key is not None and ends(event) else None
         if key is None or context is None:
             return False
-        reason = self._told.ended(key)
+        reason = self._told.ended(key, succeeded=event.is_step_success)
         if reason and event.is_step_success:
             words = f"it ended before it was looked at; {reason}"
             self._told.recovery.fail(context, key, Verdict("fail", words))

@@ -6,6 +6,7 @@ that steps run in. An op, or an asset by its `op_tags`, chooses another by its t
 """
 
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -47,7 +48,14 @@ from platform_assets.instance.kubernetes.delegating import RecoveringExecutor
 from platform_assets.instance.kubernetes.foreseeing import CONFIG_TAG, read_tag
 from platform_assets.instance.kubernetes.gangs import Gangs, SeenRanks
 from platform_assets.instance.kubernetes.gpus import GpuPlanner
-from platform_assets.instance.kubernetes.looking import Looking, Ran, Seen, started
+from platform_assets.instance.kubernetes.looking import (
+    Looking,
+    Ran,
+    Seen,
+    own_container,
+    shown,
+    started,
+)
 from platform_assets.instance.kubernetes.named import Named
 from platform_assets.instance.kubernetes.recovering import (
     PLACE,
@@ -64,6 +72,9 @@ _log = logging.getLogger(__name__)
 
 HEALTH_SECONDS = 5
 """Between looks at what runs, after the one at its beginning; there is another at its end."""
+
+SHOWN_SECONDS, AGAIN_SECONDS = 10.0, 0.5
+"""How long the cluster has to say what a step ran that ended, and between two looks."""
 
 
 class PinnedStepHandler(StepHandler):
@@ -277,27 +288,37 @@ class PinnedStepHandler(StepHandler):
             self._end(handler, context)
         return reasons
 
-    def ended(self, key: str) -> str:
-        """What a step that says that it ended ran otherwise than asked for; empty if it is known.
+    def ended(self, key: str, *, succeeded: bool) -> str:
+        """Why what a step ran that says that it ended does not count; empty if it does.
 
-        Most steps were looked at before; one that wrote nothing may be seen only here.
+        Most steps were looked at before; one that wrote nothing may be seen only here. Of a success
+        something must have shown what its own container ran: a pod that is gone, or whose imageID
+        nobody reports in time, may have been of another image. A cluster that cannot be asked is
+        told of, and ends nothing.
         """
         context = self._contexts[key]
         name = self._handler(context).job_name(context)
         if name in self._settled:
             return ""
-        try:
-            seen = self._look(context, key)
-        except ClusterError as error:
-            words = f"what it ran was not compared at its end: {error}"
-            self.recovery.tell(context, key, words, Finding(error.cause, "over", ""))
-            return ""
-        # What a run worker has compared with its lock was what was asked for.
-        ran = {p: ids for p, ids in started(seen.pods).items() if p not in self._recorded}
-        reasons = self._compared(context, key, ran)
-        if reasons:
-            self._settled.add(name)
-        return reasons
+        end = time.monotonic() + SHOWN_SECONDS
+        while True:
+            try:
+                seen = self._look(context, key)
+            except ClusterError as error:
+                words = f"what it ran was not compared at its end: {error}"
+                self.recovery.tell(context, key, words, Finding(error.cause, "over", ""))
+                return ""
+            # What a run worker has compared with its lock was what was asked for.
+            ran = {p: ids for p, ids in started(seen.pods).items() if p not in self._recorded}
+            reasons = self._compared(context, key, ran)
+            if not (reasons or not succeeded or shown(seen, self._recorded)):
+                if seen.pods and time.monotonic() < end:
+                    time.sleep(AGAIN_SECONDS)
+                    continue
+                reasons = _never_shown(seen)
+            if reasons:
+                self._settled.add(name)
+            return reasons
 
     def _record(self, context: StepHandlerContext, key: str, ran: Ran) -> None:
         new = {place: ids for place, ids in ran.items() if place not in self._recorded}
@@ -325,14 +346,15 @@ class PinnedStepHandler(StepHandler):
         """What the step's Job is made of, the strongest first."""
         origin = context.execute_step_args.job_origin.repository_origin
         launcher = context.instance.run_launcher
-        own = launcher.run_k8s_config if isinstance(launcher, K8sRunLauncher) else None
+        mine = launcher if isinstance(launcher, K8sRunLauncher) else None
         return [
             Layer("the executor's per_step_k8s_config", self._config.get("per_step_k8s_config")),
             Layer(f"the op's tag {CONFIG_TAG}", read_tag(context.step_tags[key])),
             Layer("the executor's step_k8s_config", self._config.get("step_k8s_config")),
             Layer("the executor's config", {name: self._config.get(name) for name in CONTEXT}),
             Layer("the code location's container context", origin.container_context),
-            Layer("the run launcher's run_k8s_config", own),
+            Layer("the run launcher's run_k8s_config", mine and mine.run_k8s_config),
+            Layer("the run launcher's volumes", mine and mine.volumes),
         ]
 
     def _handler(self, context: StepHandlerContext) -> Named:
@@ -342,6 +364,18 @@ class PinnedStepHandler(StepHandler):
             image = str(self._lock.named(name).ref)
             self._handlers[name] = Named(image=image, **self._settings)
         return self._handlers[name]
+
+
+def _never_shown(seen: Seen) -> str:
+    why = (
+        f"the cluster reports no imageID of it within {SHOWN_SECONDS:g} s"
+        if seen.pods
+        else "its pod is not there any more"
+    )
+    return (
+        f"nothing has shown what its container {own_container(seen)!r} ran, for {why}. It may have "
+        "been another image than was asked for, so its success does not count; run it again"
+    )
 
 
 def _lane(context: StepHandlerContext) -> Lane:

@@ -317,6 +317,7 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
                 repository.container_context if repository else None,
             ),
             Layer("the run launcher's run_k8s_config", self.run_k8s_config),
+            Layer("the run launcher's volumes", self.volumes),
             Layer(
                 "the code location's image (DAGSTER_CURRENT_IMAGE)",
                 repository.container_image if repository else None,

@@ -1,6 +1,7 @@
 """A look at one Job of the cluster: Job, pods and, where they say too little, the events."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ MOST_PODS = 5
 
 RUN_LABEL = "dagster/run-id"
 """Label that dagster-k8s gives to the Jobs of a run and of its steps."""
+
+MAIN_CONTAINER = "dagster"
+"""Name that dagster-k8s gives to the container that a step is in, unless config has another."""
 
 Ran = Mapping[str, tuple[str, str]]
 """Image ID as the cluster reports it and image as it was sent, by pod and container."""
@@ -127,6 +131,23 @@ def started(pods: Sequence[Said]) -> Ran:
                     place = f"{pod['metadata']['name']}/{one['name']} on {spec.get('nodeName')}"
                     found[place] = (one["imageID"], asked.get(one["name"], ""))
     return found
+
+
+def own_container(seen: Seen) -> str:
+    """Name of the container that a step's code is in: the first one of its Job."""
+    template = ((seen.job or {}).get("spec") or {}).get("template") or {}
+    containers = (template.get("spec") or {}).get("containers") or ()
+    return next((str(one["name"]) for one in containers), MAIN_CONTAINER)
+
+
+def shown(seen: Seen, places: Iterable[str]) -> bool:
+    """Whether the code's own container is among places of `started`, in a pod of this very Job.
+
+    The next attempt's Job has the same name with a number behind it.
+    """
+    own = re.escape(own_container(seen))
+    of_this = re.compile(rf"{re.escape(seen.name)}-[^-/]+/{own} on ")
+    return any(of_this.match(place) for place in places)
 
 
 def _read(response: Any) -> dict[str, Any]:

@@ -53,6 +53,9 @@ class Cluster:
         asked: method and path of every request.
         runs: whether the containers of Jobs are executed.
         image_ids: what pods report as their imageID, by image; by default the image.
+        late: seconds after its end until a container's imageID is reported, by image; by default
+            it is from its start on.
+        removes: whether a pod is gone as soon as it has ended well, as where its node goes.
         priority_classes: those that there are; None: any.
         quota: pods that there may be at once; None: any number.
         unpullable: messages by image that cannot be pulled.
@@ -76,6 +79,8 @@ class Cluster:
     requests: list[tuple[str, str]] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)
     image_ids: dict[str, str] = field(default_factory=dict)
+    late: dict[str, float] = field(default_factory=dict)
+    removes: bool = False
     priority_classes: set[str] | None = None
     quota: int | None = None
     unpullable: dict[str, str] = field(default_factory=dict)

@@ -1,10 +1,12 @@
 """The node of the fake: it schedules at once, and runs a pod's first container as a process."""
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,7 @@ class Kubelet:
 
     def advance(self, pod: Object) -> None:
         """Bring a pod that is not running one step on."""
+        self._report_late(pod)
         if pod["status"]["phase"] != "Pending" or "deletionTimestamp" in pod["metadata"]:
             return
         cluster, status = self._cluster, pod["status"]
@@ -75,14 +78,23 @@ class Kubelet:
                 "name": container["name"],
                 "image": container["image"],
                 "imageID": ""
-                if "waiting" in state
-                else self._cluster.image_ids.get(container["image"], container["image"]),
+                if "waiting" in state or container["image"] in self._cluster.late
+                else self._image_id(container["image"]),
                 "ready": "running" in state,
                 "restartCount": 0,
                 "state": state,
             }
             for container in pod["spec"]["containers"]
         ]
+
+    def _image_id(self, image: str) -> str:
+        return self._cluster.image_ids.get(image, image)
+
+    def _report_late(self, pod: Object) -> None:
+        for one in pod["status"].get("containerStatuses") or ():
+            lag = self._cluster.late.get(one["image"])
+            if lag is not None and time.monotonic() - pod.get("_ended", math.inf) > lag:
+                one["imageID"] = self._image_id(one["image"])
 
     def _start(self, pod: Object) -> None:
         name, container = pod["metadata"]["name"], pod["spec"]["containers"][0]
@@ -139,9 +151,10 @@ class Kubelet:
         reason = end.get("container_reason") or ("Error" if code else "Completed")
         status["phase"] = "Failed" if code else "Succeeded"
         self._state(pod, {"terminated": {"exitCode": code, "reason": reason}})
+        pod["_ended"] = time.monotonic()
         if end.get("phase_reason"):
             status |= {"reason": end["phase_reason"], "message": end["message"]}
-        if "deletionTimestamp" in pod["metadata"]:
+        if "deletionTimestamp" in pod["metadata"] or (self._cluster.removes and not code):
             self._gone(pod)
 
     def _gone(self, pod: Object) -> None:
