@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, on the local disk and on S3; whoever else is at it."""
 
+import errno
 import os
 import random
 import resource
@@ -9,14 +10,16 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from platform_assets.domain.checkpoints import CheckpointKey, CheckpointsSpec
-from platform_assets.domain.errors import RefusedError, UsageError
+from platform_assets.domain.errors import RefusedError, TransientError, UsageError
 from resources.checkpoints import CheckpointStore, Interrupted, Notice, Saver
+from resources.checkpoints import store as checkpoint_store
 from resources.checkpoints.files import Files
-from resources.checkpoints.store import FencedError
+from resources.checkpoints.store import TRIES, FencedError
 
 KEY = CheckpointKey("flights/model", "2013-01-28", "f" * 64)
 OTHER = CheckpointKey("flights/model", "2013-01-28", "e" * 64)
@@ -98,6 +101,56 @@ def test_a_torn_one_is_passed_over_for_the_one_before(store: Open, how: str) -> 
     two = store(2)
     two.commit(2, {"model": b"again"})
     assert steps(two) == [1, 2]
+
+
+@pytest.mark.parametrize("what", ["manifest", "model"])
+def test_a_folder_in_a_files_place_is_torn(tmp_path: Path, what: str) -> None:
+    one = CheckpointStore(tmp_path, KEY, token=1)
+    _, second = (one.commit(step, {"model": b"%d" % step}) for step in (1, 2))
+    place = one._files.path(f"{second}.json" if what == "manifest" else f"{second}/model")
+    place.unlink()
+    place.mkdir()
+    found = CheckpointStore(tmp_path, KEY, token=2).load()
+    assert found is not None
+    assert found.step == 1
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.ENFILE])
+@pytest.mark.parametrize("what", ["manifest", "model"])
+@pytest.mark.parametrize("times", [1, TRIES, 100])
+def test_what_cannot_be_read_for_now_is_not_torn(
+    store: Open, monkeypatch: pytest.MonkeyPatch, what: str, number: int, times: int
+) -> None:
+    """An error of the disk that passes takes no checkpoint along."""
+    store().commit(1, {"model": b"one"})
+    store().commit(2, {"model": b"two"})
+    one, left = store(2), [times]
+
+    def broken(read: Callable[..., Any]) -> Callable[..., Any]:
+        def reads(*arguments: Any) -> Any:
+            left[0] -= 1
+            if left[0] >= 0:
+                raise OSError(number, os.strerror(number))
+            return read(*arguments)
+
+        return reads
+
+    with monkeypatch.context() as patch:
+        if what == "manifest":
+            patch.setattr(one._files, "read", broken(one._files.read))
+        else:
+            patch.setattr(one._files, "fetch", broken(one._files.fetch))
+            patch.setattr(checkpoint_store, "_digest", broken(checkpoint_store._digest))
+        if times < TRIES:
+            found = one.load()
+            assert found is not None
+            assert found.step == 2
+        else:
+            with pytest.raises(TransientError, match="cannot be read"):
+                one.load()
+    found = one.load()
+    assert found is not None
+    assert (found.step, steps(one)) == (2, [1, 2])
 
 
 def test_all_torn_is_none(store: Open) -> None:

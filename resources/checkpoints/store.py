@@ -121,6 +121,8 @@ class CheckpointStore:
     def load(self, tell: Callable[[str], None] = logger.warning) -> Checkpoint | None:
         """The newest one that is whole; a torn one is said, and removed.
 
+        Torn is what is gone, or not what was written. What cannot be read for now is neither.
+
         Raises:
             TransientError: the place does not answer.
         """
@@ -141,7 +143,7 @@ class CheckpointStore:
         try:
             found = json.loads(self._read(f"{name.text}.json"))
             said = found.pop("digest")
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise TornError("its manifest is gone") from error
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise TornError("its manifest cannot be read") from error
@@ -161,7 +163,7 @@ class CheckpointStore:
         for part, said in files.items():
             try:
                 if self._files.local:
-                    found = _digest(folder / part)
+                    found = self._again(partial(_digest, folder / part))
                 else:
                     (folder / part).parent.mkdir(parents=True, exist_ok=True)
                     fetch = partial(self._files.fetch, f"{name.text}/{part}", folder / part)
@@ -169,9 +171,7 @@ class CheckpointStore:
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
                 raise TornError(f"{part} is gone") from error
             except OSError as error:
-                if not self._files.local:
-                    raise
-                raise TornError(f"{part} cannot be read: {error.strerror}") from error
+                raise self._away(error) from error
             if found != said["sha256"]:
                 raise TornError(f"{part} is not what was written")
         about = {key: manifest.get(key) for key in ("saved_at", "trained_seconds", "cost_seconds")}
@@ -194,11 +194,9 @@ class CheckpointStore:
     def _read(self, name: str) -> bytes:
         try:
             return bytes(self._again(lambda: self._files.read(name)))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise
         except OSError as error:
-            if self._files.local:
-                raise TornError(f"{name} cannot be read: {error}") from error
             raise self._away(error) from error
 
     def _again(self, ask: Callable[[], Any]) -> Any:
