@@ -330,6 +330,63 @@ def test_one_that_was_dear_is_paid_for_before_the_next(tmp_path: Path) -> None:
     assert spent <= 0.035 * (clock.now - 1000) + 1.5
 
 
+def test_a_pause_of_others_is_what_is_counted(tmp_path: Path) -> None:
+    """Ranks stand still in processes of their own, while this one asks again and again."""
+    clock = Hands()
+    mine = saver(CheckpointStore(tmp_path, KEY, token=1), clock=clock)
+    clock.now += 6
+    for _ in range(20):
+        assert mine.due(2)  # the ranks come to the end of their step
+        clock.now += 0.1
+    mine.save(2, {"model": b"two"}, paused=0.5)
+    mine.wait()
+    assert mine.account.cost_seconds == pytest.approx(0.5)
+    assert mine.interval.seconds >= 0.5 / 0.035
+    clock.now += 1000
+    assert mine.due(3)
+    mine.missed(3, "No space left on device", paused=0.7)
+    assert mine.account.cost_seconds == pytest.approx(1.2)
+    assert (mine.account.taken, mine.account.failed) == (1, 1)
+    assert "step 3" in mine.account.problems[0]
+    assert "cost all since step 2" in mine.account.problems[0]
+    assert not mine.due(4)  # by the interval, not at once
+    mine.stop_if_interrupted(4)
+
+
+@pytest.mark.parametrize("how", ["saved", "staged"])
+def test_a_resumed_training_knows_its_interval_at_once(tmp_path: Path, how: str) -> None:
+    """What one costs, and in how much training the interruptions came."""
+    clock = Hands()
+    first = saver(CheckpointStore(tmp_path, KEY, token=1), clock=clock)
+    first.load()
+    clock.now += 5000
+    assert first.due(1)
+    clock.now += 1.0
+    if how == "saved":
+        first.save(1, {"model": b"one"})
+        first.wait()
+    else:
+        with first.staged(1) as folder:
+            (folder / "model").write_bytes(b"one")
+    known = {"clock": clock, "interruptions": 1}
+    second = saver(CheckpointStore(tmp_path, KEY, token=2), **known)
+    assert "to learn" in second.interval.reason
+    second.load()
+    between = (24 * 3600 + 5001) / 2
+    assert f"every {between:.3g} s there is an interruption" in second.interval.reason
+    assert second.interval.seconds == pytest.approx((2 * 1.0 * between) ** 0.5, rel=1e-3)
+    clock.now += 6
+    assert not second.due(2)
+
+
+@pytest.mark.parametrize("said", [None, "dear", 0, -1.0, float("nan"), [1]])
+def test_a_cost_that_is_none_is_learnt_anew(tmp_path: Path, said: Any) -> None:
+    CheckpointStore(tmp_path, KEY, token=1).commit(1, {"model": b"1"}, about={"cost_seconds": said})
+    mine = saver(CheckpointStore(tmp_path, KEY, token=2))
+    assert mine.load() is not None
+    assert "to learn" in mine.interval.reason
+
+
 def test_a_training_goes_on_where_nothing_can_be_saved(store: Open) -> None:
     told: list[str] = []
     mine = saver(store(), tell=told.append)
