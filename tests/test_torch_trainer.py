@@ -18,6 +18,7 @@ from resources.checkpoints import CheckpointStore, Interrupted, Notice, Saver
 from resources.tracking.models import load_model, save_model
 from resources.training import training_frame
 from tests.test_training import SPEC, dataset
+from tests.torch_ranks import few
 
 pytestmark = pytest.mark.torch
 
@@ -205,6 +206,35 @@ def test_resumed_equals_uninterrupted_at_every_step(
         assert again.account.resumed_step == at
         assert weights(model) == wanted
         assert told == [1, 2], "each epoch once, none of them told by half"
+
+
+class Full(Saver):
+    """The disk of its training's files is full when the second step is to be saved."""
+
+    def __init__(self, root: Path) -> None:
+        store = CheckpointStore(root, KEY, token=1)
+        super().__init__(store, "the training", CheckpointsSpec(), Notice())
+
+    def due(self, step: int) -> bool:
+        few(4096 if step == 2 else None)
+        return step in (2, 4)
+
+    def missed(self, step: int, why: str, *, paused: float | None = None) -> None:
+        few(None)
+        super().missed(step, why, paused=paused)
+
+
+def test_a_full_disk_costs_the_checkpoint_and_not_the_training(
+    tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    saver = Full(tmp_path)
+    try:
+        model = fit(checkpointer=saver)
+    finally:
+        few(None)
+    saver.wait()
+    assert weights(model) == undisturbed
+    assert (saver.account.failed, saver.account.taken, saver.account.durable_step) == (1, 1, 4)
 
 
 def test_interrupted_at_every_step_again_and_again(

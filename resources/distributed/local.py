@@ -35,12 +35,16 @@ def run_alone(
         due, stop = checkpointer.due(step), checkpointer.interrupted
         return due or stop, stop
 
-    def saved(step: int, path: Path) -> None:
+    def saved(step: int, path: Path, _seconds: float) -> None:
         assert checkpointer is not None
         # As bytes: it is written while the training goes on, and the folder keeps the last ones.
         checkpointer.save(step, {n: file.read_bytes() for n, file in contents(path).items()})
 
-    alone = Rank(0, 1, arguments, folder, InProcess(on_round, asked, saved))
+    def missed(step: int, why: str, _seconds: float) -> None:
+        assert checkpointer is not None
+        checkpointer.missed(step, why)
+
+    alone = Rank(0, 1, arguments, folder, InProcess(on_round, asked, saved, missed))
     try:
         with _as_before():
             call(entry, alone)
