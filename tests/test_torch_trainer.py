@@ -15,6 +15,7 @@ from platform_assets.domain.checkpoints import CheckpointKey, CheckpointsSpec
 from platform_assets.domain.errors import RefusedError, UsageError
 from platform_assets.trainers.torch_tabular import TorchTabularTrainer
 from resources.checkpoints import CheckpointStore, Interrupted, Notice, Saver
+from resources.distributed import draws
 from resources.tracking.models import load_model, save_model
 from resources.training import training_frame
 from tests.test_training import SPEC, dataset
@@ -251,13 +252,11 @@ def test_without_the_random_state_the_model_would_be_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The guard of the test above: dropout draws numbers, and these have to go on."""
-    import torch
-
     parameters = {**SMALL, "dropout": 0.5}
     wanted = weights(fit(parameters=parameters))
     with pytest.raises(Interrupted):
         fit(parameters=parameters, checkpointer=Interrupting(tmp_path, 1, 3))
-    monkeypatch.setattr(torch, "set_rng_state", lambda _state: None)
+    monkeypatch.setattr(draws, "go_on", lambda _state: None)
     model = fit(parameters=parameters, checkpointer=Interrupting(tmp_path, 2, None))
     assert weights(model) != wanted
 

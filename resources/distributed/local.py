@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from resources.distributed import draws
 from resources.distributed.launching import Checkpoints, contents, put_back
 from resources.distributed.layout import Folder, Job
 from resources.distributed.rank import InProcess, Rank, StoppedError, call
@@ -59,11 +60,11 @@ def run_alone(
 def _as_before() -> Iterator[None]:
     import torch
 
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    threads, state = torch.get_num_threads(), draws.state()
     strict = torch.are_deterministic_algorithms_enabled()
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.set_rng_state(state)
+        draws.go_on(state)
         torch.use_deterministic_algorithms(strict)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from resources.distributed import draws
+
 _MODEL, _OPTIMIZER, _TENSORS, _WHERE = "model", "optimizer", "tensors", "where"
 
 
@@ -39,7 +41,7 @@ def save(kept: Kept, folder: Path, *, step: int, rank: int, world: int) -> None:
 
     state = _state(kept) | {
         _WHERE: torch.tensor([step, world]),
-        _random(rank, world): torch.get_rng_state(),
+        _random(rank, world): draws.state(),
     }
     try:
         dcp.save(state, checkpoint_id=str(folder), no_dist=world == 1)
@@ -50,8 +52,9 @@ def save(kept: Kept, folder: Path, *, step: int, rank: int, world: int) -> None:
 def load(kept: Kept, folder: Path, *, rank: int, world: int) -> int:
     """Bring what is kept to where a checkpoint left it; the number of steps that were done.
 
-    The random state is that of the same rank where as many have written it; of another number of
-    ranks none of them has a state to go on from, and each keeps the one that it has begun with.
+    The random states are those of the same rank where as many have written them. Of another number
+    of ranks none has a state to go on from: each begins one of its own, which follows from the seed
+    that it has begun with, the step, its number and how many they are.
     """
     import torch
     from torch.distributed.checkpoint.state_dict import set_state_dict
@@ -62,7 +65,7 @@ def load(kept: Kept, folder: Path, *, rank: int, world: int) -> int:
     step, wrote = int(where[0]), int(where[1])
     state = _state(kept)
     if wrote == world:
-        state[_random(rank, world)] = torch.get_rng_state()
+        state[_random(rank, world)] = ""
     _load(state, folder, alone)
     set_state_dict(
         kept.model,
@@ -71,7 +74,9 @@ def load(kept: Kept, folder: Path, *, rank: int, world: int) -> int:
         optim_state_dict=state[_OPTIMIZER],
     )
     if wrote == world:
-        torch.set_rng_state(state[_random(rank, world)])
+        draws.go_on(state[_random(rank, world)])
+    else:
+        draws.begin(torch.initial_seed(), step, rank, world)
     return step
 
 
