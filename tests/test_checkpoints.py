@@ -224,6 +224,16 @@ def test_cleaned_up_after_success(store: Open, root: str) -> None:
     assert store(3).load() is None
 
 
+def test_how_an_attempt_ended_is_noted_where_its_note_is(store: Open) -> None:
+    one = store(1)
+    one.note({"n": 1})
+    one.note_end({"n": 1, "ended": "failed"})
+    assert [attempt["ended"] for attempt in store(2).attempts()] == ["failed"]
+    store(2).discard()
+    one.note_end({"ended": "failed"})  # another one has made the model meanwhile
+    assert store(3).attempts() == []
+
+
 # --- two writers --------------------------------------------------------------------------------
 
 

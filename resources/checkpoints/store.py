@@ -103,7 +103,16 @@ class CheckpointStore:
     def note(self, document: Mapping[str, Any]) -> None:
         """Write down how far this attempt is; from the first time on, older ones write nothing."""
         text = json.dumps({**document, "key": self.key.value, "token": self.token})
-        self._files.write(f"attempt-{self.token:010}.json", text.encode())
+        self._files.write(self._attempt, text.encode())
+
+    def note_end(self, document: Mapping[str, Any]) -> None:
+        """Write down how this attempt ended; not where another one has removed all by now."""
+        if self._attempt in self._names():
+            self.note(document)
+
+    @property
+    def _attempt(self) -> str:
+        return f"attempt-{self.token:010}.json"
 
     def require(self) -> None:
         """Refuse to go on where a newer attempt has begun.
