@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.checkpoints import within
 from platform_assets.domain.checkpoints import CheckpointKey, CheckpointsSpec
 from platform_assets.domain.errors import RefusedError, TransientError, UsageError
 from resources.checkpoints import CheckpointStore, Interrupted, Notice, Saver
@@ -503,6 +504,14 @@ def test_a_persons_word_ends_as_it_did() -> None:
         assert signal.getsignal(signal.SIGTERM) is raising
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("above", ["cost", "cpu", "rounds"])
+def test_the_benchmark_judges_each_goal_by_itself(above: str) -> None:
+    reached = {"cost": 0.035, "cpu": 1.1, "rounds": 1.1}
+    assert all(within(**reached).values())
+    judged = within(**{**reached, above: 1.17})
+    assert judged == {name: name != above for name in reached}
 
 
 # --- attacks ------------------------------------------------------------------------------------
