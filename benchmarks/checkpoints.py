@@ -2,7 +2,9 @@
 
 Trainings of the same rows, each in a process of its own: without a checkpointer and with one at the
 interval that it chooses, in turn; then one that gets SIGKILL every ten of its intervals. Compared
-is the time from the first round to the last one, or to the signal; starting again is stated apart.
+are the rounds that were done, and the CPU from the first round to the last one, of the process and
+its children; starting again is stated apart. The time is told, and not judged: on a busy machine it
+is its neighbours' as well.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from platform_assets.domain.checkpoints import CheckpointKey, CheckpointsSpec
 from platform_assets.drills.interrupting import TimedTrainer, attempts
@@ -72,7 +75,7 @@ def train(folder: str, count: int, rounds: int, lost: float, token: int) -> None
     print(json.dumps(said))
 
 
-def measure(count: int, rounds: int, lost: float, runs: int) -> Mapping[str, object]:
+def measure(count: int, rounds: int, lost: float, runs: int) -> Mapping[str, Any]:
     """Run all of them; the figures."""
     environment = {"PYTHONHASHSEED": "0", "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
     with tempfile.TemporaryDirectory(prefix="signalbox-bench-") as name:
@@ -113,7 +116,7 @@ def measure(count: int, rounds: int, lost: float, runs: int) -> Mapping[str, obj
             signals=lambda n: signal.SIGKILL if n < most else None,
         )
         model = said(folder, len(found) - 1)["model"]
-    total = sum(one.training for one in found)
+    total, done = sum(one.training for one in found), sum(one.rounds for one in found)
     spent = [float(str(a["cost_seconds"])) + float(str(a["writer_seconds"])) for a in accounts]
     shares = [cost / seconds for cost, seconds in zip(spent, saved, strict=True)]
     cost = statistics.median(shares)
@@ -136,11 +139,25 @@ def measure(count: int, rounds: int, lost: float, runs: int) -> Mapping[str, obj
         "interrupted_cpu_ratio": round(worked, 3),
         "interrupted_limit": INTERRUPTED_LIMIT,
         "restart_seconds": _few([one.restart for one in found[1:]]),
-        "rounds_ratio": round(sum(one.rounds for one in found) / rounds, 3),
-        "rounds_done": sum(one.rounds for one in found),
+        "rounds_ratio": round(done / rounds, 3),
+        "rounds_done": done,
         "same_model": model == whole,
-        # The time of a busy machine is its neighbours' as well: the lesser of time and CPU counts.
-        "within_limits": cost <= COST_LIMIT and min(worked, total / calm) <= INTERRUPTED_LIMIT,
+        "within_limits": within(cost, worked, done / rounds),
+    }
+
+
+def within(cost: float, cpu: float, rounds: float) -> dict[str, bool]:
+    """Which goals are reached, each by itself.
+
+    Args:
+        cost: share of the checkpoints in a training's time.
+        cpu: of an interrupted training against an undisturbed one, starting excluded.
+        rounds: that it did, against those of an undisturbed one.
+    """
+    return {
+        "cost": cost <= COST_LIMIT,
+        "cpu": cpu <= INTERRUPTED_LIMIT,
+        "rounds": rounds <= INTERRUPTED_LIMIT,
     }
 
 
@@ -163,7 +180,7 @@ def main() -> None:
         return
     found = measure(chosen.rows, chosen.rounds, chosen.most_lost, chosen.runs)
     print(json.dumps(found, indent=2))
-    if not (found["within_limits"] and found["same_model"]):
+    if not (all(found["within_limits"].values()) and found["same_model"]):
         raise SystemExit(1)
 
 

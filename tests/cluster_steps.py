@@ -9,6 +9,7 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
+from platform_assets.domain.interruptions import SAVED_TAG
 from platform_assets.domain.processes import ProcessesSpec
 from platform_assets.instance.kubernetes.step_pod import STEP_KEY, step_pod_executor
 from resources.checkpoints import (
@@ -217,14 +218,19 @@ def until_told() -> int:
 
 
 @dg.op
-def trains() -> int:
-    """Six rounds with checkpoints; its first attempt stands at the third until it is told to go."""
+def trains(context: dg.OpExecutionContext) -> int:
+    """Six rounds with checkpoints; its first attempt stands at the third until it is ended."""
     folder = Path(os.environ[STEPS])
     number = len(list(folder.glob("begun-*"))) + 1
     key = CheckpointKey("flights/model", "2013-01-28", "f" * 64)
     store = CheckpointStore(folder / "checkpoints", key, token=number)
     notice = Notice()
-    saver = Saver(store, "the training", CheckpointsSpec(), notice)
+    run_id = context.run_id
+
+    def durable() -> None:
+        context.instance.add_run_tags(run_id, {SAVED_TAG: run_id})  # as the line does
+
+    saver = Saver(store, "the training", CheckpointsSpec(), notice, first=durable)
     try:
         with notice.on_sigterm():
             found = saver.load()
@@ -237,8 +243,9 @@ def trains() -> int:
                     if notice.given:
                         break
                     time.sleep(0.1)
-                if saver.due(step):
+                if saver.due(step) or step == 2:
                     saver.save(step, {"state": b"%d" % step})
+                    saver.wait()
                     saver.stop_if_interrupted(step)
     except Interrupted as error:
         raise DagsterExecutionInterruptedError from error  # as the line does (factory/events.py)

@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, on the local disk and on S3; whoever else is at it."""
 
+import errno
 import os
 import random
 import resource
@@ -9,14 +10,17 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks.checkpoints import within
 from platform_assets.domain.checkpoints import CheckpointKey, CheckpointsSpec
-from platform_assets.domain.errors import RefusedError, UsageError
+from platform_assets.domain.errors import RefusedError, TransientError, UsageError
 from resources.checkpoints import CheckpointStore, Interrupted, Notice, Saver
+from resources.checkpoints import store as checkpoint_store
 from resources.checkpoints.files import Files
-from resources.checkpoints.store import FencedError
+from resources.checkpoints.store import TRIES, FencedError
 
 KEY = CheckpointKey("flights/model", "2013-01-28", "f" * 64)
 OTHER = CheckpointKey("flights/model", "2013-01-28", "e" * 64)
@@ -100,6 +104,56 @@ def test_a_torn_one_is_passed_over_for_the_one_before(store: Open, how: str) -> 
     assert steps(two) == [1, 2]
 
 
+@pytest.mark.parametrize("what", ["manifest", "model"])
+def test_a_folder_in_a_files_place_is_torn(tmp_path: Path, what: str) -> None:
+    one = CheckpointStore(tmp_path, KEY, token=1)
+    _, second = (one.commit(step, {"model": b"%d" % step}) for step in (1, 2))
+    place = one._files.path(f"{second}.json" if what == "manifest" else f"{second}/model")
+    place.unlink()
+    place.mkdir()
+    found = CheckpointStore(tmp_path, KEY, token=2).load()
+    assert found is not None
+    assert found.step == 1
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.ENFILE])
+@pytest.mark.parametrize("what", ["manifest", "model"])
+@pytest.mark.parametrize("times", [1, TRIES, 100])
+def test_what_cannot_be_read_for_now_is_not_torn(
+    store: Open, monkeypatch: pytest.MonkeyPatch, what: str, number: int, times: int
+) -> None:
+    """An error of the disk that passes takes no checkpoint along."""
+    store().commit(1, {"model": b"one"})
+    store().commit(2, {"model": b"two"})
+    one, left = store(2), [times]
+
+    def broken(read: Callable[..., Any]) -> Callable[..., Any]:
+        def reads(*arguments: Any) -> Any:
+            left[0] -= 1
+            if left[0] >= 0:
+                raise OSError(number, os.strerror(number))
+            return read(*arguments)
+
+        return reads
+
+    with monkeypatch.context() as patch:
+        if what == "manifest":
+            patch.setattr(one._files, "read", broken(one._files.read))
+        else:
+            patch.setattr(one._files, "fetch", broken(one._files.fetch))
+            patch.setattr(checkpoint_store, "_digest", broken(checkpoint_store._digest))
+        if times < TRIES:
+            found = one.load()
+            assert found is not None
+            assert found.step == 2
+        else:
+            with pytest.raises(TransientError, match="cannot be read"):
+                one.load()
+    found = one.load()
+    assert found is not None
+    assert (found.step, steps(one)) == (2, [1, 2])
+
+
 def test_all_torn_is_none(store: Open) -> None:
     one = store()
     for step in (1, 2):
@@ -169,6 +223,16 @@ def test_cleaned_up_after_success(store: Open, root: str) -> None:
     assert Files(root).names("flights.model") == []
     store(2).discard()
     assert store(3).load() is None
+
+
+def test_how_an_attempt_ended_is_noted_where_its_note_is(store: Open) -> None:
+    one = store(1)
+    one.note({"n": 1})
+    one.note_end({"n": 1, "ended": "failed"})
+    assert [attempt["ended"] for attempt in store(2).attempts()] == ["failed"]
+    store(2).discard()
+    one.note_end({"ended": "failed"})  # another one has made the model meanwhile
+    assert store(3).attempts() == []
 
 
 # --- two writers --------------------------------------------------------------------------------
@@ -277,6 +341,63 @@ def test_one_that_was_dear_is_paid_for_before_the_next(tmp_path: Path) -> None:
     assert spent <= 0.035 * (clock.now - 1000) + 1.5
 
 
+def test_a_pause_of_others_is_what_is_counted(tmp_path: Path) -> None:
+    """Ranks stand still in processes of their own, while this one asks again and again."""
+    clock = Hands()
+    mine = saver(CheckpointStore(tmp_path, KEY, token=1), clock=clock)
+    clock.now += 6
+    for _ in range(20):
+        assert mine.due(2)  # the ranks come to the end of their step
+        clock.now += 0.1
+    mine.save(2, {"model": b"two"}, paused=0.5)
+    mine.wait()
+    assert mine.account.cost_seconds == pytest.approx(0.5)
+    assert mine.interval.seconds >= 0.5 / 0.035
+    clock.now += 1000
+    assert mine.due(3)
+    mine.missed(3, "No space left on device", paused=0.7)
+    assert mine.account.cost_seconds == pytest.approx(1.2)
+    assert (mine.account.taken, mine.account.failed) == (1, 1)
+    assert "step 3" in mine.account.problems[0]
+    assert "cost all since step 2" in mine.account.problems[0]
+    assert not mine.due(4)  # by the interval, not at once
+    mine.stop_if_interrupted(4)
+
+
+@pytest.mark.parametrize("how", ["saved", "staged"])
+def test_a_resumed_training_knows_its_interval_at_once(tmp_path: Path, how: str) -> None:
+    """What one costs, and in how much training the interruptions came."""
+    clock = Hands()
+    first = saver(CheckpointStore(tmp_path, KEY, token=1), clock=clock)
+    first.load()
+    clock.now += 5000
+    assert first.due(1)
+    clock.now += 1.0
+    if how == "saved":
+        first.save(1, {"model": b"one"})
+        first.wait()
+    else:
+        with first.staged(1) as folder:
+            (folder / "model").write_bytes(b"one")
+    known = {"clock": clock, "interruptions": 1}
+    second = saver(CheckpointStore(tmp_path, KEY, token=2), **known)
+    assert "to learn" in second.interval.reason
+    second.load()
+    between = (24 * 3600 + 5001) / 2
+    assert f"every {between:.3g} s there is an interruption" in second.interval.reason
+    assert second.interval.seconds == pytest.approx((2 * 1.0 * between) ** 0.5, rel=1e-3)
+    clock.now += 6
+    assert not second.due(2)
+
+
+@pytest.mark.parametrize("said", [None, "dear", 0, -1.0, float("nan"), [1]])
+def test_a_cost_that_is_none_is_learnt_anew(tmp_path: Path, said: Any) -> None:
+    CheckpointStore(tmp_path, KEY, token=1).commit(1, {"model": b"1"}, about={"cost_seconds": said})
+    mine = saver(CheckpointStore(tmp_path, KEY, token=2))
+    assert mine.load() is not None
+    assert "to learn" in mine.interval.reason
+
+
 def test_a_training_goes_on_where_nothing_can_be_saved(store: Open) -> None:
     told: list[str] = []
     mine = saver(store(), tell=told.append)
@@ -383,6 +504,14 @@ def test_a_persons_word_ends_as_it_did() -> None:
         assert signal.getsignal(signal.SIGTERM) is raising
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("above", ["cost", "cpu", "rounds"])
+def test_the_benchmark_judges_each_goal_by_itself(above: str) -> None:
+    reached = {"cost": 0.035, "cpu": 1.1, "rounds": 1.1}
+    assert all(within(**reached).values())
+    judged = within(**{**reached, above: 1.17})
+    assert judged == {name: name != above for name in reached}
 
 
 # --- attacks ------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ failures:
   preempted: {retries: 1, wait: 1}
   node_lost: {retries: 1, wait: 1}
   restarted: {retries: 1, wait: 1}
+  killed: {retries: 1, wait: 1}
   api: {retries: 1, wait: 1}
   quota: {retries: 2, wait: 1, patience: 60}
   image: {patience: 1}
@@ -116,6 +117,42 @@ def test_a_training_that_is_preempted_goes_on_from_its_checkpoint(
     assert ended.attempts == 2
     begun = sorted(found.name for found in (tmp_path / "steps").glob("begun-*"))
     assert begun == ["begun-1-0", "begun-2-3"]
+
+
+def _sigkill(cluster: fake.Cluster) -> None:
+    """To the pod's process, by nobody known."""
+    cluster.kubelet.kill(cluster.the_pod())
+
+
+@pytest.mark.parametrize(
+    ("happens", "words"),
+    [
+        (fake.Cluster.out_of_memory, "exit code 137 (OOMKilled, signal 9); "),
+        (_sigkill, "exit code 137 (Error, signal 9)"),
+        (fake.Cluster.evict, ENDED["evict"]),
+        (fake.Cluster.lose_node, ENDED["lose_node"]),
+    ],
+    ids=["out_of_memory", "sigkill", "evict", "lose_node"],
+)
+def test_a_training_that_is_killed_goes_on_from_its_checkpoint(
+    kubelet: fake.Cluster,
+    tmp_path: Path,
+    happens: Callable[[fake.Cluster], None],
+    words: str,
+) -> None:
+    ended = execute(kubelet, "pinned_trains", partial(happens, kubelet))
+    assert ended.success, ended.told
+    assert words in ended.told
+    assert "It is asked for again in 1 s (1 of 1)" in ended.told
+    assert ended.attempts == 2
+    begun = sorted(found.name for found in (tmp_path / "steps").glob("begun-*"))
+    assert begun == ["begun-1-0", "begun-2-2"]
+
+
+def test_what_is_killed_without_a_checkpoint_is_the_codes(kubelet: fake.Cluster) -> None:
+    ended = execute(kubelet, "pinned_lasts_once", partial(_sigkill, kubelet))
+    assert not ended.success
+    assert ended.attempts == 1
 
 
 def test_a_budget_has_an_end(kubelet: fake.Cluster, tmp_path: Path) -> None:

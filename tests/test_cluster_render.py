@@ -20,7 +20,7 @@ from platform_assets.cli.app import app
 from platform_assets.cli.doctor import examine
 from platform_assets.domain.admission import admit
 from platform_assets.domain.cluster_access import RULES, accounts, network
-from platform_assets.domain.cluster_apps import launcher
+from platform_assets.domain.cluster_apps import environment, launcher
 from platform_assets.domain.cluster_lanes import classes, quotas
 from platform_assets.domain.cluster_policy import image_pattern
 from platform_assets.domain.cluster_settings import ClusterSettings, parse_settings, quantity
@@ -38,7 +38,7 @@ from platform_assets.domain.placing import (
 )
 from platform_assets.factory.instance import dagster_yaml
 from resources.cluster import differences, instance_document, load_settings, render, write
-from resources.home import Home
+from resources.home import CHECKPOINTS_URL, Home
 from resources.images import VARIABLE as IMAGES
 from resources.images import change_lock
 from resources.lanes import load_lanes
@@ -361,6 +361,16 @@ def test_gpus_are_counted_by_lane() -> None:
     found = {q["metadata"]["name"]: q["spec"]["hard"] for q in quotas(load_lanes(), settings)}
     assert found["lane-daily"]["requests.nvidia.com/gpu"] == "4"
     assert found["lane-backfill"]["requests.nvidia.com/gpu"] == "0"
+
+
+def test_the_place_of_the_checkpoints_reaches_every_container() -> None:
+    bucket = settings_with().s3.model_dump()
+    settings = settings_with(s3={**bucket, "checkpoints": "s3://other/checkpoints"})
+    assert environment(settings, {})[CHECKPOINTS_URL] == "s3://other/checkpoints"
+    settings = settings_with(s3={**bucket, "checkpoints": ""})
+    assert CHECKPOINTS_URL not in environment(settings, {})  # the home's volume
+    with pytest.raises(UsageError, match=r"s3\.checkpoints"):
+        settings_with(s3={**bucket, "checkpoints": "/checkpoints"})
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,10 @@ def test_runs_show_how_long_a_shape_takes(
     assert {str(shape): len(seconds) for shape, seconds in found.items()} == {"1x2": 3, "1x1": 3}
     assert all(0.04 < one < 60 for seconds in found.values() for one in seconds)
     assert gpu_history.seconds_by_shape(instance, "flights_train", "other") == {}
+    # Launched by hand, all stages are one job: those without GPUs do not crowd the others out.
+    for _ in range(gpu_history.MOST_RUNS + 1):
+        run_of(instance, "SUCCESS")
+    assert gpu_history.seconds_by_shape(instance, "flights_train", "flights__model") == found
 
     def longer(*_: Any) -> dict[Any, list[float]]:
         return {shape: [600.0 if shape.total == 2 else 6000.0] * 3 for shape in found}

@@ -144,6 +144,30 @@ def test_an_error_of_the_code_keeps_its_rule(line: Line) -> None:
     assert not should_retry(run, line.instance)
 
 
+def test_an_error_of_the_code_is_no_interruption(line: Line) -> None:
+    """The next attempt goes on from what was saved; how often one is interrupted is unchanged."""
+    plan(line, at=6, sleep_at=3, pause_at=5, **{"raise": True})
+    assert train(line).status is dg.DagsterRunStatus.FAILURE
+    assert train(line).status is dg.DagsterRunStatus.SUCCESS
+    event = line.materializations("model")[-1].metadata
+    assert event["resumed_from_step"].value in (3, 4)
+    assert event["interruptions"].value == 0
+    assert event["seconds_lost"].value == 0
+    assert model_of(line) == undisturbed(line)
+
+
+def test_interruptions_before_an_error_are_still_counted(line: Line) -> None:
+    plan(line, at=3)
+    train(line)
+    plan(line, at=6, **{"raise": True})
+    train(line)
+    plan(line, at=7)
+    train(line)
+    assert train(line).status is dg.DagsterRunStatus.SUCCESS
+    event = line.materializations("model")[-1].metadata
+    assert event["interruptions"].value == 2
+
+
 def worker(line: Line, run: dg.DagsterRun) -> subprocess.Popen[bytes]:
     """An ordinary run worker, as Dagster's own launcher starts one."""
     assert run.job_code_origin is not None

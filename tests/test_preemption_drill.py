@@ -15,7 +15,10 @@ def test_an_interrupted_training_is_gone_on_with_and_a_plain_one_begins_again(ho
     _, _, rounds, _, times = found.figures
     # A signal comes between two looks of the drill: an attempt does some rounds more than 240.
     assert rounds.plain >= 600 + 3 * 240
-    assert rounds.signalbox < rounds.plain
+    # SIGTERM loses no round. The second attempt, the one that gets SIGKILL, begins at round 240 at
+    # the earliest, so it can lose 360 at the most: whatever the machine does, no more than 1.6
+    # times the rounds, where plain Dagster does 2.2 times and more.
+    assert 600 <= rounds.signalbox <= 1.6 * 600 < rounds.plain
     assert times.plain == 3
     assert "the same to the bit" in found.signalbox[1].found
     assert "0 other runs of it" in found.signalbox[2].found

@@ -17,6 +17,7 @@ from dagster_shared.error import SerializableErrorInfo
 
 from platform_assets.domain.cluster_budgets import Budgets
 from platform_assets.domain.cluster_causes import Cause, Finding
+from platform_assets.domain.interruptions import MOST_KILLED, SAVED_TAG
 from platform_assets.instance.kubernetes.recovering import (
     Attempt,
     Recovery,
@@ -118,6 +119,34 @@ def test_a_wait_is_said_when_it_begins_and_when_it_ends(
     assert recovery.judge(context(run, 0), "step", QUOTA).step == "wait"
     clock.now += timedelta(hours=6)
     assert recovery.judge(context(run, 0), "step", QUOTA).step == "fail"
+
+
+KILLS = [
+    Finding(Cause.OUT_OF_MEMORY, "over", "pod x: OOMKilled", killed=True),
+    Finding(Cause.EXITED, "over", "pod x: signal 9", killed=True),
+]
+
+
+def test_a_kill_is_the_clusters_once_a_checkpoint_is_durable(
+    run: tuple[dg.DagsterInstance, dg.DagsterRun],
+) -> None:
+    told = [Recovery(Budgets()).judge(context(run, 0), "step", kill).step for kill in KILLS]
+    assert told == ["fail", "theirs"]
+    # A retry has the tags of the run before: nothing of this one is saved.
+    run[0].add_run_tags(run[1].run_id, {SAVED_TAG: "another"})
+    assert Recovery(Budgets()).judge(context(run, 0), "step", KILLS[0]).step == "fail"
+
+    recovery = Recovery(Budgets())
+    run[0].add_run_tags(run[1].run_id, {SAVED_TAG: run[1].run_id})  # not in the context's run
+    error = Finding(Cause.EXITED, "over", "pod x: exit code 3")
+    assert recovery.judge(context(run, 0), "step", error).step == "theirs"
+    for count in range(MOST_KILLED):  # of both kinds together
+        kill = KILLS[count % 2]
+        assert recovery.judge(context(run, count), "step", kill).step == "retry"
+        recovery.mark(context(run, count), "step", kill, "it was killed")
+    for known in (recovery, Recovery(Budgets())):
+        assert known.retried(context(run, MOST_KILLED), "step") == {Cause.KILLED: MOST_KILLED}
+        assert known.judge(context(run, MOST_KILLED), "step", KILLS[1]).step == "fail"
 
 
 def event(kind: DagsterEventType, data: Any, key: str = "step") -> DagsterEvent:

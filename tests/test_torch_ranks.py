@@ -76,10 +76,21 @@ class Leaving(Saver):
         store = CheckpointStore(root, KEY, token=token)
         super().__init__(store, "the training", CheckpointsSpec(), self.notice)
 
-    def save(self, step: int, state: State) -> None:
-        super().save(step, state)
+    def save(self, step: int, state: State, *, paused: float | None = None) -> None:
+        assert paused is not None
+        assert paused > 0
+        before = self.account.cost_seconds
+        super().save(step, state, paused=paused)
+        assert self.account.cost_seconds == before + paused
         if self.leaves:
             self.notice.give()
+
+
+class Unasked(Saver):
+    """Takes a checkpoint only where a test's ranks have asked for it."""
+
+    def due(self, step: int) -> bool:
+        return False
 
 
 def test_two_ranks_that_are_interrupted_go_on_to_equal_bits(
@@ -93,6 +104,25 @@ def test_two_ranks_that_are_interrupted_go_on_to_equal_bits(
     assert again.account.resumed_step == 3
     assert ranks.history.teams == [(2, 3)]
     assert weights(model) == undisturbed
+
+
+def test_a_full_disk_costs_the_checkpoint_and_not_the_training(
+    tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    ranks, told = processes(), list[str]()
+    store = CheckpointStore(tmp_path, KEY, token=1)
+    saver = Unasked(store, "the training", CheckpointsSpec(), Notice(), tell=told.append)
+    model = fit(Trainer("disk_full"), ranks, checkpointer=saver)
+    assert ranks.history.teams == [(2, 0)], "no rank was lost or started again"
+    assert weights(model) == undisturbed
+    saver.wait()
+    assert (saver.account.failed, saver.account.taken) == (1, 1)
+    (why,) = saver.account.problems
+    assert "checkpoint of step 2" in why
+    assert why in told
+    found = store.load()
+    assert found is not None
+    assert found.step == 4
 
 
 def test_a_rank_that_is_killed_is_started_again_in_its_place(

@@ -15,9 +15,11 @@ from platform_assets.domain.checkpoints import CheckpointKey, CheckpointsSpec
 from platform_assets.domain.errors import RefusedError, UsageError
 from platform_assets.trainers.torch_tabular import TorchTabularTrainer
 from resources.checkpoints import CheckpointStore, Interrupted, Notice, Saver
+from resources.distributed import draws
 from resources.tracking.models import load_model, save_model
 from resources.training import training_frame
 from tests.test_training import SPEC, dataset
+from tests.torch_ranks import few
 
 pytestmark = pytest.mark.torch
 
@@ -207,6 +209,35 @@ def test_resumed_equals_uninterrupted_at_every_step(
         assert told == [1, 2], "each epoch once, none of them told by half"
 
 
+class Full(Saver):
+    """The disk of its training's files is full when the second step is to be saved."""
+
+    def __init__(self, root: Path) -> None:
+        store = CheckpointStore(root, KEY, token=1)
+        super().__init__(store, "the training", CheckpointsSpec(), Notice())
+
+    def due(self, step: int) -> bool:
+        few(4096 if step == 2 else None)
+        return step in (2, 4)
+
+    def missed(self, step: int, why: str, *, paused: float | None = None) -> None:
+        few(None)
+        super().missed(step, why, paused=paused)
+
+
+def test_a_full_disk_costs_the_checkpoint_and_not_the_training(
+    tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    saver = Full(tmp_path)
+    try:
+        model = fit(checkpointer=saver)
+    finally:
+        few(None)
+    saver.wait()
+    assert weights(model) == undisturbed
+    assert (saver.account.failed, saver.account.taken, saver.account.durable_step) == (1, 1, 4)
+
+
 def test_interrupted_at_every_step_again_and_again(
     tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
@@ -221,13 +252,11 @@ def test_without_the_random_state_the_model_would_be_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The guard of the test above: dropout draws numbers, and these have to go on."""
-    import torch
-
     parameters = {**SMALL, "dropout": 0.5}
     wanted = weights(fit(parameters=parameters))
     with pytest.raises(Interrupted):
         fit(parameters=parameters, checkpointer=Interrupting(tmp_path, 1, 3))
-    monkeypatch.setattr(torch, "set_rng_state", lambda _state: None)
+    monkeypatch.setattr(draws, "go_on", lambda _state: None)
     model = fit(parameters=parameters, checkpointer=Interrupting(tmp_path, 2, None))
     assert weights(model) != wanted
 

@@ -1,6 +1,7 @@
 """What ranks do in tests: the trainer's own work, and something that goes wrong with it."""
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -61,6 +62,26 @@ def rank_killed(rank: Rank) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     _before_each(rank, act)
+
+
+def disk_full(rank: Rank) -> None:
+    """After the second step no rank can write a checkpoint, after the fourth they can again."""
+
+    def act(step: int) -> None:
+        if step in (2, 4):
+            few(4096 if step == 2 else None)
+            if rank.rank == 0:
+                rank.folder.asked.touch()
+
+    _before_each(rank, act)
+
+
+def few(bytes_a_file: int | None) -> None:
+    """Let this process write no file beyond a size: a real error of its writes (EFBIG)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (hard if bytes_a_file is None else bytes_a_file, hard)
+    )
 
 
 def place_lost(rank: Rank) -> None:

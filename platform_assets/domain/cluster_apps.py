@@ -60,6 +60,8 @@ def environment(settings: ClusterSettings, quiet: Mapping[str, str]) -> dict[str
         found["SIGNALBOX_GPUS"] = "cluster"
     if settings.gpu_reserve:
         found["SIGNALBOX_GPU_RESERVE"] = settings.gpu_reserve
+    if settings.s3.checkpoints:
+        found["SIGNALBOX_CHECKPOINTS_URL"] = settings.s3.checkpoints
     if settings.s3.endpoint:
         found["AWS_ENDPOINT_URL"] = settings.s3.endpoint
         if settings.s3.endpoint.startswith("http://"):

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from platform_assets.domain.cluster_causes import Cause, Fault, Finding
 from platform_assets.domain.errors import SignalboxError, SpecError
+from platform_assets.domain.interruptions import MOST_KILLED
 
 MOST = 100
 LONGEST = timedelta(hours=1)
@@ -67,6 +68,7 @@ DEFAULTS: Mapping[Cause, Budget] = {
     Cause.RESTARTED: Budget(retries=3, wait=30),
     Cause.DEADLINE: Budget(),
     Cause.EXITED: Budget(),
+    Cause.KILLED: Budget(retries=MOST_KILLED, wait=30),
 }
 
 ADVICE: Mapping[Cause, str] = {
@@ -97,6 +99,10 @@ ADVICE: Mapping[Cause, str] = {
     Cause.RESTARTED: "It is no error of the code; Jobs of steps have `backoffLimit: 0`",
     Cause.DEADLINE: "Raise `active_deadline_seconds`, or make it shorter",
     Cause.EXITED: "It ended by itself: its log says why",
+    Cause.KILLED: (
+        "A training of this run has a checkpoint, and goes on from it. If it is killed each time, "
+        "raise `resources.limits.memory` of the step, or make it read less at once"
+    ),
 }
 """What to do, or that there is nothing to do, by cause."""
 

@@ -5,13 +5,16 @@ JSON that it sends. Nothing is asked for here, so that every failure can be trie
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal
 
 Said = Mapping[str, Any]
 """An object of the API as JSON, keys in camelCase."""
+
+SIGKILLED = 137
+"""Exit code of a container whose process got signal 9."""
 
 SLACK = timedelta(seconds=30)
 """A pod that should have been gone for longer is not ended by anybody: its node does not answer."""
@@ -46,6 +49,7 @@ class Cause(StrEnum):
     RESTARTED = "restarted"
     DEADLINE = "deadline"
     EXITED = "exited"
+    KILLED = "killed"
 
     @property
     def fault(self) -> Fault:
@@ -75,11 +79,17 @@ class Finding:
     Attributes:
         state: `waits`: it may still start by itself; `over`: it will not.
         words: the cluster's, with the name of the object that they are of.
+        killed: the process is gone without a word: out of memory, or by SIGKILL of nobody known.
     """
 
     cause: Cause
     state: State
     words: str
+    killed: bool = False
+
+    def of_a_saved_run(self) -> "Finding":
+        """The same, of a run of which a training has a checkpoint: it can be gone on with."""
+        return replace(self, cause=Cause.KILLED) if self.killed else self
 
 
 _DISRUPTIONS = {
@@ -239,11 +249,14 @@ def _ended(pod: Said, now: datetime) -> Finding | None:
     for container in _containers(status):
         terminated = (container.get("state") or {}).get("terminated") or {}
         if terminated.get("reason") == "OOMKilled":
-            return Finding(Cause.OUT_OF_MEMORY, "over", _memory(pod, container, terminated))
+            words = _memory(pod, container, terminated)
+            return Finding(Cause.OUT_OF_MEMORY, "over", words, killed=True)
     for container in _containers(status):
         terminated = (container.get("state") or {}).get("terminated") or {}
         if terminated and terminated.get("exitCode"):
-            return Finding(_exited(terminated), "over", _terminated(pod, container, terminated))
+            cause, words = _exited(terminated), _terminated(pod, container, terminated)
+            killed = cause is Cause.EXITED and terminated["exitCode"] == SIGKILLED
+            return Finding(cause, "over", words, killed)
     return Finding(Cause.EXITED, "over", _words(pod, {"reason": "phase Failed", **status}))
 
 

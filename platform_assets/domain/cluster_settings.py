@@ -15,6 +15,7 @@ from platform_assets.domain.lanes import Lane
 from platform_assets.domain.source_spec import Frozen
 
 LABEL = r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$"
+PLACE = r"s3://[a-z0-9][a-z0-9.-]*(?:/[^\s]+)?"
 _CPU = re.compile(r"(?:[1-9][0-9]*m|[1-9][0-9]*)", re.ASCII)
 _MEMORY = re.compile(r"([1-9][0-9]*)(Mi|Gi|Ti)", re.ASCII)
 _MEBIBYTES = {"Mi": 1, "Gi": 1024, "Ti": 1024**2}
@@ -66,6 +67,7 @@ Memory = Annotated[str, AfterValidator(_memory)]
 Network = Annotated[str, AfterValidator(_network)]
 Label = Annotated[str, Field(pattern=LABEL)]
 Port = Annotated[int, Field(ge=1, le=65535)]
+Place = Annotated[str, Field(pattern=rf"^{PLACE}$")]
 
 
 class Resources(Frozen):
@@ -119,15 +121,17 @@ class Postgres(Door):
 
 
 class Bucket(Door):
-    """Where the datasets' tables lie.
+    """Where the datasets' tables lie, and the checkpoints of trainings.
 
     Attributes:
         lake: `s3://bucket/folder`.
+        checkpoints: the same for the checkpoints; empty: in the home, which is the volume.
         endpoint: of a server that is not Amazon's; empty for Amazon's.
         secret: Secret that holds AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
     """
 
-    lake: Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]*(?:/[^\s]+)?$")]
+    lake: Place
+    checkpoints: Annotated[str, Field(pattern=rf"^(?:{PLACE})?$")] = ""
     region: str
     endpoint: Annotated[str, Field(pattern=r"^(?:https?://\S+)?$")] = ""
     secret: Label

@@ -5,6 +5,7 @@ clock is the machine's monotonic one, which all processes share.
 """
 
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -27,8 +28,10 @@ MOST_SECONDS = 900.0
 
 def tell_round() -> None:
     """Write down that a round is done, now."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = time.process_time() + ended.ru_utime + ended.ru_stime
     with Path(os.environ[PROGRESS]).open("a") as file:
-        file.write(f"{time.monotonic()} {time.process_time()}\n")
+        file.write(f"{time.monotonic()} {cpu}\n")
 
 
 class TimedTrainer(LightGBMTrainer):
@@ -67,8 +70,8 @@ class Attempt:
     Attributes:
         rounds: that it did.
         training: seconds from its first round to its last one, or to the signal.
-        cpu: seconds of CPU from its first round to the last one that it did, of all its threads:
-            what a busy machine does not change.
+        cpu: seconds of CPU from its first round to the last one that it did, of all its threads
+            and of its children that have ended: what a busy machine changes least.
         restart: seconds from its start to its first round.
         by: the signal that ended it; None if it ended by itself.
     """

@@ -12,16 +12,24 @@ from platform_assets.domain.gpu_shapes import Shape, shape_of
 from platform_assets.domain.gpu_waiting import ENOUGH_RUNS
 
 MOST_RUNS = 20
-"""Newest runs of a job whose durations are looked at."""
+"""Newest runs of a job that were given a shape, whose durations are looked at."""
 
 
 def seconds_by_shape(instance: dg.DagsterInstance, job: str, step: str) -> dict[Shape, list[float]]:
     """Durations of a step in the newest successful runs of a job, by the shape that it had.
 
-    Of the step and not of the run: a run's time has that of its waiting for GPUs in it.
+    Of the step and not of the run: a run's time has that of its waiting for GPUs in it. What is
+    launched by hand has one job whatever it makes, mostly without GPUs: that is not looked at.
     """
     found: dict[Shape, list[float]] = {}
-    wanted = dg.RunsFilter(job_name=job, statuses=[dg.DagsterRunStatus.SUCCESS])
+    planned = {value for _, values in instance.get_run_tags([PLANNED_TAG]) for value in values}
+    if not planned:
+        return found
+    wanted = dg.RunsFilter(
+        job_name=job,
+        statuses=[dg.DagsterRunStatus.SUCCESS],
+        tags={PLANNED_TAG: sorted(planned)},
+    )
     for run in instance.get_runs(wanted, limit=MOST_RUNS):
         try:
             shape = shape_of(run.tags.get(PLANNED_TAG, ""))

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from platform_assets.domain.checkpoints import CheckpointKey
-from platform_assets.domain.errors import SignalboxError
+from platform_assets.domain.errors import SignalboxError, TransientError
 from platform_assets.domain.lease import Lease
 from platform_assets.line.services import Services
 from resources.checkpoints import CheckpointStore, Notice, Saver
@@ -22,6 +22,9 @@ TRAINING = "training"
 
 ROUNDS = "signalbox-rounds.json"
 """Part of a checkpoint: the metrics of the rounds so far."""
+
+INTERRUPTED, FAILED, CANCELED = "interrupted", "failed", "canceled"
+"""How an attempt ended, as it noted it; one that noted nothing was killed."""
 
 LOOKED_AT = 50
 """So many models of the asset say how often trainings are interrupted."""
@@ -57,6 +60,7 @@ class Course:
         self._before: dict[str, Any] = {}
         self._lost = 0.0
         self._resumed = 0
+        self._started = 0.0
         self.notice = Notice(services.canceled)
         self.saver: Saver | None = None
         if not spec.enabled or not takes_checkpointer(trainer):
@@ -87,8 +91,15 @@ class Course:
 
     @property
     def interruptions(self) -> int:
-        """How often the training was interrupted before this attempt."""
-        return int(self._before.get("interruptions", -1)) + 1 if self._before else 0
+        """How often the training was interrupted before this attempt.
+
+        An error of its code is no interruption, nor is a person's word.
+        """
+        return int(self._before.get("interruptions", 0)) + self._interrupted_before
+
+    @property
+    def _interrupted_before(self) -> bool:
+        return bool(self._before) and self._before.get("ended", INTERRUPTED) == INTERRUPTED
 
     @property
     def mlflow(self) -> Begun | None:
@@ -112,7 +123,11 @@ class Course:
         self._run = run
         self._note()
         with self.notice.on_sigterm():
-            yield
+            try:
+                yield
+            except BaseException as error:
+                self._note(self._end(error))
+                raise
 
     def told(self) -> dict[str, Any]:
         """For people: on the asset, and on the MLflow run; empty where there is nothing to say."""
@@ -121,7 +136,7 @@ class Course:
         account = self.saver.account
         if account.declined:
             return {"checkpoints_declined": account.declined}
-        if not (account.taken or account.failed or self.interruptions):
+        if not (account.taken or account.failed or self.interruptions or self._resumed):
             return {}
         return {
             "checkpoints": account.taken,
@@ -157,27 +172,48 @@ class Course:
         except (OSError, SignalboxError) as error:
             self._log(f"the checkpoints in {self.saver.folder} were not removed: {error}")
 
-    def _note(self) -> None:
+    def _note(self, ended: str = "") -> None:
+        """Write down how far this attempt is, or how it ended."""
         assert self.saver is not None
         assert self._run is not None
+        if not ended:
+            self._started = time.time()
         document = {
             "run_id": self._lease.holder.run_id,
             "mlflow": asdict(self._run.begun),
-            "started_at": time.time(),
+            "started_at": self._started,
             "interruptions": self.interruptions,
             "seconds_lost": self._lost,
         }
         try:
-            self.saver.store.note(document)
-        except OSError as error:
-            self._log(f"{self.saver.folder} cannot be written ({error}); the training goes on")
+            if ended:
+                self.saver.store.note_end({**document, "ended": ended})
+            else:
+                self.saver.store.note(document)
+        except (OSError, TransientError) as error:
+            goes = "" if ended else "; the training goes on"
+            self._log(f"{self.saver.folder} cannot be written ({error}){goes}")
+
+    def _end(self, error: BaseException) -> str:
+        if isinstance(error, SignalboxError):
+            return INTERRUPTED if error.retryable else FAILED
+        if isinstance(error, Exception):
+            return FAILED
+        with suppress(Exception):  # the error that is on its way is the one to be told
+            if self._services.canceled():
+                return CANCELED
+        return INTERRUPTED
 
     def _loaded(self, found: Checkpoint | None) -> None:
         if found is not None:
             self._resumed = found.step
             with suppress(KeyError, ValueError):
                 self.rounds[:] = json.loads(found.state[ROUNDS])
-        if self._before:
+        if self._before and not self._interrupted_before:
+            self._lost = float(self._before.get("seconds_lost", 0.0))
+            self._log(f"the attempt before ended as {self._before['ended']}: no interruption")
+            self._note()
+        elif self._before:
             since = self._before.get("started_at") if found is None else found.about.get("saved_at")
             gone = max(0.0, time.time() - float(since)) if since else 0.0
             self._lost = float(self._before.get("seconds_lost", 0.0)) + gone

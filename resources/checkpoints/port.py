@@ -71,20 +71,34 @@ class Checkpointer(Protocol):
     def due(self, step: int) -> bool:
         """Whether one is to be taken after this step: by the interval, or since it is the last.
 
-        What passes from a yes to the end of `save` is what a checkpoint costs.
+        What passes from a yes to the end of `save` is what a checkpoint costs, if `save` is not
+        told.
 
         Raises:
             LeaseLostError: another run trains this partition by now.
         """
         ...
 
-    def save(self, step: int, state: State) -> None:
+    def save(self, step: int, state: State, *, paused: float | None = None) -> None:
         """Have a state saved, all or nothing, while the training goes on; one at a time.
 
         Where an earlier one could not be saved that is said in the log, and the training goes on.
 
+        Args:
+            step: how many steps were done.
+            state: parts by name.
+            paused: seconds that the training stood still for it, where other processes train;
+                None: this thread does, from the yes of `due` on.
+
         Raises:
             LeaseLostError: another run trains this partition by now; nothing was saved.
+        """
+        ...
+
+    def missed(self, step: int, why: str, *, paused: float | None = None) -> None:
+        """Say that there is no state to be saved after this step, as of a full disk, and why.
+
+        The training goes on, and the next one is due by the interval. `paused` is as of `save`.
         """
         ...
 

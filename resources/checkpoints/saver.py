@@ -103,6 +103,8 @@ class Saver:
         if found is not None:
             self.account.resumed_step = self.account.durable_step = found.step
             self._trained_before = float(found.about.get("trained_seconds") or 0.0)
+            self._cost = _positive(found.about.get("cost_seconds"))
+            self.interval = self._next()
             self._tell(f"{self._what} goes on from step {found.step}, of {self.folder}")
         self._loaded(found)
         return found
@@ -128,25 +130,28 @@ class Saver:
         self._asked = now if due else None
         return due
 
-    def save(self, step: int, state: State) -> None:
-        began = self._asked if self._asked is not None else self._clock()
-        self._asked = None
+    def save(self, step: int, state: State, *, paused: float | None = None) -> None:
+        began = self._taken()
         self._settle()
         write = _Write(step, began)
         whole = {**state, **self._extra()}
         write.thread = threading.Thread(
             target=self._commit, args=(write, whole), name="checkpoint", daemon=True
         )
+        self._count(began, paused)  # before it is written: its manifest says it
         write.thread.start()
         self._write = write
-        self._since = self._clock()
-        self.account.cost_seconds += self._since - began
-        self._learn(self._since - began)
+
+    def missed(self, step: int, why: str, *, paused: float | None = None) -> None:
+        began = self._taken()
+        self._settle()
+        self._count(began, paused)
+        self.account.failed += 1
+        self._say_failed(step, why)
 
     @contextmanager
     def staged(self, step: int) -> Iterator[Path]:
-        began = self._asked if self._asked is not None else self._clock()
-        self._asked = None
+        began = self._taken()
         self._settle()
         with self.store.staged() as folder:
             yield folder
@@ -157,9 +162,7 @@ class Saver:
             self._commit(write, state)
             self._write = write
             self._settle()
-        self._since = self._clock()
-        self.account.cost_seconds += self._since - began
-        self._learn(self._since - began)
+        self._count(began, None)
 
     def wait(self) -> None:
         self._settle()
@@ -185,7 +188,7 @@ class Saver:
         began = time.thread_time()
         try:
             about: dict[str, Any] = {
-                "cost_seconds": self._cost,
+                "cost_seconds": self._cost or self._clock() - write.began,
                 "trained_seconds": self.trained_seconds,
                 "saved_at": time.time(),
             }
@@ -221,14 +224,28 @@ class Saver:
             return
         if not isinstance(error, Exception):
             raise error  # type: ignore[misc]
+        self._say_failed(write.step, str(error))
+
+    def _say_failed(self, step: int, error: str) -> None:
         last = self.account.durable_step
         lost = f"step {last}" if last is not None else "the beginning"
-        why = f"checkpoint of step {write.step} in {self.folder} was not saved ({error}); the "
+        why = f"checkpoint of step {step} in {self.folder} was not saved ({error}); the "
         why += f"training goes on, an interruption now would cost all since {lost}"
         self.account.problems.append(why)
         self._tell(why)
 
     # --- the interval -------------------------------------------------------------------------
+
+    def _taken(self) -> float:
+        """When what is taken now began: at the yes of `due`, if there was one."""
+        began, self._asked = self._asked, None
+        return began if began is not None else self._clock()
+
+    def _count(self, began: float, paused: float | None) -> None:
+        self._since = self._clock()
+        cost = self._since - began if paused is None else paused
+        self.account.cost_seconds += cost
+        self._learn(cost)
 
     def _learn(self, cost: float) -> None:
         """The dearer of the last one and the mean: one that was cheap by chance is no promise."""
@@ -254,5 +271,11 @@ class Saver:
         return spent + self._cost <= self._spec.most_cost * (now - self._began)
 
     def _next(self) -> Interval:
-        seen = self._observed + (self._clock() - self._began)
+        seen = self._observed + self.trained_seconds
         return interval(self._cost, mean_time_between(self._interruptions, seen), self._spec)
+
+
+def _positive(said: Any) -> float | None:
+    """A number of a manifest, which another version may have written; None for another thing."""
+    known = isinstance(said, int | float) and 0.0 < said < float("inf")
+    return float(said) if known else None

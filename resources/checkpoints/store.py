@@ -103,7 +103,16 @@ class CheckpointStore:
     def note(self, document: Mapping[str, Any]) -> None:
         """Write down how far this attempt is; from the first time on, older ones write nothing."""
         text = json.dumps({**document, "key": self.key.value, "token": self.token})
-        self._files.write(f"attempt-{self.token:010}.json", text.encode())
+        self._files.write(self._attempt, text.encode())
+
+    def note_end(self, document: Mapping[str, Any]) -> None:
+        """Write down how this attempt ended; not where another one has removed all by now."""
+        if self._attempt in self._names():
+            self.note(document)
+
+    @property
+    def _attempt(self) -> str:
+        return f"attempt-{self.token:010}.json"
 
     def require(self) -> None:
         """Refuse to go on where a newer attempt has begun.
@@ -120,6 +129,8 @@ class CheckpointStore:
 
     def load(self, tell: Callable[[str], None] = logger.warning) -> Checkpoint | None:
         """The newest one that is whole; a torn one is said, and removed.
+
+        Torn is what is gone, or not what was written. What cannot be read for now is neither.
 
         Raises:
             TransientError: the place does not answer.
@@ -141,7 +152,7 @@ class CheckpointStore:
         try:
             found = json.loads(self._read(f"{name.text}.json"))
             said = found.pop("digest")
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise TornError("its manifest is gone") from error
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise TornError("its manifest cannot be read") from error
@@ -161,7 +172,7 @@ class CheckpointStore:
         for part, said in files.items():
             try:
                 if self._files.local:
-                    found = _digest(folder / part)
+                    found = self._again(partial(_digest, folder / part))
                 else:
                     (folder / part).parent.mkdir(parents=True, exist_ok=True)
                     fetch = partial(self._files.fetch, f"{name.text}/{part}", folder / part)
@@ -169,9 +180,7 @@ class CheckpointStore:
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
                 raise TornError(f"{part} is gone") from error
             except OSError as error:
-                if not self._files.local:
-                    raise
-                raise TornError(f"{part} cannot be read: {error.strerror}") from error
+                raise self._away(error) from error
             if found != said["sha256"]:
                 raise TornError(f"{part} is not what was written")
         about = {key: manifest.get(key) for key in ("saved_at", "trained_seconds", "cost_seconds")}
@@ -194,11 +203,9 @@ class CheckpointStore:
     def _read(self, name: str) -> bytes:
         try:
             return bytes(self._again(lambda: self._files.read(name)))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise
         except OSError as error:
-            if self._files.local:
-                raise TornError(f"{name} cannot be read: {error}") from error
             raise self._away(error) from error
 
     def _again(self, ask: Callable[[], Any]) -> Any:

@@ -49,7 +49,9 @@ class Checkpoints(Protocol):
 
     def due(self, step: int) -> bool: ...
 
-    def save(self, step: int, state: Mapping[str, Any]) -> None: ...
+    def save(self, step: int, state: Mapping[str, Any], *, paused: float | None = None) -> None: ...
+
+    def missed(self, step: int, why: str, *, paused: float | None = None) -> None: ...
 
     def wait(self) -> None: ...
 
@@ -190,6 +192,10 @@ class Processes:
         elif kind == "added":
             self._tell(f"place {event['place']} was added")
 
+    def missed(self, step: int, why: str) -> None:
+        """Tell that a checkpoint could not be written."""
+        self._tell(f"the checkpoint of step {step} was not saved ({why}); the training goes on")
+
     def slow(self, straggler: Straggler) -> bool:
         """Name a straggler; tells whether it is to be replaced."""
         terms = self.spec.straggler
@@ -293,18 +299,31 @@ class _Following:
                     self.rounds = event["step"]
                     self.on_round(event["step"], event["metrics"])
             elif event["kind"] == "saved":
-                self._saved(event["step"], Path(event["path"]))
+                self._saved(event["step"], Path(event["path"]), event["seconds"])
+            elif event["kind"] == "missed":
+                self._missed(event["step"], event["why"], event["seconds"])
             else:
                 self.owner.told(event)
 
-    def _saved(self, step: int, path: Path) -> None:
+    def _missed(self, step: int, why: str, seconds: float) -> None:
+        self.saved_at = time.monotonic()
+        if self.checkpointer is not None:
+            self.checkpointer.missed(step, why, paused=seconds)
+        else:
+            self.owner.missed(step, why)
+
+    def _saved(self, step: int, path: Path, seconds: float) -> None:
         self.saved_at = time.monotonic()
         if self.checkpointer is not None:
             # Linked, for the ranks keep the last ones only, and it is written while they go on.
             mine = self.folder.root / "leaving" / path.name
-            with suppress(FileNotFoundError):  # newer ones have come meanwhile
+            try:
                 shutil.copytree(path, mine, copy_function=os.link, dirs_exist_ok=True)
-                self.checkpointer.save(step, contents(mine))
+            except OSError as error:
+                if path.exists():  # else newer ones have come meanwhile
+                    self.checkpointer.missed(step, str(error), paused=seconds)
+            else:
+                self.checkpointer.save(step, contents(mine), paused=seconds)
                 for old in mine.parent.iterdir():  # those before it are durable by now
                     if old != mine:
                         shutil.rmtree(old)
@@ -319,7 +338,8 @@ class _Following:
         else:
             due = self.checkpointer.due(self._step())
         if due and not self.folder.asked.exists():
-            self.folder.asked.touch()
+            with suppress(OSError):  # of a full disk: it is asked for again at the next look
+                self.folder.asked.touch()
 
     def _step(self) -> int:
         return self.last[1]

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from resources.distributed import draws
 from resources.distributed.launching import Checkpoints, contents, put_back
 from resources.distributed.layout import Folder, Job
 from resources.distributed.rank import InProcess, Rank, StoppedError, call
@@ -35,12 +36,16 @@ def run_alone(
         due, stop = checkpointer.due(step), checkpointer.interrupted
         return due or stop, stop
 
-    def saved(step: int, path: Path) -> None:
+    def saved(step: int, path: Path, _seconds: float) -> None:
         assert checkpointer is not None
         # As bytes: it is written while the training goes on, and the folder keeps the last ones.
         checkpointer.save(step, {n: file.read_bytes() for n, file in contents(path).items()})
 
-    alone = Rank(0, 1, arguments, folder, InProcess(on_round, asked, saved))
+    def missed(step: int, why: str, _seconds: float) -> None:
+        assert checkpointer is not None
+        checkpointer.missed(step, why)
+
+    alone = Rank(0, 1, arguments, folder, InProcess(on_round, asked, saved, missed))
     try:
         with _as_before():
             call(entry, alone)
@@ -55,11 +60,11 @@ def run_alone(
 def _as_before() -> Iterator[None]:
     import torch
 
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    threads, state = torch.get_num_threads(), draws.state()
     strict = torch.are_deterministic_algorithms_enabled()
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.set_rng_state(state)
+        draws.go_on(state)
         torch.use_deterministic_algorithms(strict)

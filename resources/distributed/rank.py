@@ -47,7 +47,13 @@ class Control(Protocol):
         """Whether a checkpoint is to be taken after this step, and whether to stop then."""
         ...
 
-    def saved(self, step: int, path: Path) -> None: ...
+    def saved(self, step: int, path: Path, seconds: float) -> None:
+        """A checkpoint is there; the ranks stood still for so long."""
+        ...
+
+    def missed(self, step: int, why: str, seconds: float) -> None:
+        """It could not be written, and the training goes on."""
+        ...
 
 
 class Rank:
@@ -168,19 +174,51 @@ class Rank:
         assert self._kept is not None, "resume comes first"
         final = self.folder.checkpoint(step)
         fresh = final.with_name(f".{final.name}")
+        why = ""
         if self.rank == 0:
+            try:
+                shutil.rmtree(fresh, ignore_errors=True)
+                fresh.mkdir(parents=True)
+            except OSError as error:
+                why = str(error)
+        well = self._all_well(not why)
+        # From here on: what one waits for another until then is not the checkpoint's.
+        began = time.perf_counter()
+        if well:
+            try:
+                with peers():
+                    shards.save(self._kept, fresh, step=step, rank=self.rank, world=self.world)
+            except shards.NotSavedError as error:
+                why = str(error)
+            well = self._all_well(not why)
+        if self.rank > 0:
+            return
+        try:
+            if well:
+                shutil.rmtree(final, ignore_errors=True)
+                fresh.rename(final)
+        except OSError as error:
+            well, why = False, str(error)
+        seconds = time.perf_counter() - began
+        if not well:
             shutil.rmtree(fresh, ignore_errors=True)
-            fresh.mkdir(parents=True)
+            self._control.missed(step, why or "another rank could not write", seconds)
+            return
+        self._control.saved(step, final, seconds)
+        for old in sorted(self.folder.checkpoints.glob("step-*[0-9]"))[: -self._keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _all_well(self, mine: bool) -> bool:
+        """Whether it is with all ranks; none goes on before all have said it."""
+        if self.world == 1:
+            return mine
+        import torch
+        import torch.distributed as dist
+
+        failed = torch.tensor([0 if mine else 1])
         with peers():
-            self._meet()
-            shards.save(self._kept, fresh, step=step, rank=self.rank, world=self.world)
-            self._meet()
-        if self.rank == 0:
-            shutil.rmtree(final, ignore_errors=True)
-            fresh.rename(final)
-            self._control.saved(step, final)
-            for old in sorted(self.folder.checkpoints.glob("step-*[0-9]"))[: -self._keep]:
-                shutil.rmtree(old, ignore_errors=True)
+            dist.all_reduce(failed)
+        return not int(failed[0])
 
     def _meet(self) -> None:
         if self.world > 1:
@@ -205,9 +243,10 @@ class InProcess:
         self,
         report: Callable[[int, Mapping[str, float]], None],
         asked: Callable[[int], tuple[bool, bool]],
-        saved: Callable[[int, Path], None],
+        saved: Callable[[int, Path, float], None],
+        missed: Callable[[int, str, float], None],
     ) -> None:
-        self.report, self.asked, self.saved = report, asked, saved
+        self.report, self.asked, self.saved, self.missed = report, asked, saved, missed
 
 
 class ByFolder:
@@ -226,8 +265,11 @@ class ByFolder:
             return True, stop
         return False, False
 
-    def saved(self, step: int, path: Path) -> None:
-        self._folder.tell("saved", step=step, path=str(path))
+    def saved(self, step: int, path: Path, seconds: float) -> None:
+        self._folder.tell("saved", step=step, path=str(path), seconds=seconds)
+
+    def missed(self, step: int, why: str, seconds: float) -> None:
+        self._folder.tell("missed", step=step, why=why, seconds=seconds)
 
 
 def call(entry: str, rank: Rank) -> None:

@@ -23,6 +23,7 @@ from dagster_shared.record import replace
 
 from platform_assets.domain.cluster_budgets import Budgets, ClusterError, Verdict, decide, since
 from platform_assets.domain.cluster_causes import Cause, Finding
+from platform_assets.domain.interruptions import SAVED_TAG
 
 CAUSE = "signalbox/cause"
 """Key of the metadata of an event that marks a retry, or a wait, as the cluster's."""
@@ -121,6 +122,7 @@ class Recovery:
 
     def judge(self, context: StepHandlerContext, key: str, finding: Finding) -> Verdict:
         """What is done about a finding; a wait is recorded when it begins, not at each look."""
+        finding = _of_this_run(context, finding)
         step, now = self._step(key), self.clock()
         if finding.state == "waits" and step.waits is not finding.cause:
             step.waits, step.first = finding.cause, now
@@ -162,6 +164,7 @@ class Recovery:
 
     def mark(self, context: StepHandlerContext, key: str, finding: Finding, words: str) -> None:
         """Count a retry as the cluster's."""
+        finding = _of_this_run(context, finding)
         retried = self.retried(context, key)
         retried[finding.cause] += 1
         self._report(context, key, f"step {key}: {words}", finding, {RETRIED: True})
@@ -217,6 +220,19 @@ class Recovery:
 
     def _step(self, key: str) -> _Step:
         return self._steps.setdefault(key, _Step())
+
+
+def _of_this_run(context: StepHandlerContext, finding: Finding) -> Finding:
+    """What a kill is to this run: a training of it may have a checkpoint by now.
+
+    The tag is read anew: it is set while the step runs, and a retry of a run inherits tags.
+    """
+    if not finding.killed:
+        return finding
+    run_id = context.dagster_run.run_id
+    run = context.instance.get_run_by_id(run_id)
+    saved = run is not None and run.tags.get(SAVED_TAG) == run_id
+    return finding.of_a_saved_run() if saved else finding
 
 
 def error_of(verdict: Verdict) -> SerializableErrorInfo:
