@@ -6,11 +6,11 @@ from pathlib import Path
 
 import dagster as dg
 
-from platform_assets.definitions import defs as catalog
+from platform_assets import definitions as catalog
 
 SECONDS = 60.0
 ASSET = "minutes"
-FIRST, LAST = "2013-01-01", "2013-12-31"
+FIRST, LAST = "2013-01-01", "2013-04-30"
 AWAKE = "awake"
 """A file in the home; while it is there, whoever sleeps wakes up."""
 
@@ -24,4 +24,4 @@ def minutes() -> None:
         time.sleep(0.2)
 
 
-defs = dg.Definitions.merge(catalog, dg.Definitions(assets=[minutes]))
+defs = dg.Definitions.merge(catalog.defs, dg.Definitions(assets=[minutes]))
