@@ -12,6 +12,9 @@ Counted is the CPU (user and system) of the whole process tree from the launch t
 counted are imports and the start of Dagster's services, in any arm. The wall time from the launch
 of the backfill to the start of its first run stands beside.
 
+A backfill counts only if all of it succeeded and built what the loop built: the same data version
+of every partition of every stage. 1 is the exit code if one did not, or a goal was missed.
+
     python -m benchmarks.backfill_cost [--days 90] [--arms bare,loop,batched,single] [--json]
 """
 
@@ -24,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -37,6 +41,7 @@ from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.services import Services
 from resources.catalog import catalog_folder, load_catalog
 from resources.home import Home
+from tests.e2e.storm import versions_of
 
 FIRST = date(2013, 1, 1)
 ARMS = ("bare", "loop", "batched", "single")
@@ -160,11 +165,9 @@ def in_process(arm: str, home: Home) -> dict[str, Any]:
     warm_imports(services.spec)
     used, started = cpu_seconds(), time.perf_counter()
     built = (run_loop if arm == "loop" else run_bare)(services)
-    return {
-        "cpu": cpu_seconds() - used,
-        "wall": time.perf_counter() - started,
-        "partitions": built,
-    }
+    cpu, wall = cpu_seconds() - used, time.perf_counter() - started
+    versions = versions_of(services) if arm == "loop" else None
+    return {"cpu": cpu, "wall": wall, "partitions": built, "versions": versions}
 
 
 def tree_cpu(home: Home) -> float:
@@ -227,6 +230,7 @@ def through_dagster(home: Home, catalog: Path) -> dict[str, Any]:
     return {
         "cpu": cpu,
         "wall": wall,
+        "versions": versions_of(services),
         "status": found["status"],
         "failed": {asset: counts[1] for asset, counts in found["assets"].items() if counts[1]},
         "runs": len(runs),
@@ -238,6 +242,45 @@ def through_dagster(home: Home, catalog: Path) -> dict[str, Any]:
             if value - kinds.get(name, 0.0) > 0.05
         },
     }
+
+
+def problems_of(
+    arms: Mapping[str, Mapping[str, Any]],
+    versions: Mapping[str, Mapping[str, str] | None],
+    ratios: Mapping[str, float],
+) -> list[str]:
+    """What keeps the figures from counting, and the goals that they miss.
+
+    Args:
+        arms: figures by arm.
+        versions: by arm, data versions by partition; None of an arm without a ledger.
+        ratios: CPU of an arm to that of another, `batched_to_loop`.
+    """
+    found = []
+    for arm, figures in arms.items():
+        if "status" not in figures:
+            continue
+        if figures["status"] != "COMPLETED_SUCCESS":
+            found.append(f"{arm}: the backfill ended as {figures['status']}")
+        if figures["failed"]:
+            found.append(f"{arm}: partitions failed, {figures['failed']}")
+        if figures["not_ok"]:
+            found.append(f"{arm}: {len(figures['not_ok'])} runs did not succeed")
+        if figures["first_run_seconds"] > FIRST_RUN_GOAL:
+            seconds = figures["first_run_seconds"]
+            found.append(f"{arm}: first run after {seconds:.1f} s, goal {FIRST_RUN_GOAL:.0f} s")
+    loop = versions.get("loop")
+    for arm, mine in versions.items():
+        if loop is None or mine is None:
+            continue
+        others = {name for name in {*loop, *mine} if loop.get(name) != mine.get(name)}
+        if others:
+            found.append(f"{arm}: {len(others)} versions are not the loop's, {sorted(others)[:3]}")
+    for arm, goal in GOALS.items():
+        ratio = ratios.get(f"{arm}_to_loop", 0.0)
+        if ratio > goal:
+            found.append(f"{arm}: {ratio} times the loop, goal {goal}")
+    return found
 
 
 def _settle(home: Home, log: Path) -> None:
@@ -266,6 +309,7 @@ def measure(days: int, arms: list[str], folder: Path, small: bool = False) -> di
     services = Services.open(spec, template)
     land_flights(services, FIRST, spec.partitions.end - timedelta(days=1), quiet=True)
     found: dict[str, Any] = {}
+    versions: dict[str, dict[str, str] | None] = {}
     for arm in arms:
         home = Home.locate(folder / arm)
         shutil.copytree(template.root, home.root)
@@ -286,6 +330,7 @@ def measure(days: int, arms: list[str], folder: Path, small: bool = False) -> di
             found[arm] = json.loads(done.stdout.splitlines()[-1])
         else:
             found[arm] = through_dagster(home, catalog)
+        versions[arm] = found[arm].pop("versions")
         print(f"{arm}: {json.dumps(found[arm])}", file=sys.stderr)
     ratios = {
         f"{arm}_to_{base}": round(found[arm]["cpu"] / found[base]["cpu"], 2)
@@ -293,10 +338,12 @@ def measure(days: int, arms: list[str], folder: Path, small: bool = False) -> di
         for arm in arms
         if base in found and arm != base
     }
-    return {"days": days, "arms": found, "ratios": ratios, "goals": GOALS}
+    goals = {**GOALS, "first_run_seconds": FIRST_RUN_GOAL}
+    problems = problems_of(found, versions, ratios)
+    return {"days": days, "arms": found, "ratios": ratios, "goals": goals, "problems": problems}
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--days", type=int, default=90)
     parser.add_argument("--arms", default=",".join(ARMS), help="which, separated by commas")
@@ -307,7 +354,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.inside:
         print(json.dumps(in_process(arguments.inside, Home.locate())))
-        return
+        return 0
     arms = [arm for arm in arguments.arms.split(",") if arm in ARMS]
     with tempfile.TemporaryDirectory(prefix="signalbox-") as temporary:
         folder = Path(arguments.keep or temporary)
@@ -315,7 +362,7 @@ def main() -> None:
         found = measure(arguments.days, arms, folder, arguments.small)
     if arguments.json:
         print(json.dumps(found, indent=2))
-        return
+        return 1 if found["problems"] else 0
     for arm, figures in found["arms"].items():
         first = figures.get("first_run_seconds")
         print(
@@ -324,7 +371,10 @@ def main() -> None:
         )
     for name, ratio in found["ratios"].items():
         print(f"{name}: {ratio}")
+    for problem in found["problems"]:
+        print(problem, file=sys.stderr)
+    return 1 if found["problems"] else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

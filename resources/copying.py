@@ -74,19 +74,33 @@ def _copy_database(source: Path, target: Path) -> None:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """Everything but the databases; the logs of tables before the files that they name."""
+    """Everything but the databases; the logs of tables before the files that they name.
+
+    What comes later is listed only when everything before it was copied: a commit in between would
+    bring a log entry into the copy whose files were looked for before they were there.
+    """
     skipped = {LOCK, MARKER}
-    found = [
-        path
-        for path in root.rglob("*")
-        if not (path.parent == root and path.name in skipped)
-        and ".db" not in {path.suffix, Path(path.name.rpartition("-")[0]).suffix}
-    ]
-    yield from sorted(found, key=lambda path: (path.name != LAST_CHECKPOINT, _in_log(path)))
+    for part in (_is_pointer, _is_log, _is_neither):
+        yield from sorted(
+            path
+            for path in root.rglob("*")
+            if part(path)
+            and not (path.parent == root and path.name in skipped)
+            and ".db" not in {path.suffix, Path(path.name.rpartition("-")[0]).suffix}
+        )
 
 
-def _in_log(path: Path) -> tuple[bool, str]:
-    return DELTA_LOG not in path.parts, str(path)
+def _is_pointer(path: Path) -> bool:
+    """It names a checkpoint of its log."""
+    return path.name == LAST_CHECKPOINT
+
+
+def _is_log(path: Path) -> bool:
+    return DELTA_LOG in path.parts and not _is_pointer(path)
+
+
+def _is_neither(path: Path) -> bool:
+    return DELTA_LOG not in path.parts and not _is_pointer(path)
 
 
 def _copy_file(source: Path, target: Path) -> None:

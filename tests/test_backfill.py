@@ -26,9 +26,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from platform_assets.cli import backfill_screen
+from platform_assets.cli import backfill_steering as steering
 from platform_assets.cli.app import main
 from platform_assets.cli.lanes import describe
 from platform_assets.domain.backfill_cost import batches
+from platform_assets.domain.lane_limits import size_of
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.factory import assets, grid
 from platform_assets.factory.backfill_view import Watcher
@@ -37,8 +39,9 @@ from platform_assets.factory.instance import dagster_yaml
 from platform_assets.line import stopwatch
 from platform_assets.line.backfill import make_plan, read_measured, select, span_of
 from platform_assets.line.features import build_features
+from resources.dagster_api import DagsterApi
 from resources.lanes import load_lanes
-from resources.ledger.backfills import Backfills
+from resources.ledger.backfills import PAUSED, Backfills
 from tests.small import HELD, Line, Templates, copied, small_spec
 
 RANGE = ("--from", "2013-01-02", "--to", "2013-01-09")
@@ -99,6 +102,7 @@ def pretend(
     build: Mapping[str, Sequence[str]],
     backfill_id: str = "fromthui",
     status: BulkActionStatus = BulkActionStatus.REQUESTED,
+    tags: Mapping[str, str] | None = None,
 ) -> PartitionBackfill:
     """Write a backfill into Dagster's storage as its UI does; no daemon takes it up."""
     assets = {node.key: node for node in line.defs.get_repository_def().asset_graph.asset_nodes}
@@ -113,7 +117,7 @@ def pretend(
         backfill_id=backfill_id,
         status=status,
         from_failure=False,
-        tags={},
+        tags=dict(tags or {}),
         backfill_timestamp=1.0,
         asset_selection=list(subsets),
         asset_backfill_data=AssetBackfillData.empty(target, 1.0, line.instance),
@@ -522,6 +526,57 @@ def test_a_backfill_of_the_ui_is_adopted_when_it_is_steered(line: Line, backfill
     again = store.find("fromthui")
     assert again is not None
     assert again.selection == record.selection
+
+
+def test_a_pause_that_comes_before_the_launch_is_recorded_counts(
+    line: Line, backfill: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagster has the backfill, and another terminal sees it, before `launch` knows its id."""
+    store = Backfills(line.home.ledger_url)
+
+    def paused_at_once(_: DagsterApi, *rest: Any, tags: Mapping[str, str], **more: Any) -> str:
+        pretend(line, {"model": ["2013-01-09"]}, "eager", tags=tags)
+        with steering._steering("eager", "ana") as (found, name):
+            found.set_state("eager", PAUSED, name)
+        return "eager"
+
+    monkeypatch.setattr(DagsterApi, "launch_backfill", paused_at_once)
+    backfill.json("launch", "flights", *RANGE, "--runs", "1", "--by", "ben")
+    record = store.find("eager")
+    assert record is not None
+    assert (record.state, record.max_runs, record.changed_by) == (PAUSED, 1, "ana")
+    assert (record.launched_by, "flights/model" in record.selection) == ("ben", True)
+
+
+def test_of_two_who_steer_first_neither_undoes_the_other(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(line, {"features": ["JFK|2013-01-09"]})
+    store = Backfills(line.home.ledger_url)
+    with steering._steering("fromthui", "ana") as (found, name):
+        found.set_state("fromthui", PAUSED, name)
+        found.set_size("fromthui", 1, name)
+    monkeypatch.setattr(Backfills, "find", lambda *_: None)  # the other one has looked before
+    with steering._steering("fromthui", "ben"):
+        pass
+    (record,) = store.steered()
+    assert (record.state, record.max_runs) == (PAUSED, 1)
+
+
+def test_a_launch_that_is_stopped_in_the_middle_has_said_its_size(
+    line: Line, backfill: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(_: DagsterApi, *rest: Any, tags: Mapping[str, str], **more: Any) -> str:
+        pretend(line, {"model": ["2013-01-09"]}, "lone", tags=tags)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DagsterApi, "launch_backfill", stopped)
+    backfill("launch", "flights", *RANGE, "--runs", "1")
+    assert backfill.code == 130
+    assert Backfills(line.home.ledger_url).find("lone") is None
+    (known,) = line.instance.get_backfills()
+    assert size_of(known.tags) == 1
+    assert backfill.json("pause", "lone")["max_runs"] == 1
 
 
 def test_a_size_that_the_lane_does_not_have_is_said(line: Line, backfill: Shell) -> None:

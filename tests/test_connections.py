@@ -2,19 +2,28 @@
 
 import importlib
 import os
+import signal
 import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.errors import DagsterRunAlreadyExists
 from dagster._core.test_utils import create_run_for_test
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import OperationalError
 
-from platform_assets.instance import connections
-from platform_assets.instance.connections import SHARED, close_kept, connected, keep_connections
+from platform_assets.instance import connections, preload
+from platform_assets.instance.connections import (
+    SHARED,
+    KeptConnection,
+    close_kept,
+    connected,
+    keep_connections,
+)
 from platform_assets.instance.rehearsal import rehearse, rehearse_expressions
 from platform_assets.instance.zygote import foreign_threads
 from tests.conftest import ON_POSTGRES
@@ -154,16 +163,52 @@ def test_a_runs_file_changes_with_each_event_and_not_when_it_is_read(
         assert not changes()  # what it is there for
 
 
-def test_after_an_error_the_connection_is_not_used_again(
-    file: Path, monkeypatch: pytest.MonkeyPatch
+def nonsense(connection: Connection) -> None:
+    connection.exec_driver_sql("INSERT INTO t SELECT n FROM t UNION SELECT nonsense FROM t")
+
+
+def interrupt(connection: Connection) -> None:
+    connection.exec_driver_sql("INSERT INTO t VALUES (2)")
+    raise KeyboardInterrupt
+
+
+def know_the_run(connection: Connection) -> None:
+    connection.exec_driver_sql("INSERT INTO t VALUES (2)")
+    raise DagsterRunAlreadyExists("it is there")
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
+@pytest.mark.parametrize(
+    ("go_wrong", "error"),
+    [
+        (nonsense, OperationalError),
+        (interrupt, KeyboardInterrupt),
+        (know_the_run, DagsterRunAlreadyExists),
+    ],
+)
+def test_after_an_error_the_connection_is_not_used_again_and_the_error_is_seen(
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kept: bool,
+    go_wrong: Callable[[Connection], None],
+    error: type[BaseException],
 ) -> None:
-    keep_connections()
+    if kept:
+        keep_connections()
     add(file, 1)
     found = opens(monkeypatch)
-    with pytest.raises(OperationalError), connected(str(file)) as connection:
-        connection.exec_driver_sql("INSERT INTO t SELECT n FROM t UNION SELECT nonsense FROM t")
+    with pytest.raises(error), connected(str(file)) as connection:
+        go_wrong(connection)
     assert read(file) == [1]
-    assert found == ["a.db"]
+    assert found == ["a.db"] * (1 if kept else 2)
+
+
+def test_a_locked_file_is_said_to_be_locked(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "SQLITE_BUSY_TIMEOUT_SECONDS", 0)
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(OperationalError, match="database is locked"):
+            add(file, 1)
 
 
 def test_another_file_in_its_place_is_opened_anew(file: Path) -> None:
@@ -198,6 +243,85 @@ def test_a_fork_inherits_no_open_connection(file: Path) -> None:
     assert read(file) == [1, 2, 3]
 
 
+def test_a_fork_forgets_what_was_given_back_while_it_began(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another thread, after what was idle had been closed and before the process was copied."""
+    keep_connections()
+    add(file, 1)
+    plain = KeptConnection.really_close
+
+    def meanwhile(self: KeptConnection) -> None:
+        plain(self)
+        monkeypatch.undo()
+        add(file, 2)
+
+    monkeypatch.setattr(KeptConnection, "really_close", meanwhile)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            (there,) = connections._inherited[-1][str(file)]
+            left = any(connections._idle.values())
+            add(file, 3)
+            (mine,) = connections._idle[str(file)]
+            close_kept()
+            # Not closed either: that would copy the log of its parent, and delete it.
+            code = 2 if left or mine is there else 0 if there.execute("SELECT 1") else 3
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert read(file) == [1, 2, 3]
+
+
+def test_what_the_collector_closes_in_the_middle_does_not_wait_for_itself(file: Path) -> None:
+    keep_connections()
+    connections._place.path = str(file)
+    forgotten = connections._open()
+
+    def collect() -> None:
+        with connections._guard:  # where it may run: in the thread that puts another one aside
+            forgotten.close()
+
+    thread = threading.Thread(target=collect, daemon=True)
+    thread.start()
+    thread.join(10)
+    if thread.is_alive():  # it holds what everybody else would wait for
+        connections._guard = type(connections._guard)()
+        pytest.fail("it waits for itself")
+    assert connections._idle[str(file)] == [forgotten]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux")
+def test_a_killed_process_leaves_its_log_and_what_it_wrote_is_read(file: Path) -> None:
+    """Nobody has copied the log into the file: the next one who opens it reads both."""
+    pid = os.fork()
+    if pid == 0:
+        keep_connections()
+        for number in (1, 2):
+            add(file, number)
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    log = Path(f"{file}-wal")
+    assert log.stat().st_size > 0
+    keep_connections()
+    assert read(file) == [1, 2]
+    add(file, 3)
+    close_kept()
+    assert not log.exists()
+    with closing(sqlite3.connect(file)) as other:
+        assert other.execute("SELECT n FROM t").fetchall() == [(1,), (2,), (3,)]
+
+
+def open_files() -> set[str]:
+    """By number and name, what this process has open."""
+    found = set()
+    for number in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that of the listing itself
+            found.add(f"{number.name} {number.readlink()}")
+    return found
+
+
 def test_many_threads_share_what_is_kept(file: Path) -> None:
     keep_connections()
     threads = [
@@ -212,13 +336,27 @@ def test_many_threads_share_what_is_kept(file: Path) -> None:
     assert 1 <= len(connections._idle[str(file)]) <= 6
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux")
 def test_a_rehearsal_goes_well_and_leaves_no_thread_and_no_connection(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     importlib.import_module("pandas")  # OpenBLAS has threads, which it ends before a fork
-    before = set(foreign_threads())
+    assert rehearse()  # what it imports reads files of its own
+    before, files = set(foreign_threads()), open_files()
     assert rehearse()
     rehearse_expressions()
     assert set(foreign_threads()) <= before
-    assert not any(connections._idle.values())
+    assert open_files() == files
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_rehearsal_that_fails_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(preload, "load_catalog", dict)
+    monkeypatch.setattr(preload, "rehearse_expressions", lambda: None)
+    for went_well in (True, False):
+        monkeypatch.setattr(preload, "rehearse", lambda well=went_well: well)
+        caplog.clear()
+        preload.preload()
+        assert ("its job failed" in caplog.text) is not went_well

@@ -15,6 +15,7 @@ from dagster._core.test_utils import create_run_for_test
 from platform_assets.cli.app import main
 from platform_assets.cli.copying import take_over
 from platform_assets.domain.errors import HomeError, RefusedError, SignalboxError
+from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.reproduction import Verdict
 from platform_assets.factory.instance import end_orphaned_runs
 from platform_assets.instance.forked import PROCESS_TAG
@@ -23,8 +24,9 @@ from platform_assets.line.reproduce import reproduce
 from platform_assets.line.services import Services
 from resources import adopting, copying, processes
 from resources.home import Home
-from resources.lake import DatasetTable
+from resources.lake import Dataset, DatasetTable
 from resources.ledger import open_ledger
+from tests.lake_workers import DAY, rows
 from tests.small import Line, Templates, copied, opened, small_spec
 
 pytestmark = [pytest.mark.embedded, pytest.mark.timeout(300)]
@@ -288,6 +290,32 @@ def in_use(
     monkeypatch.setattr(copying, "_rank", rank)
     monkeypatch.setattr(copying, "_copy_database", go_on)
     return lambda folder: copying.copy_home(line.home, folder)
+
+
+def test_a_commit_while_the_files_are_listed_is_copied_whole_or_not_at_all(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A walk may come through a partition's folder before it and its log after it."""
+    keys = [PartitionKey(DAY + timedelta(days=n), "JFK") for n in range(3)]
+    dataset = Dataset(home.dataset_path("flights"), "airport")
+    dataset.commit(keys[0], rows(keys[0]), previous=None)
+    walk, left = Path.rglob, keys[1:]
+
+    def slowly(folder: Path, pattern: str) -> Iterator[Path]:
+        yield from [p for p in walk(folder, pattern) if copying.DELTA_LOG not in p.parts]
+        if folder == home.root and left and pattern == "*":
+            key = left.pop(0)
+            dataset.commit(key, rows(key), previous=None)
+        yield from [p for p in walk(folder, pattern) if copying.DELTA_LOG in p.parts]
+
+    monkeypatch.setattr(Path, "rglob", slowly)
+    copy = copying.copy_home(home, tmp_path / "copy")
+    monkeypatch.undo()
+    assert not left
+    copied_there = Dataset(copy.dataset_path("flights"), "airport").newest_rows()
+    dates = set(copied_there["date"].to_pylist())
+    assert keys[0].date in dates
+    assert copied_there.num_rows == 50 * len(dates)
 
 
 @pytest.mark.heavy

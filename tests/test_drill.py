@@ -433,9 +433,14 @@ def test_a_side_shows_what_it_should_only_if_it_starved_or_did_not() -> None:
     spared = starvation.Timed([10.0, 12.0, 11.0], busy=21.0, ahead=25, unfinished=False)
     assert all(step.ok for step in starvation._plain_steps(starved, case))
     assert not starvation._plain_steps(spared, case)[-1].ok
-    assert all(step.ok for step in starvation._signalbox_steps(starved))
+    long = starvation.Timed([10.0, 12.0, 11.0], busy=200.0, ahead=25, unfinished=True)
+    assert all(step.ok for step in starvation._signalbox_steps(starved, long))
     # The model that came when nothing was left to wait for shows nothing.
-    assert not starvation._signalbox_steps(spared)[-1].ok
+    assert not starvation._signalbox_steps(spared, long)[-1].ok
+    # Nor does one that waited as long as on plain Dagster, or for long in any case.
+    assert not starvation._signalbox_steps(starved, starved)[-1].ok
+    slow = starvation.Timed([10.0, 12.0, 11.0], busy=45.0, ahead=25, unfinished=True)
+    assert not starvation._signalbox_steps(slow, long)[-1].ok
 
 
 def test_what_did_not_show_what_it_should_takes_the_verdicts_place() -> None:

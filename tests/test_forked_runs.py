@@ -1,5 +1,6 @@
 """Runs forked from a zygote: executed, logged, terminated, watched; and what a death leaves."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -29,7 +30,13 @@ from tests import fork_jobs
 
 SECONDS = 60.0
 JOBS = Path(fork_jobs.__file__)
-OPS = {"telling": "tell", "waiting": "wait", "failing": "fail", "vanishing": "vanish"}
+OPS = {
+    "telling": "tell",
+    "waiting": "wait",
+    "failing": "fail",
+    "vanishing": "vanish",
+    "recording": "record",
+}
 
 pytestmark = [
     pytest.mark.embedded,
@@ -128,6 +135,19 @@ def test_a_run_is_forked_with_everything_imported_and_differs_from_its_siblings(
     assert told[0][0] != told[1][0], "each has a process of its own"
     assert told[0][2] != told[1][2], "numpy's random numbers would be the same in each fork"
     until(lambda: not zygote.children(), "its children to be gone, zombies too")
+
+
+def test_a_run_keeps_its_connections_and_has_dagsters_statements_compiled_already(
+    yard: Yard,
+) -> None:
+    run = yard.launch("recording")
+    assert yard.ended(run) == "SUCCESS"
+    found = json.loads((yard.folder / run.run_id).read_text())
+    own = f"{run.run_id}.db"
+    assert {own, "index.db"} <= {Path(path).name for path in found["idle"]}
+    # Each event opened both of them; a run that keeps none has none idle.
+    assert all(number <= 1 for number in found["opened"].values()), found["opened"]
+    assert found["compiled"] == [], "the zygote's rehearsal has done it"
 
 
 def test_runs_of_backfills_give_way_to_the_others(yard: Yard) -> None:

@@ -23,6 +23,7 @@ from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import (
 )
 
 from platform_assets.domain import lanes as lane_tags
+from platform_assets.domain.lane_limits import size_of
 from platform_assets.instance.coordinator import LaneRunCoordinator
 from platform_assets.instance.steered import SignalboxInstance
 from resources.home import Home
@@ -217,9 +218,10 @@ def test_of_one_airport_one_run_of_a_backfill_at_a_time(instance: dg.DagsterInst
 
 def steer(home: Home, name: str, state: str, max_runs: int | None) -> None:
     now = datetime.now(UTC)
-    Backfills(home.ledger_url).put(
-        BackfillRecord(name, "flights", state, max_runs, {}, "me", now, now, "me")
-    )
+    store = Backfills(home.ledger_url)
+    store.put(BackfillRecord(name, "flights", state, max_runs, {}, "me", now, now, "me"))
+    store.set_state(name, state, "me")
+    store.set_size(name, max_runs, "me")
 
 
 def test_a_paused_backfill_waits_and_another_goes_on(
@@ -235,6 +237,31 @@ def test_a_paused_backfill_waits_and_another_goes_on(
     assert [run.tags["dagster/backfill"] for run in next_to_start(instance)] == ["abc"]
     steer(home, "abc", RUNNING, None)
     assert [run.tags["dagster/backfill"] for run in next_to_start(instance)] == ["abc", "abc"]
+
+
+def test_a_size_that_a_backfill_was_launched_with_counts_from_its_first_run(
+    home: Home, instance: dg.DagsterInstance
+) -> None:
+    """Nobody has recorded it: who launched it was stopped before it knew the id."""
+    for tags in backfill("abc", 2, **{lane_tags.SIZE_TAG: "1"}):
+        submit(instance, tags)
+    assert len(next_to_start(instance)) == 1
+    store = Backfills(home.ledger_url)
+    store.set_size("abc", None, "me")
+    cast(LaneRunCoordinator, instance.run_coordinator)._sized.clear()  # the daemon starts again
+    for tags in backfill("abc", 1, **{lane_tags.SIZE_TAG: "1"}):
+        submit(instance, tags)
+    assert len(next_to_start(instance)) == 2, "how it was steered since counts"
+    # Without the tag nothing holds the second run back.
+    for tags in backfill("def", 2):
+        submit(instance, tags)
+    assert store.find("def") is None
+
+
+@pytest.mark.parametrize(("said", "size"), [("2", 2), ("0", 1), ("-3", 1), ("many", 1), ("²", 1)])
+def test_a_size_that_is_no_number_counts_as_the_least(said: str, size: int) -> None:
+    assert size_of({lane_tags.SIZE_TAG: said}) == size
+    assert size_of({}) is None
 
 
 def test_another_process_sees_it_at_its_next_look(home: Home, instance: dg.DagsterInstance) -> None:

@@ -3,12 +3,15 @@
 import os
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
+import dagster as dg
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from platform_assets.domain.errors import RefusedError
+from platform_assets.domain.lanes import Lane, lane_of
 from platform_assets.domain.lease import LeaseTakenError
 from platform_assets.domain.manifest import PartitionVersion
 from platform_assets.line.maintenance import maintain
@@ -133,3 +136,18 @@ def test_the_job_in_the_ui(line: Line) -> None:
     job = line.defs.resolve_job_def("flights_maintain")
     assert job.execute_in_process(instance=line.instance).success
     assert line.services.leases.held() == []
+
+
+def test_the_schedule_has_to_be_started_and_its_runs_are_not_of_the_daily_lane(line: Line) -> None:
+    schedule = line.defs.resolve_schedule_def("flights_maintain_nightly")
+    assert schedule.default_status is dg.DefaultScheduleStatus.STOPPED
+    assert (schedule.job_name, schedule.execution_timezone) == (
+        "flights_maintain",
+        "America/New_York",
+    )
+    at = datetime(2013, 1, 5, 7, 30, tzinfo=UTC)
+    with dg.build_schedule_context(line.instance, at) as context:
+        (request,) = schedule.evaluate_tick(context).run_requests or ()
+    tags = {**request.tags, "dagster/schedule_name": schedule.name}
+    assert lane_of(tags) is Lane.ADHOC
+    assert lane_of({"dagster/schedule_name": schedule.name}) is Lane.DAILY, "without its own tag"

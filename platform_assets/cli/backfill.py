@@ -209,6 +209,7 @@ def _launch(
         RefusedError: the webserver works on another home; what was launched there is cancelled.
         TransientError: it does not answer.
     """
+    from platform_assets.domain.lanes import SIZE_TAG
     from platform_assets.factory.backfills import ranges_of
     from platform_assets.factory.events import RESTATE_TAG
     from platform_assets.factory.lanes import LANE_TAG, PIPELINE_TAG
@@ -223,6 +224,9 @@ def _launch(
     tags = {LANE_TAG: "backfill", PIPELINE_TAG: spec.pipeline, "dagster/user": by}
     if found.selection.restate:
         tags[RESTATE_TAG] = "true"
+    if runs is not None:
+        # The queue has it from there, whether or not this process lives to record it.
+        tags[SIZE_TAG] = str(runs)
     title = f"{spec.pipeline} {days[0]} to {days[-1]}"
     backfill_id = api.launch_backfill(partitions, title=title, tags=tags)
     deadline = time.monotonic() + HOME_SECONDS

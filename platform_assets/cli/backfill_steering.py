@@ -24,6 +24,7 @@ from platform_assets.cli.backfill_common import (
 )
 from platform_assets.cli.backfill_screen import print_view
 from platform_assets.domain.errors import RefusedError, UsageError
+from platform_assets.domain.lane_limits import size_of
 from platform_assets.terminal import print_json, print_table
 from resources.home import Home
 
@@ -202,7 +203,7 @@ def _steering(backfill_id: str, by: str | None) -> Iterator[tuple["Backfills", s
         backfill = require_backfill(instance, backfill_id)
         _require_open(backfill)
         store = Backfills(home.ledger_url)
-        if store.find(backfill_id) is None:
+        if store.find(backfill_id) is None:  # of two who find that, the second changes nothing
             store.put(_adopted(backfill, name))
         forget_ended(instance, store)
         yield store, name
@@ -218,7 +219,7 @@ def _adopted(backfill: Any, by: str) -> "BackfillRecord":
         id=backfill.backfill_id,
         pipeline=pipeline_of_backfill(backfill) or "",
         state=RUNNING,
-        max_runs=None,
+        max_runs=size_of(backfill.tags),
         selection=targets_of(backfill),
         launched_by=backfill.tags.get("dagster/user", "Dagster"),
         launched_at=launched,

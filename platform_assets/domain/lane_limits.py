@@ -10,6 +10,7 @@ from platform_assets.domain.lanes import (
     LANE_PIPELINE_TAG,
     LANE_TAG,
     OTHERS,
+    SIZE_TAG,
     Lane,
     Lanes,
     starving,
@@ -48,6 +49,17 @@ class Steering:
 
     backfill: str
     limit: int
+
+
+def size_of(tags: Mapping[str, str]) -> int | None:
+    """The size that a backfill was launched with; None if it has none.
+
+    What is no number of runs, which only a person can have typed, counts as the least.
+    """
+    given = tags.get(SIZE_TAG)
+    if given is None:
+        return None
+    return max(1, int(given)) if given.isascii() and given.isdigit() else 1
 
 
 def with_steering(rules: Sequence[Mapping[str, Any]], steering: Sequence[Steering]) -> list[Limit]:

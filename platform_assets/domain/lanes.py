@@ -25,6 +25,8 @@ LANE_KEY_TAG = "signalbox/lane_key"
 """Runs of backfills with the same value count against one limit: `backfill/flights/JFK`."""
 
 BACKFILL_TAG = "dagster/backfill"
+SIZE_TAG = "signalbox/runs_at_once"
+"""On a backfill that was launched with a size: how many of its runs may be in progress at once."""
 PRIORITY_TAG = "dagster/priority"
 PARENT_TAG = "dagster/parent_run_id"
 SENSOR_TAG, SCHEDULE_TAG = "dagster/sensor_name", "dagster/schedule_name"

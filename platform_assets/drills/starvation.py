@@ -37,6 +37,9 @@ NAME = "backfill-starvation"
 TITLE = "today's last hour lands while 90 days of history are rebuilt"
 CATALOG = "SIGNALBOX_CATALOG"
 WAIT_SECONDS = 1800.0
+MOST_TIMES_IDLE = 4.0
+"""What Signalbox's training may take beside a backfill, on a machine that does other work too: one
+turn says no more. `benchmarks/daily_lane.py` takes it at its goal, in the median of many."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,10 @@ class Timed:
     ahead: int
     unfinished: bool
 
+    @property
+    def times_idle(self) -> float:
+        return self.busy / median(self.idle)
+
 
 def play(scene: Scene) -> DrillReport:
     """The drill on the pipeline of the catalog."""
@@ -76,16 +83,16 @@ def play(scene: Scene) -> DrillReport:
 
 def play_case(scene: Scene, case: Case) -> DrillReport:
     """Play it: first plain Dagster, then Signalbox, each with daemon, queue and webserver."""
-    with _catalog(case) as spec:
+    with live_catalog(case) as spec:
         services = Services.open(spec, scene.home)
-        live = _live_days(spec, case.idle + 1)
+        live = live_days(spec, case.idle + 1)
         first = live[0] - timedelta(days=case.days)
         with scene.part(f"landing {first} to {live[-1]}"):
             land_flights(services, first, live[0] - timedelta(days=1), quiet=True)
         with scene.part("plain Dagster"):
             plain = _on_plain(scene, services, case, first, live)
         with scene.part("the window before today, on Signalbox"):
-            _build_window(services, first, live[0])
+            build_window(services, first, live[0])
         with scene.part("Signalbox"):
             box = _on_signalbox(scene, services, case, first, live)
     report = DrillReport(
@@ -94,7 +101,7 @@ def play_case(scene: Scene, case: Case) -> DrillReport:
         question=f"A backfill rebuilds {case.days} days from {first} on. The last hour of "
         f"{live[-1]} lands. How long until that day's model is trained?",
         plain=_plain_steps(plain, case),
-        signalbox=_signalbox_steps(box),
+        signalbox=_signalbox_steps(box, plain),
         figures=_figures(plain, box),
         notes=(
             f"Idle is the median of {case.idle} days without a backfill, on the same running "
@@ -106,8 +113,8 @@ def play_case(scene: Scene, case: Case) -> DrillReport:
         verdict="",
     )
     return report.concluded(
-        f"Today's model took {plain.busy / median(plain.idle):.1f} times as long as on an idle "
-        f"system on plain Dagster, {box.busy / median(box.idle):.1f} times on Signalbox."
+        f"Today's model took {plain.times_idle:.1f} times as long as on an idle "
+        f"system on plain Dagster, {box.times_idle:.1f} times on Signalbox."
     )
 
 
@@ -115,7 +122,7 @@ def play_case(scene: Scene, case: Case) -> DrillReport:
 
 
 @contextmanager
-def _catalog(case: Case) -> Iterator[PipelineSpec]:
+def live_catalog(case: Case) -> Iterator[PipelineSpec]:
     """The catalog's flights, live only after the days of the backfill; for all processes."""
     document = yaml.safe_load((catalog_folder() / "flights.yaml").read_text())
     start = date.fromisoformat(str(document["partitions"]["start"]))
@@ -134,7 +141,7 @@ def _catalog(case: Case) -> Iterator[PipelineSpec]:
                 os.environ[CATALOG] = before
 
 
-def _live_days(spec: PipelineSpec, count: int) -> tuple[date, ...]:
+def live_days(spec: PipelineSpec, count: int) -> tuple[date, ...]:
     """The first live dates in a row that are whole."""
     rows = Rows(spec)
     found: list[date] = []
@@ -145,7 +152,7 @@ def _live_days(spec: PipelineSpec, count: int) -> tuple[date, ...]:
     raise RefusedError(f"drill {NAME} could not be played: no {count} live days are whole")
 
 
-def _until(what: str, done: Callable[[], bool], server: DagsterDev) -> None:
+def until(what: str, done: Callable[[], bool], server: DagsterDev) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
     while not done():
         server.require_alive()
@@ -154,7 +161,7 @@ def _until(what: str, done: Callable[[], bool], server: DagsterDev) -> None:
         time.sleep(0.2)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -210,7 +217,7 @@ def _on_plain(
         plain_location.STORE: str(home.root / "rows"),
     }
     own = Services(home, services.spec)
-    with PlainDev(home, _free_port(), variables) as server:
+    with PlainDev(home, free_port(), variables) as server:
         server.wait_until_ready()
 
         def train(day: date) -> float:
@@ -221,7 +228,7 @@ def _on_plain(
                 location=plain_location.__name__,
                 tags={"dagster/partition": day.isoformat()},
             )
-            _until(
+            until(
                 f"the run of {day}",
                 lambda: server.api.run_status(run) in ("SUCCESS", "FAILURE", "CANCELED"),
                 server,
@@ -235,7 +242,7 @@ def _on_plain(
         backfill = server.api.launch_backfill(
             {"features": [(first.isoformat(), last.isoformat())]}, title="90 days", tags={}
         )
-        _until(
+        until(
             "the backfill's runs",
             lambda: _in_queue(server, backfill) >= min(case.days // 2, 25),
             server,
@@ -264,7 +271,7 @@ def _plain_steps(found: Timed, case: Case) -> tuple[Step, ...]:
 # --- Signalbox ----------------------------------------------------------------------------------
 
 
-def _build_window(services: Services, first: date, before: date) -> None:
+def build_window(services: Services, first: date, before: date) -> None:
     """Features and roll-ups of the days that today's training reads; held ones stay held."""
     begin = max(first, before - timedelta(days=services.spec.model.window_days))
     services.zone.refresh(begin, before)
@@ -286,13 +293,13 @@ def _on_signalbox(
 ) -> Timed:
     spec, ledger = services.spec, services.ledger
     model = spec.asset("model")
-    with DagsterDev(scene.home, _free_port()) as server:
+    with DagsterDev(scene.home, free_port()) as server:
         server.wait_until_ready()
 
         def train(day: date) -> float:
             land_flights(services, day, day, quiet=True)
             began = time.monotonic()
-            _until(
+            until(
                 f"the model of {day}",
                 lambda: ledger.current_version(model, day.isoformat()) is not None,
                 server,
@@ -301,17 +308,17 @@ def _on_signalbox(
 
         idle = [train(day) for day in live[:-1]]
         backfill = server.api.launch_backfill(
-            _history(spec, first, live[0] - timedelta(days=1)),
+            history_of(spec, first, live[0] - timedelta(days=1)),
             title=f"{case.days} days",
             tags={"signalbox/restate": "true"},
         )
-        _until("the backfill's runs", lambda: _in_queue(server, backfill) >= 1, server)
+        until("the backfill's runs", lambda: _in_queue(server, backfill) >= 1, server)
         ahead = _in_queue(server, backfill)
         busy = train(live[-1])
         return Timed(idle, busy, ahead, server.api.backfill(backfill)["status"] not in ENDED)
 
 
-def _history(
+def history_of(
     spec: PipelineSpec, first: date, last: date
 ) -> dict[str, Sequence[tuple[str, str]] | None]:
     """Features, roll-ups, snapshots and models of the dates, as a backfill takes them."""
@@ -332,7 +339,7 @@ def _history(
     return found
 
 
-def _signalbox_steps(found: Timed) -> tuple[Step, ...]:
+def _signalbox_steps(found: Timed, plain: Timed) -> tuple[Step, ...]:
     return (
         Step(
             did="on the idle system, the last hour of each of these days lands",
@@ -343,7 +350,7 @@ def _signalbox_steps(found: Timed) -> tuple[Step, ...]:
             found=f"{found.ahead} runs of the backfill were in the queue or running; the model was "
             f"there after {found.busy:.1f} s, "
             + ("while the backfill went on" if found.unfinished else "when the backfill had ended"),
-            ok=found.unfinished,
+            ok=found.unfinished and found.times_idle < min(MOST_TIMES_IDLE, plain.times_idle),
         ),
     )
 
@@ -365,7 +372,7 @@ def _figures(plain: Timed, box: Timed) -> tuple[Figure, ...]:
         Figure(
             what="times idle",
             ideal=1,
-            plain=plain.busy / median(plain.idle),
-            signalbox=box.busy / median(box.idle),
+            plain=plain.times_idle,
+            signalbox=box.times_idle,
         ),
     )

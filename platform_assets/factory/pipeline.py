@@ -17,7 +17,7 @@ from platform_assets.factory.lanes import PIPELINE_TAG
 from platform_assets.factory.promoting import build_rollback_job
 from platform_assets.factory.serving import build_serving_jobs
 from platform_assets.factory.sources import build_source
-from platform_assets.factory.upkeep import build_maintenance_job
+from platform_assets.factory.upkeep import build_maintenance_job, build_maintenance_schedule
 from platform_assets.factory.waiving import build_waive_job
 from resources.columns import output_columns
 from resources.versions import trainer_file
@@ -80,6 +80,7 @@ def build_pipeline(
         SpecError: the trainer's module does not exist, or a column cannot be used.
     """
     check_spec(spec, origin)
+    maintenance = build_maintenance_job(spec)
     return dg.Definitions(
         assets=[*(build_source(spec, name) for name in spec.sources), *build_assets(spec, origin)],
         jobs=[
@@ -88,6 +89,7 @@ def build_pipeline(
             build_rollback_job(spec),
             build_canary_job(spec),
             *build_serving_jobs(spec),
-            build_maintenance_job(spec),
+            maintenance,
         ],
+        schedules=[build_maintenance_schedule(spec, maintenance)],
     )

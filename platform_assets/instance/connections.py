@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import chain
 from pathlib import PurePath
 from typing import Any
 
@@ -31,8 +32,10 @@ MOST_IDLE = 8
 """Connections to one file that are kept while nobody uses them."""
 
 _place = threading.local()
-_guard = threading.Lock()
+# The collector may close a connection that was forgotten, in the middle of what is done under it.
+_guard = threading.RLock()
 _idle: dict[str, list["KeptConnection"]] = {}
+_inherited: list[dict[str, list["KeptConnection"]]] = []
 _kept_names: frozenset[str] | None = frozenset()
 """Names of the files whose connections are kept; None: of all."""
 
@@ -79,16 +82,22 @@ def keep_connections(names: frozenset[str] | None = None) -> None:
 
 def close_kept() -> None:
     """Close what is kept and not in use; what a run has written is in its file then."""
+    global _idle
     with _guard:
-        found = [connection for there in _idle.values() for connection in there]
-        _idle.clear()
-    for connection in found:
+        found, _idle = _idle, {}
+    for connection in chain.from_iterable(found.values()):
         connection.really_close()
 
 
 def _after_fork() -> None:
-    global _guard
-    _guard = threading.Lock()
+    """Forget in the child what another thread gave back between `close_kept` and the fork.
+
+    It is set aside, for to close it would touch the locks and the log that its parent uses.
+    """
+    global _guard, _idle
+    _guard = threading.RLock()
+    _inherited.append(_idle)
+    _idle = {}
 
 
 # SQLite keeps its locks by process: a child must not inherit an open connection.
@@ -151,7 +160,8 @@ def connected(path: str) -> Iterator[Connection]:
             with connection.begin():
                 yield connection
         except BaseException:
-            raw.usable = False
+            if isinstance(raw, KeptConnection):
+                raw.usable = False
             raise
         if isinstance(raw, KeptConnection) and raw.total_changes != before:
             _tell_watchers(path)

@@ -1,5 +1,6 @@
 """The queue's door: each run is given its lane before it is enqueued, whoever launched it."""
 
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
@@ -7,8 +8,21 @@ import dagster as dg
 from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
 from dagster._core.storage.dagster_run import DagsterRun
 
-from platform_assets.domain.lanes import LANE_TAG, PARENT_TAG, Lane, Lanes, lane_of, tags_of_lane
+from platform_assets.domain.lane_limits import size_of
+from platform_assets.domain.lanes import (
+    BACKFILL_TAG,
+    LANE_TAG,
+    PARENT_TAG,
+    PIPELINE_TAG,
+    Lane,
+    Lanes,
+    lane_of,
+    tags_of_lane,
+)
+from resources.home import Home
 from resources.lanes import load_lanes
+from resources.ledger.backfills import RUNNING, Backfills
+from resources.ledger.records import BackfillRecord
 
 
 class LaneRunCoordinator(QueuedRunCoordinator[Any]):
@@ -27,6 +41,7 @@ class LaneRunCoordinator(QueuedRunCoordinator[Any]):
     def submit_run(self, context: SubmitRunContext) -> DagsterRun:
         """Put the tags of its lane onto a run, then enqueue it."""
         run = context.dagster_run
+        self._record_size(run)
         wanted = wanted_tags(self._instance, self.lanes, run)
         if wanted and run.status is dg.DagsterRunStatus.NOT_STARTED:
             self._instance.add_run_tags(run.run_id, wanted)
@@ -34,6 +49,37 @@ class LaneRunCoordinator(QueuedRunCoordinator[Any]):
             assert tagged is not None, run.run_id
             run = tagged
         return super().submit_run(SubmitRunContext(run, context.workspace))
+
+    def _record_size(self, run: DagsterRun) -> None:
+        """Have the queue know the size of a backfill before the first of its runs is in it.
+
+        Whoever launches it learns its id only once Dagster has it, and may be stopped there.
+
+        Raises:
+            SignalboxError: the ledger does not take it; the run is not enqueued.
+        """
+        backfill, size = run.tags.get(BACKFILL_TAG), size_of(run.tags)
+        if backfill is None or size is None or backfill in self._sized:
+            return
+        now, by = datetime.now(UTC), run.tags.get("dagster/user", "Dagster")
+        record = BackfillRecord(
+            id=backfill,
+            pipeline=run.tags.get(PIPELINE_TAG, ""),
+            state=RUNNING,
+            max_runs=size,
+            selection={},
+            launched_by=by,
+            launched_at=now,
+            changed_at=now,
+            changed_by=by,
+        )
+        Backfills(Home.locate().ledger_url).add(record)
+        self._sized.add(backfill)
+
+    @cached_property
+    def _sized(self) -> set[str]:
+        """Backfills whose size this process has recorded."""
+        return set()
 
 
 def wanted_tags(instance: dg.DagsterInstance, lanes: Lanes, run: DagsterRun) -> dict[str, str]:

@@ -87,7 +87,8 @@ def preload() -> list[str]:
     tables()  # of the ledger: declared once, in SQLAlchemy's way
     for prepare in (rehearse, rehearse_expressions):
         try:
-            prepare()
+            if prepare() is False:
+                logger.warning("runs begin without a rehearsal: its job failed")
         except Exception:
             # A run costs more then, and works: a full /tmp must not keep runs from being forked.
             logger.warning("runs begin without a rehearsal", exc_info=True)

@@ -4,22 +4,40 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from platform_assets.domain.errors import UsageError
-from resources.ledger.base import Store, fields_of, upsert_statement
+from resources.ledger.base import Store, fields_of, insert_into
 from resources.ledger.engine import writing
 from resources.ledger.records import BackfillRecord
 from resources.ledger.tables import tables
 
 RUNNING, PAUSED, ENDED = "running", "paused", "ended"
 
+OF_THE_LAUNCH = ("pipeline", "selection", "launched_by", "launched_at")
+"""What is known of a backfill for good; the rest is how it was steered."""
+
 
 class Backfills(Store):
     """The backfills that were launched or steered here, those of the Dagster UI included."""
 
     def put(self, record: BackfillRecord) -> None:
-        """Record a backfill, in place of what was known of it."""
+        """Record what a backfill was launched for.
+
+        How fast it may go counts only where nobody has recorded it before: somebody may have
+        paused it since it was launched.
+        """
         t = tables().backfills
         with writing(self.url) as connection:
-            connection.execute(upsert_statement(t, connection.dialect.name), [fields_of(record)])
+            insert = insert_into(t, connection.dialect.name)
+            facts = {name: insert.excluded[name] for name in OF_THE_LAUNCH}
+            known = insert.on_conflict_do_update(index_elements=[t.c.id], set_=facts)
+            connection.execute(known, [fields_of(record)])
+
+    def add(self, record: BackfillRecord) -> None:
+        """Record a backfill, unless it is known."""
+        t = tables().backfills
+        with writing(self.url) as connection:
+            insert = insert_into(t, connection.dialect.name)
+            unknown = insert.on_conflict_do_nothing(index_elements=[t.c.id])
+            connection.execute(unknown, [fields_of(record)])
 
     def find(self, backfill_id: str) -> BackfillRecord | None:
         t = tables().backfills

@@ -95,7 +95,10 @@ def daily_features(station: Station, day: date) -> bool:
 def steer(station: Station, backfill: str, state: str, max_runs: int | None) -> None:
     now = datetime.now(UTC)
     record = BackfillRecord(backfill, "slow", state, max_runs, {}, "test", now, now, "test")
-    Backfills(station.home.ledger_url).put(record)
+    store = Backfills(station.home.ledger_url)
+    store.put(record)
+    store.set_state(backfill, state, "test")
+    store.set_size(backfill, max_runs, "test")
 
 
 def test_a_backfill_keeps_to_its_lane_and_is_steered_while_it_runs(gated: Station) -> None:

@@ -9,12 +9,13 @@ import dagster as dg
 import pytest
 
 from benchmarks.backfill_cost import run_loop
+from platform_assets.domain.lease import TIMEOUT_SECONDS
 from platform_assets.line.landing import land_flights
 from platform_assets.line.services import Services
 from resources import processes
 from resources.catalog import load_catalog
 from resources.home import Home
-from resources.leasing import acquire
+from resources.leasing import SLOWEST_POLL_SECONDS, acquire
 from tests.e2e.conftest import server_on
 from tests.e2e.station import FIRST, Station, write_small_catalog
 from tests.e2e.storm import KINDS, Storm, tables_of, versions_of
@@ -38,9 +39,11 @@ def require_as_undisturbed(storm: Storm, undisturbed: Services) -> None:
     assert versions_of(services) == of_span
     champions = [one.ledger.champion("flights") for one in (services, undisturbed)]
     assert len({champion and champion.model_date for champion in champions}) == 1
-    # A killed run's leases stand in the ledger until somebody wants them: each is to be had.
+    # A killed run's leases stand in the ledger until somebody wants them: each is to be had, and
+    # none outlives its time-out by more than a waiter's look.
+    limit = TIMEOUT_SECONDS + 2 * SLOWEST_POLL_SECONDS
     for record in services.leases.held():
-        taken = acquire(services.leases, record.resource, processes.holder("after"), limit=60)
+        taken = acquire(services.leases, record.resource, processes.holder("after"), limit=limit)
         assert services.leases.release(taken)
     with dg.DagsterInstance.from_config(str(storm.home.dagster)) as instance:
         stuck = [run.run_id for run in instance.get_runs() if not run.is_finished]
