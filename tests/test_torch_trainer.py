@@ -1,5 +1,6 @@
 """The PyTorch trainer in one process: what it makes, what it refuses, and how it goes on."""
 
+import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,20 @@ def test_interrupted_at_every_step_again_and_again(
             fit(checkpointer=Interrupting(tmp_path, token, token))
     model = fit(checkpointer=Interrupting(tmp_path, STEPS + 1, None))
     assert weights(model) == undisturbed
+
+
+def test_a_long_one_interrupted_at_random_steps(tmp_path: Path) -> None:
+    """120 steps with dropout, of which five, by chance, are the last of an attempt."""
+    parameters = {**SMALL, "epochs": 40, "dropout": 0.5}
+    wanted = weights(fit(parameters=parameters))
+    steps = sorted(random.Random(11).sample(range(1, 120), 5))
+    for token, at in enumerate(steps, 1):
+        with pytest.raises(Interrupted):
+            fit(parameters=parameters, checkpointer=Interrupting(tmp_path, token, at))
+    last = Interrupting(tmp_path, len(steps) + 1, None)
+    model = fit(parameters=parameters, checkpointer=last)
+    assert last.account.resumed_step == steps[-1]
+    assert weights(model) == wanted
 
 
 def test_without_the_random_state_the_model_would_be_another(

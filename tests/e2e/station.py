@@ -295,16 +295,20 @@ class Station:
 
     def start_slow_training(self, tags: Mapping[str, str] | None = None) -> tuple[str, int]:
         """Start a training that takes minutes; its run, and the process that it is in."""
+        self.prepare_slow()
+        file = self.home.root / PID_FILE
+        file.unlink(missing_ok=True)
+        run_id = self.launch("slow_train", SLOW_DAY, tags)
+        return run_id, self.training_process()
+
+    def prepare_slow(self) -> None:
+        """Build what the slow pipeline's model reads, unless it is there."""
         services = self.slow
         day = services.partition(SLOW_DAY, keyed=False)
         if services.ledger.current_version(services.spec.asset("snapshot"), SLOW_DAY) is None:
             land_flights(services, day.date, day.date, quiet=True)
             build_features(services, services.partition(f"JFK|{day}", keyed=True), "by-hand")
             build_snapshot(services, day, "by-hand")
-        file = self.home.root / PID_FILE
-        file.unlink(missing_ok=True)
-        run_id = self.launch("slow_train", SLOW_DAY, tags)
-        return run_id, self.training_process()
 
     def training_process(self) -> int:
         """The process that the slow training is in, once it is."""
