@@ -48,7 +48,8 @@ class InterruptedTrainer(LightGBMTrainer):
             if step == plan.get("sleep_at"):
                 time.sleep(1.1)  # so that a checkpoint is due after this round
             if step == plan.get("pause_at"):
-                time.sleep(0.5)  # so that it is durable, and seen to be after this round
+                # So that it is durable, and seen to be after this round.
+                time.sleep(plan.get("pause_seconds", 0.5))
             if step == plan.get("at"):
                 file.unlink()
                 if plan.get("raise"):

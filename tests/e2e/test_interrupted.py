@@ -47,7 +47,7 @@ def mlflow_runs(station: Station) -> list[Any]:
 def test_the_daemon_launches_it_again_and_it_goes_on(
     station: Station, by: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = {"at": 6, "sleep_at": 3, "pause_at": 5, "signal": int(by)}
+    plan = {"at": 6, "sleep_at": 3, "pause_at": 5, "pause_seconds": 4, "signal": int(by)}
     Path(station.home.root, PLAN).write_text(json.dumps(plan))
     with station.server as server:
         server.wait_until_ready()
