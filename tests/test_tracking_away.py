@@ -6,6 +6,7 @@ The minutes are those of a clock that the tests hold.
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -359,6 +360,36 @@ def test_entry_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
         assert list(Spool(tmp_path / "s").abandoned()) == []  # one sweep at a time
         found.discard()
     assert list((tmp_path / "s").iterdir()) == []
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_who_goes_on_with_a_run_waits_for_who_tells_of_it_just_now(
+    tmp_path: Path, told: bool
+) -> None:
+    """The daemon settles a killed training while its next attempt starts: it is one run still."""
+    spool, held, go = Spool(tmp_path / "s"), threading.Event(), threading.Event()
+    entry = spool.open("a")
+    entry.keep({"key": "a"}, [])
+    entry.release()
+
+    def settles() -> None:
+        for found in spool.abandoned():
+            held.set()
+            go.wait()
+            if told:
+                found.discard()
+
+    sweeping = threading.Thread(target=settles)
+    sweeping.start()
+    held.wait()
+    assert spool.take("a", patience=0) is None  # before: taken for a process that lives
+    threading.Timer(0.3, go.set).start()
+    taken = spool.take("a", patience=30)
+    sweeping.join()
+    assert taken is not None
+    taken.keep({"key": "a"}, [])
+    assert list(spool.abandoned()) == [], "it is held, by the file that is there"
+    taken.release()
 
 
 @pytest.mark.parametrize("recorded", [True, False])

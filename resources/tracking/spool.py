@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,8 @@ from resources.tracking.client import storage_errors
 
 REFUSED = "refused"
 """The folder of what was set aside."""
+
+TAKE_SECONDS = 30.0
 
 
 class Entry:
@@ -98,11 +101,24 @@ class Spool:
         assert lock is not None, f"the key {key} is taken"
         return Entry(self.folder, key, lock)
 
-    def take(self, key: str) -> Entry | None:
-        """The entry of a run that is gone on with; None while its process lives."""
+    def take(self, key: str, patience: float = TAKE_SECONDS) -> Entry | None:
+        """The entry of a run that is gone on with; None while its process lives.
+
+        Args:
+            patience: seconds for whoever tells MLflow just now how that process ended.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = _locked(self.folder / f"{key}.lock")
-        return None if lock is None else Entry(self.folder, key, lock)
+        path, until = self.folder / f"{key}.lock", time.monotonic() + patience
+        while True:
+            lock = _locked(path)
+            if lock is not None:
+                if _is_at(lock, path):
+                    return Entry(self.folder, key, lock)
+                os.close(lock)  # all was told, and the file removed, between opening and locking it
+            elif time.monotonic() > until:
+                return None
+            else:
+                time.sleep(0.05)
 
     def pending(self) -> bool:
         """Whether there is any entry, of a living process or of one that is gone."""
@@ -133,6 +149,13 @@ class Spool:
                     entry.discard()
             finally:
                 entry.release()
+
+
+def _is_at(lock: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _locked(path: Path) -> int | None:

@@ -68,7 +68,10 @@ def test_the_daemon_launches_it_again_and_it_goes_on(
     services = station.slow
     record = services.ledger.current_version(services.spec.asset("model"), SLOW_DAY)
     assert record is not None
-    (run,) = mlflow_runs(station)
+    found = mlflow_runs(station)
+    told = [(r.info.run_id, r.info.status, r.data.tags, r.data.metrics) for r in found]
+    assert len(found) == 1, told
+    (run,) = found
     assert run.info.status == "FINISHED"
     assert run.data.metrics["interruptions"] == 1
     resumed = run.data.metrics["resumed_from_step"]
