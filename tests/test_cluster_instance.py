@@ -107,11 +107,11 @@ def test_a_run_worker_may_spend_every_budget(
 ) -> None:
     most = sections()["run_monitoring"]["max_resume_run_attempts"]
     budgets = load_budgets()
-    assert most == sum(budget.retries for budget in budgets.failures.values()) == 34
+    assert most == sum(budget.retries for budget in budgets.failures.values()) == 37
     place = tmp_path / "failures.yaml"
     place.write_text("failures: {preempted: {retries: 50}}")
     monkeypatch.setenv(FAILURES, str(place))
-    assert sections()["run_monitoring"]["max_resume_run_attempts"] == 74
+    assert sections()["run_monitoring"]["max_resume_run_attempts"] == 77
 
 
 def test_a_run_worker_may_wait_for_its_place(

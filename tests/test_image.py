@@ -210,7 +210,9 @@ class Where:
         variables = environment(sources.settings, QUIET)
         variables["SIGNALBOX_MLFLOW_URI"] = self.home.mlflow_uri
         variables["SIGNALBOX_CATALOG"] = str(self.home.root / "catalog")
+        # Neither lake nor checkpoints: both lie in the home here.
         del variables["SIGNALBOX_LAKE_URL"]
+        del variables["SIGNALBOX_CHECKPOINTS_URL"]
         files = {
             "dagster.yaml": yaml.safe_dump(self.config()),
             "lanes.yaml": (podman.ROOT / "platform_assets" / "lanes.yaml").read_text(),
