@@ -234,7 +234,7 @@ class Node(threading.Thread):
 
     def _run(self, name: str, job: dict[str, Any], started: dict[str, Any]) -> None:
         template = job["spec"]["template"]
-        inside = on_node(template, started["spec"]["nodeName"], started["metadata"]["name"])
+        inside = on_node(template, started["spec"]["nodeName"])
         pod = {"apiVersion": "v1", "kind": "Pod", **inside}
         pod["metadata"] = {**template["metadata"], "name": name}
         code = self._engine.play(name, [*self.there, pod])
@@ -250,18 +250,13 @@ class Node(threading.Thread):
         self.join()
 
 
-def on_node(template: Mapping[str, Any], node: str = "podman", pod: str = "") -> dict[str, Any]:
+def on_node(template: Mapping[str, Any], node: str = "podman") -> dict[str, Any]:
     """A pod's template with what a kubelet tells its containers and podman does not.
 
-    That is the name of the node, as podman takes `fieldRef: spec.nodeName` for an error, and in
-    `HOSTNAME` the name of the pod, as podman has the machine's there on the network of the host.
-    All else stays as it is.
-
-    Args:
-        pod: its name in the cluster; empty: none is told.
+    That is the name of the node, as podman takes `fieldRef: spec.nodeName` for an error. All else
+    stays as it is: `HOSTNAME`, which is the pod's name on a cluster, is the machine's here.
     """
     field = {"fieldRef": {"fieldPath": "spec.nodeName"}}
-    own = [{"name": "HOSTNAME", "value": pod}] if pod else []
     spec = dict(template["spec"])
     for kind in ("initContainers", "containers"):
         if spec.get(kind):
@@ -275,7 +270,6 @@ def on_node(template: Mapping[str, Any], node: str = "podman", pod: str = "") ->
                             else one
                             for one in container.get("env") or ()
                         ),
-                        *own,
                     ],
                 }
                 for container in spec[kind]

@@ -1034,7 +1034,7 @@ def test_alerts_that_the_receiver_refuses_do_not_starve_the_others(
             for tick in range(3):
                 assert receiver.taken == []
                 now = NOW + tick * a_tick
-                _, wrong = deliver(line.services, Webhook(receiver.url), now)
+                _, wrong = deliver(line.services, Webhook(receiver.url, seconds=60), now)
                 assert "400" in wrong
         assert [d["key"] for d in receiver.taken] == ["key-1000"]
 

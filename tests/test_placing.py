@@ -331,9 +331,6 @@ def test_podman_is_told_the_name_of_the_node_and_nothing_else_is_changed() -> No
     template = placed(job(), Place("step", Lane.DAILY), "x")["spec"]["template"]
     changed = podman.on_node(template, "n1")
     assert changed["spec"]["containers"][0]["env"] == [{"name": NODE, "value": "n1"}]
-    named = podman.on_node(template, "n1", "pod-1")
-    hostname = {"name": "HOSTNAME", "value": "pod-1"}
-    assert named["spec"]["containers"][0]["env"] == [{"name": NODE, "value": "n1"}, hostname]
     changed["spec"]["containers"][0]["env"] = template["spec"]["containers"][0]["env"]
     assert changed == template
 
