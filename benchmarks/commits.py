@@ -1,7 +1,8 @@
 """What a commit costs as a dataset grows, what a claim costs, and how fast many writers are.
 
 In date order, three keys a day; a table a key and year, and beside it all in one table, as an
-earlier version had it. CPU (user and system) of this process, and milliseconds by the wall. A
+earlier version had it; and the days of one key and year, which are full after 365 commits and then
+replaced over and over, as corrections do. Each table is made before anything counts. CPU (user and system) of this process, and milliseconds by the wall. A
 figure is the mean over the commits that end at the count that is named, checkpoints among them
 (at ten there is none yet). The rows are as many as an airport has flights on a day.
 """
@@ -57,6 +58,11 @@ def partition_of(number: int) -> PartitionKey:
     return PartitionKey(FIRST + timedelta(days=number // len(KEYS)), KEYS[number % len(KEYS)])
 
 
+def day_of_the_year(number: int) -> PartitionKey:
+    """Of one table: from the 366th commit on a partition that is there is replaced."""
+    return PartitionKey(date(2001, 1, 1) + timedelta(days=number % 365), KEYS[0])
+
+
 def spent(work: Callable[[], object]) -> tuple[float, float]:
     """CPU and wall milliseconds."""
     usage, wall = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
@@ -73,13 +79,18 @@ def mean(found: list[tuple[float, float]]) -> dict[str, float]:
     }
 
 
-def growth(table: Dataset | DatasetTable, counts: list[int]) -> dict[str, Any]:
-    """Commits of ever new partitions, as one process makes them, and as a fresh process would."""
-    table.commit(partition_of(0), rows(partition_of(0)), previous=None)  # imports, creates
+def growth(
+    table: Dataset | DatasetTable,
+    counts: list[int],
+    at: Callable[[int], PartitionKey] = partition_of,
+) -> dict[str, Any]:
+    """Commits of one partition after the other, by one process, and as a fresh one would."""
+    for number in range(len(KEYS)):  # imports, makes each key's table
+        table.commit(at(number), rows(at(number)), previous=None)
     found: list[tuple[float, float]] = []
     results: dict[str, Any] = {}
-    for number in range(1, counts[-1] + 1):
-        partition = partition_of(number)
+    for number in range(len(KEYS), counts[-1] + 1):
+        partition = at(number)
         table_rows = rows(partition)
 
         def commit(p: PartitionKey = partition, own: Any = table_rows) -> None:
@@ -213,27 +224,39 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="signalbox-commits-"))
     try:
         grown = growth(Dataset(folder / "features", "airport"), counts)
+        again = growth(Dataset(folder / "corrected", "airport"), counts, day_of_the_year)
         one = growth(DatasetTable(folder / "one", "airport"), counts)
+        together, alone = (
+            side_by_side(table, chosen.writers, chosen.each)
+            for table in (
+                Dataset(folder / "shared", "airport"),
+                DatasetTable(folder / "shared-one", "airport"),
+            )
+        )
+        reached = {
+            "to_tenth": ratios(grown),
+            "to_tenth_opened_anew": ratios(grown, "opened_anew"),
+            "corrected_to_tenth": ratios(again),
+            "corrected_to_tenth_opened_anew": ratios(again, "opened_anew"),
+        }
+        missed = [name for name, found in reached.items() if max(found.values()) > LIMIT]
+        missed += ["side_by_side"] if together["failed"] else []
         result = {
             "load": [round(load, 1) for load in os.getloadavg()],
             "by_commit": grown,
-            "to_tenth": ratios(grown),
-            "to_tenth_opened_anew": ratios(grown, "opened_anew"),
+            "corrected": again,
+            **reached,
             "one_table": {"by_commit": one, "to_tenth": ratios(one)},
             "limit": LIMIT,
-            "within_limit": max(ratios(grown).values()) <= LIMIT,
+            "missed": missed,
             "claim_and_release": claims(folder),
-            "side_by_side": side_by_side(
-                Dataset(folder / "shared", "airport"), chosen.writers, chosen.each
-            ),
-            "side_by_side_in_one_table": side_by_side(
-                DatasetTable(folder / "shared-one", "airport"), chosen.writers, chosen.each
-            ),
+            "side_by_side": together,
+            "side_by_side_in_one_table": alone,
         }
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(json.dumps(result, indent=2))
-    return 0 if result["within_limit"] else 1
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 In turn, so that whatever else the machine does meets all arms alike:
 
-    idle     nothing is queued that may start
+    idle     both of the below are paused: what waits of them may not start
     rebuilt  a backfill of 90 days of flights, with its models, has its slots and waits for more
     minutes  a backfill whose runs take a minute each, and no core, has them
 
@@ -12,15 +12,17 @@ submission of the run that trains to its end. What is queued all the while is he
 it, as `signalbox backfill pause` does; an arm begins when its runs are in progress and nothing
 else is. A backfill that has ended is launched again, and a turn during which it ended is played
 again. The median of an arm may be 1.1 times that of idle, by either time; 1 is the exit code
-otherwise.
+otherwise. Ahead of all that come some turns before anything was launched: `empty`. They are not
+in turn with the others, and tell what the paused ones, which the queue still looks at, cost.
 
-    python -m benchmarks.daily_lane [--turns 20] [--days 90] [--json]
+    python -m benchmarks.daily_lane [--turns 20] [--empty 10] [--days 90] [--json]
 """
 
 import argparse
 import json
 import math
 import os
+import random
 import sys
 import tempfile
 import time
@@ -51,10 +53,12 @@ from resources.ledger.backfills import PAUSED, RUNNING, Backfills
 from resources.ledger.records import BackfillRecord
 
 GOAL = 1.1
+EMPTY = "empty"
 IDLE, REBUILT, MINUTES = ARMS = ("idle", "rebuilt", "minutes")
 TIMES = ("landed_to_model", "submitted_to_done")
-QUIET_SECONDS = 6.0
-"""The sensors look every 5 s: what they have to launch after a training they have launched."""
+SENSOR_SECONDS = 5.0
+QUIET_SECONDS = SENSOR_SECONDS + 1
+"""What the sensors have to launch after a training they have launched."""
 MOST_REPEATS = 5
 
 
@@ -63,7 +67,7 @@ class Turns:
     """Seconds by arm and by which time, and what else is known of the turns that count."""
 
     seconds: dict[str, dict[str, list[float]]] = field(
-        default_factory=lambda: {arm: {name: [] for name in TIMES} for arm in ARMS}
+        default_factory=lambda: {arm: {name: [] for name in TIMES} for arm in (EMPTY, *ARMS)}
     )
     queued: dict[str, list[int]] = field(default_factory=lambda: {REBUILT: [], MINUTES: []})
     repeated: int = 0
@@ -137,6 +141,7 @@ class Landing:
     def __init__(self, services: Services, server: Lanes) -> None:
         self.services, self.server = services, server
         self._days = self._whole()
+        self._chance = random.Random(0)
 
     def _whole(self) -> Iterator[date]:
         spec, rows = self.services.spec, Rows(self.services.spec)
@@ -159,6 +164,8 @@ class Landing:
             if self._busy():
                 quiet = time.monotonic()
             time.sleep(0.5)
+        # Else a day would land where the wait before it leaves the sensors, each arm at its own.
+        time.sleep(self._chance.uniform(0, SENSOR_SECONDS))
         return day
 
     def _busy(self) -> bool:
@@ -193,11 +200,15 @@ class Landing:
         return seconds, run["endTime"] - run["creationTime"]
 
 
-def play(services: Services, server: Lanes, days: tuple[date, date], turns: int) -> Turns:
-    """The arms in turn; what is queued goes on from turn to turn."""
+def play(
+    services: Services, server: Lanes, days: tuple[date, date], turns: int, empty: int
+) -> Turns:
+    """First the empty system, then the arms in turn; what is queued goes on from turn to turn."""
     landing, found = Landing(services, server), Turns()
     queued = {kind: Backfill(server, services, kind, days) for kind in (REBUILT, MINUTES)}
     landing.train(landing.next())  # the first one of all warms what the others find warm
+    for turn in range(empty):
+        _note(found, EMPTY, turn, landing.train(landing.next()))
     for turn in range(turns):
         for arm in ARMS:
             for repeat in range(MOST_REPEATS):
@@ -216,14 +227,18 @@ def play(services: Services, server: Lanes, days: tuple[date, date], turns: int)
                     raise SystemExit(f"the backfill {arm} ended during each of {repeat + 1} turns")
             if arm in queued:
                 found.queued[arm].append(ahead)
-            for name, seconds in zip(TIMES, taken, strict=True):
-                found.seconds[arm][name].append(round(seconds, 2))
-            told = f"turn {turn + 1}, {arm}: {taken[0]:.1f} s, its run {taken[1]:.1f} s"
-            print(told, file=sys.stderr)
+            _note(found, arm, turn, taken)
     for backfill in queued.values():
         backfill.hold()
         server.api.cancel_backfill(backfill.id)
     return found
+
+
+def _note(found: Turns, arm: str, turn: int, taken: tuple[float, float]) -> None:
+    for name, seconds in zip(TIMES, taken, strict=True):
+        found.seconds[arm][name].append(round(seconds, 2))
+    told = f"turn {turn + 1}, {arm}: {taken[0]:.1f} s, its run {taken[1]:.1f} s"
+    print(told, file=sys.stderr)
 
 
 def p95(values: Sequence[float]) -> float:
@@ -239,24 +254,33 @@ def summed_up(found: Turns) -> dict[str, Any]:
             for name, values in times.items()
         }
         for arm, times in found.seconds.items()
+        if times[TIMES[0]]
     }
     ratios = {
         f"{arm}_{name}": round(arms[arm][name]["median"] / arms[IDLE][name]["median"], 2)
         for arm in (REBUILT, MINUTES)
         for name in TIMES
     }
+    if EMPTY in arms:
+        to_empty = {
+            name: round(arms[IDLE][name]["median"] / arms[EMPTY][name]["median"], 2)
+            for name in TIMES
+        }
+    else:
+        to_empty = {}
     missed = [name for name, ratio in ratios.items() if ratio > GOAL]
     return {
         "arms": arms,
         "runs_waiting": {arm: min(values) for arm, values in found.queued.items()},
         "repeated": found.repeated,
         "ratios": ratios,
+        "idle_to_empty": to_empty,
         "goal": GOAL,
         "missed": missed,
     }
 
 
-def measure(turns: int, days: int) -> dict[str, Any]:
+def measure(turns: int, days: int, empty: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="signalbox-") as folder:
         home = Home.locate(Path(folder) / "home")
         make_home(home)
@@ -270,7 +294,7 @@ def measure(turns: int, days: int) -> dict[str, Any]:
             with Lanes(home, free_port(), {"PYTHONPATH": str(ROOT)}) as server:
                 server.wait_until_ready()
                 used, started = tree_cpu(home), time.perf_counter()
-                found = play(services, server, (first, last), turns)
+                found = play(services, server, (first, last), turns, empty)
                 wall, cpu = time.perf_counter() - started, tree_cpu(home) - used
     load = os.getloadavg()[2]
     took = {"wall": round(wall), "cpu": round(cpu), "load_15_minutes": round(load, 1)}
@@ -280,10 +304,11 @@ def measure(turns: int, days: int) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--empty", type=int, default=10, help="turns before anything is queued")
     parser.add_argument("--days", type=int, default=90, help="of history that are rebuilt")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    found = measure(arguments.turns, arguments.days)
+    found = measure(arguments.turns, arguments.days, arguments.empty)
     if arguments.json:
         print(json.dumps(found, indent=2))
     else:
@@ -294,6 +319,9 @@ def main() -> int:
             )
             print(f"{arm:8s} {told}")
         print(", ".join(f"{name} {ratio}" for name, ratio in found["ratios"].items()))
+        waiting = ", ".join(f"{n} beside {arm}" for arm, n in found["runs_waiting"].items())
+        print(f"runs that waited when a day landed, at least: {waiting}")
+        print(", ".join(f"idle to empty, {n} {r}" for n, r in found["idle_to_empty"].items()))
         print(f"{found['cpu']} CPU-s in {found['wall']} s, load {found['load_15_minutes']}")
     for name in found["missed"]:
         print(f"{name} is above {GOAL}", file=sys.stderr)

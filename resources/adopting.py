@@ -156,6 +156,7 @@ def _missing_rows(home: Home) -> Iterator[str]:
 
 def _missing_in_table(asset: str, path: str, version: int) -> Iterator[str]:
     from resources.delta import open_table
+    from resources.files import Files
     from resources.vacuum import read_log
 
     table = open_table(path)
@@ -163,7 +164,7 @@ def _missing_in_table(asset: str, path: str, version: int) -> Iterator[str]:
         found = "no table" if table is None else f"version {table.version()}"
         yield f"{asset} is at version {version} in the ledger, {path} has {found}"
         return
-    for _ in read_log(Path(path), table.version()):
+    for _ in read_log(Files(path), table.version()):
         pass
     for address in table.file_uris():
         if not Path(address).exists():

@@ -21,6 +21,7 @@ from resources.delta import (
     newest_table,
     translated,
 )
+from resources.files import Files
 from resources.table_reader import DATE, ReadableTable
 from resources.table_schema import ColumnTypes, create_table, schema_differs
 
@@ -142,12 +143,17 @@ class DatasetTable(ReadableTable):
         )
 
     def stands(self, partition: PartitionKey, rows: int) -> bool:
-        """Whether the table still has a partition; a remote one is believed to."""
-        if "://" in self.path:
-            return True
+        """Whether the table still has a partition, and its files are there.
+
+        A table on S3 is opened for it, and each file is a request.
+        """
         table = newest_table(self.path)
+        if table is None or rows == 0:
+            return table is not None
         own = [(self.key_column, "=", partition.key or ""), (DATE, "=", str(partition.date))]
-        return table is not None and (rows == 0 or bool(table.file_uris(own)))
+        names = [uri.removeprefix(self.path).lstrip("/") for uri in table.file_uris(own)]
+        files = Files(self.path)
+        return bool(names) and all(map(files.has, names))
 
     # --- writing ------------------------------------------------------------------------------
 

@@ -5,11 +5,11 @@ Nothing that any version of the table holds is removed: models are repeated from
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import unquote
 
 from resources.delta import LOG, close_tables, open_table, translated
-from resources.vacuum import read_log
+from resources.files import Files, Listed
+from resources.vacuum import data_files, read_log
 
 ORPHAN_SECONDS = 24 * 3600.0
 """A file that no version has is left alone for a day: its writer may be about to commit it."""
@@ -59,38 +59,36 @@ def compact(path: str) -> Compacted:
 def _checkpoint(path: str) -> int | None:
     """The version of the newest checkpoint; None where there is none, or nobody can tell."""
     try:
-        return int(json.loads(Path(path, LOG, "_last_checkpoint").read_bytes())["version"])
+        return int(json.loads(Files(path).read(f"{LOG}/_last_checkpoint"))["version"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def orphans(path: str, now: float) -> list[Path]:
+def orphans(path: str, now: float) -> list[Listed]:
     """The data files that no commit of a table ever added, and that are older than a day.
 
     Args:
-        path: a local folder; of a remote one nothing is known.
+        path: a folder, or its URL.
         now: seconds since the epoch.
 
     Raises:
         RefusedError: the log is not whole, so that nobody can tell.
     """
-    root = Path(path)
-    table = None if "://" in path else open_table(path)
-    if table is None:
+    files = Files(path)
+    if open_table(path) is None:
         return []
     # Listed before the log is read: what is committed in between is found in the log.
-    listed = [f for f in root.rglob("*.parquet") if "_delta_log" not in f.relative_to(root).parts]
-    old = [f for f in listed if now - f.stat().st_mtime > ORPHAN_SECONDS]
+    old = [file for file in data_files(files) if now - file.modified > ORPHAN_SECONDS]
     newest = open_table(path)
     assert newest is not None
-    known = _ever_added(root, newest.version())
-    return sorted(f for f in old if f.relative_to(root).as_posix() not in known)
+    known = _ever_added(files, newest.version())
+    return [file for file in old if file.name not in known]
 
 
-def _ever_added(root: Path, version: int) -> set[str]:
+def _ever_added(files: Files, version: int) -> set[str]:
     return {
         unquote(action["add"]["path"])
-        for _, actions in read_log(root, version)
+        for _, actions in read_log(files, version)
         for action in actions
         if action.get("add")
     }

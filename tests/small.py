@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,7 @@ from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory.events import RESTATE_TAG
 from platform_assets.factory.grid import asset_key, dagster_key
+from platform_assets.line.days import as_partition_version
 from platform_assets.line.landing import land_flights
 from platform_assets.line.services import Services
 from platform_assets.trainers.lightgbm_tabular import LightGBMTrainer
@@ -208,6 +209,23 @@ def opened(home: Home, spec: PipelineSpec | None = None) -> Iterator[Line]:
             patch.setenv(name, value)
         with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
             yield Line(home, spec or small_spec(), instance)
+
+
+def replace_rows(line: Line, partition: str) -> VersionRecord:
+    """Commit other rows to a partition, as a correction would."""
+    key, services = PartitionKey.parse(partition), line.services
+    before = line.versions("features")[partition]
+    held = services.dataset.read([as_partition_version(before)])
+    done = services.dataset.commit(key, held.slice(1), previous=before.data_version)
+    record = replace(
+        before,
+        data_version=done.data_version,
+        table_version=done.table_version,
+        rows=done.rows,
+        detail={**before.detail, "inputs": f"other than before {done.table_version}"},
+    )
+    services.ledger.record_version(record)
+    return record
 
 
 def built_once(shared: Path, name: str, source: Path, build: Callable[[Line], None]) -> Path:

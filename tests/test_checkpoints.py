@@ -19,8 +19,8 @@ from platform_assets.domain.checkpoints import CheckpointKey, CheckpointsSpec
 from platform_assets.domain.errors import RefusedError, TransientError, UsageError
 from resources.checkpoints import CheckpointStore, Interrupted, Notice, Saver
 from resources.checkpoints import store as checkpoint_store
-from resources.checkpoints.files import Files
 from resources.checkpoints.store import TRIES, FencedError
+from resources.files import Files
 
 KEY = CheckpointKey("flights/model", "2013-01-28", "f" * 64)
 OTHER = CheckpointKey("flights/model", "2013-01-28", "e" * 64)

@@ -95,6 +95,36 @@ def test_the_tour_of_backfills(tmp_path: Path) -> None:
     assert "elsewhere" in said
 
 
+def test_what_the_page_of_backfills_says_to_type(tmp_path: Path) -> None:
+    """Its sections 1 to 5, with the three weeks landed that its tour lands, and the ID put in."""
+    home, port = tmp_path / "home", free_port()
+    text = (ROOT / "docs" / "backfills.md").read_text()
+    sections = text[text.index("## 1. Plan") : text.index("## When something failed")]
+    plan, launch, look, steer, cancel = (
+        [line for block in BLOCK.findall(section) for line in block.splitlines()]
+        for section in sections.split("\n## ")
+    )
+    assert (len(plan), len(launch), len(look), len(steer), len(cancel)) == (5, 1, 3, 4, 1)
+    here = f"export SIGNALBOX_HOME={home}"
+    run([here, "signalbox land --from 2013-01-01 --to 2013-01-21"])
+    with DagsterDev(Home.locate(home), port) as server:
+        server.wait_until_ready()
+        at = f" --url {server.url}"
+        planned = run([here, *plan])
+        assert planned.count("runs") >= 4
+        said = run([here, launch[0] + at + " --detach"])
+        (began,) = re.findall(r"backfill (\S+) is launched", said)
+        steered = run([here, *(line.replace(" ID", f" {began}") for line in steer)])
+        assert "at most 1 run(s) at once" in steered
+        assert "is paused" in steered
+        run([here, cancel[0].replace(" ID", f" {began}") + at])
+        said = run([here, launch[0] + at])
+        (again,) = re.findall(r"backfill (\S+) is launched", said)
+        looked = run([here, *(line.replace(" ID", f" {again}") for line in look)])
+        assert looked.count(again) >= 3
+        assert "nothing to launch" in run([here, launch[0] + at])
+
+
 def test_the_tour_of_quarantine(tmp_path: Path) -> None:
     commands = typed("quarantine.md", "## See it", "## What is refused", str(tmp_path / "home"))
     assert len(commands) == 8

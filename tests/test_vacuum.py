@@ -26,11 +26,12 @@ from platform_assets.line.maintenance import maintain, pinned_versions, vacuum
 from platform_assets.line.models import train_model
 from platform_assets.line.reproduce import reproduce
 from resources import upkeep
+from resources.files import Files
 from resources.lake import DatasetTable
 from resources.ledger.records import VersionRecord
 from resources.vacuum import sort_files
 from tests.lake_workers import rows
-from tests.small import Line, Templates, copied
+from tests.small import Line, Templates, copied, replace_rows
 
 NOW = timedelta(0)
 DAY = "2013-01-05"
@@ -90,7 +91,7 @@ class Scratch:
             return
         found = sort_files(self.table.path, "airport", self.pins(), FOREVER)
         for file in found.expired:
-            file.unlink()
+            Files(self.table.path).delete(file.name)
 
     def unreadable(self) -> int:
         """How many of the pinned sets of partitions can no longer be read as they were."""
@@ -175,8 +176,6 @@ def test_a_log_or_a_table_that_is_not_whole_lets_nothing_be_removed(tmp_path: Pa
     scratch.play([("commit", 0, 1), ("commit", 0, 2)])
     with pytest.raises(RefusedError, match="version 9 of it is recorded"):
         sort_files(scratch.table.path, "airport", {9: set(KEYS)}, FOREVER)
-    with pytest.raises(RefusedError, match="is remote"):
-        sort_files("s3://bucket/table", "airport", {}, FOREVER)
     DeltaTable(scratch.table.path).create_checkpoint()
     Path(scratch.table.path, "_delta_log", f"{1:020}.json").unlink()
     with pytest.raises(RefusedError, match="nothing was removed, restore the log"):
@@ -191,23 +190,6 @@ def line(shared_folder: Path, home_template: Path, tmp_path: Path) -> Iterator[L
     with copied(Templates(shared_folder, home_template).models, tmp_path) as found:
         evaluate_model(found.services, PartitionKey.parse("2013-01-04"), "by hand")
         yield found
-
-
-def replace_rows(line: Line, partition: str) -> VersionRecord:
-    """Commit other rows to a partition, as a correction would."""
-    key, services = PartitionKey.parse(partition), line.services
-    before = line.versions("features")[partition]
-    held = services.dataset.read([as_partition_version(before)])
-    done = services.dataset.commit(key, held.slice(1), previous=before.data_version)
-    record = replace(
-        before,
-        data_version=done.data_version,
-        table_version=done.table_version,
-        rows=done.rows,
-        detail={**before.detail, "inputs": f"other than before {done.table_version}"},
-    )
-    services.ledger.record_version(record)
-    return record
 
 
 def replaced(line: Line) -> dict[str, VersionRecord]:

@@ -6,7 +6,6 @@ What a registered model was trained or judged on is pinned: it stays, however ol
 import time
 from collections.abc import Iterable
 from datetime import date, timedelta
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -17,7 +16,8 @@ from platform_assets.domain.partition import PartitionKey
 from platform_assets.line.days import as_partition_version, load_snapshot
 from platform_assets.line.services import Services
 from resources import processes, upkeep
-from resources.lake import DatasetTable
+from resources.files import Files, Listed
+from resources.lake import ONE, DatasetTable
 from resources.leasing import keeper
 from resources.ledger.records import VersionRecord
 from resources.vacuum import Pins, sort_files
@@ -45,7 +45,7 @@ def maintain(services: Services, run_id: str) -> dict[str, Any]:
         now = time.time()
         found = {name: upkeep.orphans(table.path, now) for name, table in tables.items()}
         removed = [
-            file
+            _named(name, file)
             for name, files in found.items()
             for file in files
             if _removed(services, tables[name], file, run_id)
@@ -59,7 +59,7 @@ def maintain(services: Services, run_id: str) -> dict[str, Any]:
             "files_compacted": sum(done.removed for done in compacted.values()),
             "compaction_conflicts": [name for name, done in compacted.items() if done.conflict],
             "orphans": sum(map(len, found.values())),
-            "orphans_removed": [str(file.relative_to(dataset.path)) for file in removed],
+            "orphans_removed": removed,
         }
 
 
@@ -69,9 +69,14 @@ def _built(services: Services) -> list[PartitionKey]:
     return [PartitionKey.parse(name) for name in found]
 
 
-def _removed(services: Services, table: DatasetTable, file: Path, run_id: str) -> bool:
+def _named(table: str, file: Listed) -> str:
+    """A file by its name in the dataset."""
+    return file.name if table == ONE else f"{table}/{file.name}"
+
+
+def _removed(services: Services, table: DatasetTable, file: Listed, run_id: str) -> bool:
     """Remove a file unless somebody is at work on its partition; tells whether it did."""
-    folders = file.relative_to(table.path).parts[:-1]
+    folders = file.name.split("/")[:-1]
     values = {name: unquote(value) for name, _, value in (f.partition("=") for f in folders)}
     key, day = values.get(table.key_column), values.get("date")
     if key is None or day is None:
@@ -81,7 +86,7 @@ def _removed(services: Services, table: DatasetTable, file: Path, run_id: str) -
     if not isinstance(lease, Lease):
         return False
     with keeper(services.home.ledger_url).keep(lease):
-        file.unlink(missing_ok=True)
+        Files(table.path).delete(file.name)
         return True
 
 
@@ -141,21 +146,22 @@ def vacuum(
 
     Raises:
         LeaseTakenError: a maintenance is at work.
-        RefusedError: a manifest or the log is not whole, or the table is remote.
+        RefusedError: a manifest or the log is not whole.
     """
     spec, dataset = services.spec, services.dataset
     with services.claim(f"{spec.pipeline}/{RESOURCE}", None, run_id):
         pins = pinned_versions(services)
         cutoff = int((time.time() - keep.total_seconds()) * 1000)
-        tables = {name: dataset.table_named(name) for name in pins} | dataset.tables()
+        tables = {name: dataset.table_named(name) for name in pins}
+        tables |= dataset.tables(_built(services))
         # All of them are looked at before a file of one is removed.
         found = {
             name: sort_files(table.path, table.key_column, pins.get(name, {}), cutoff)
             for name, table in tables.items()
         }
-        sizes = {file: file.stat().st_size for files in found.values() for file in files.expired}
+        expired = [file for files in found.values() for file in files.expired]
         removed = [
-            file
+            (name, file)
             for name, files in found.items()
             for file in files.expired
             if not dry_run and _removed(services, tables[name], file, run_id)
@@ -166,10 +172,10 @@ def vacuum(
             "models": len({m.detail["model_version"] for m in _models(services)}),
             "pinned_files": sum(len(files.pinned) for files in found.values()),
             "recent_files": sum(len(files.recent) for files in found.values()),
-            "expired_files": len(sizes),
-            "expired_bytes": sum(sizes.values()),
-            "removed_bytes": sum(sizes[file] for file in removed),
-            "removed": [str(file.relative_to(dataset.path)) for file in removed],
+            "expired_files": len(expired),
+            "expired_bytes": sum(file.size for file in expired),
+            "removed_bytes": sum(file.size for _, file in removed),
+            "removed": [_named(*one) for one in removed],
             "dry_run": dry_run,
         }
 

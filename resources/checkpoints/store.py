@@ -27,8 +27,8 @@ from urllib.parse import quote
 from platform_assets.domain.checkpoints import CheckpointKey
 from platform_assets.domain.digests import digest_of
 from platform_assets.domain.errors import RefusedError, TransientError, UsageError
-from resources.checkpoints.files import DRAFT, Files
 from resources.checkpoints.port import Checkpoint, Parts, State
+from resources.files import DRAFT, Files
 
 FORMAT = 1
 TRIES = 3

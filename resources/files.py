@@ -1,9 +1,11 @@
-"""Files of checkpoints on the local disk or S3, through pyarrow's file systems."""
+"""Files on the local disk or S3, through pyarrow's file systems."""
 
 import hashlib
 import os
 import threading
 import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,21 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20
 DRAFT = ".draft-"
+
+
+@dataclass(frozen=True, order=True)
+class Listed:
+    """A file as a listing shows it.
+
+    Attributes:
+        name: in the folder that was listed from, with `/` between its parts.
+        size: bytes.
+        modified: seconds since the epoch, by the clock of who keeps the file.
+    """
+
+    name: str
+    size: int
+    modified: float
 
 
 class Files:
@@ -91,6 +108,24 @@ class Files:
 
         found = self.system.get_file_info(FileSelector(self._place(folder), allow_not_found=True))
         return sorted(info.base_name for info in found)
+
+    def walk(self) -> Iterator[Listed]:
+        """Every file, also those of folders in it; none where there is no folder."""
+        from pyarrow.fs import FileSelector, FileType
+
+        place = self._place("")
+        wanted = FileSelector(place, allow_not_found=True, recursive=True)
+        for info in self.system.get_file_info(wanted):
+            if info.type is FileType.File:
+                yield Listed(info.path[len(place) + 1 :], info.size, info.mtime_ns / 1e9)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        if self.local:
+            return Path(self._place(name)).is_file()
+        from pyarrow.fs import FileType
+
+        return self.system.get_file_info(self._place(name)).type is FileType.File
 
     def delete(self, name: str) -> None:
         """Remove a file or folder, if it is there."""
