@@ -21,6 +21,7 @@ from platform_assets.domain.lanes import (
     OTHERS,
     Assigned,
     Lane,
+    Parent,
     assign_lane,
     lane_of,
     origin_of,
@@ -178,21 +179,51 @@ def test_without_the_rule_a_backfill_would_take_the_daily_slots() -> None:
     assert lane_of(tags) in limited
 
 
-@pytest.mark.parametrize("parent", list(Lane))
-def test_a_retry_is_in_the_lane_of_what_it_retries(parent: Lane) -> None:
-    assert lane_of({"dagster/parent_run_id": "0123"}, parent) is parent
-    assert lane_of({"signalbox/lane": "daily"}, Lane.ADHOC) is Lane.ADHOC
+@pytest.mark.parametrize("lane", list(Lane))
+def test_a_retry_is_in_the_lane_of_what_it_retries(lane: Lane) -> None:
+    assert lane_of({"dagster/parent_run_id": "0123"}, Parent(lane, retried=True)) is lane
+    assert lane_of({"signalbox/lane": "daily"}, Parent(Lane.ADHOC, retried=True)) is Lane.ADHOC
 
 
-def test_a_parent_that_no_tag_names_is_no_gap_in_the_reason() -> None:
-    found = assign_lane(origin_of({}, Lane.LATE), "daily")
-    assert found.reason == "a run of lane late once more is in lane late; " + (
-        "it may not take a slot of daily"
-    )
+@pytest.mark.parametrize(
+    ("lane", "given"),
+    [
+        (Lane.DAILY, Lane.ADHOC),
+        (Lane.LATE, Lane.ADHOC),
+        (Lane.ADHOC, Lane.ADHOC),
+        (Lane.BACKFILL, Lane.BACKFILL),
+        (None, Lane.ADHOC),  # the parent is gone
+    ],
+)
+def test_what_is_executed_once_more_by_hand_is_in_no_better_lane_than_a_click(
+    lane: Lane | None, given: Lane
+) -> None:
+    """The UI copies the tags of what it executes again, those of the sensor too."""
+    copied = {
+        "dagster/sensor_name": "flights_readiness",
+        "dagster/retry_number": "1",
+        "dagster/auto_retry_run_id": "4567",
+        "signalbox/lane": "daily",
+    }
+    assert lane_of({"dagster/parent_run_id": "0123", **copied}, Parent(lane)) is given
+
+
+@pytest.mark.parametrize(
+    ("parent", "said"),
+    [
+        (Parent(Lane.LATE, retried=True), "a retry of a run of lane late is in lane late"),
+        (Parent(Lane.LATE), "a re-execution of a run of lane late is in lane adhoc"),
+        (Parent(None), "a re-execution of a run that is gone is in lane adhoc"),
+    ],
+)
+def test_a_parent_that_no_tag_names_is_no_gap_in_the_reason(parent: Parent, said: str) -> None:
+    found = assign_lane(origin_of({}, parent), "daily")
+    assert found.reason == f"{said}; it may not take a slot of daily"
 
 
 def test_a_retry_in_a_backfill_stays_in_it() -> None:
-    assert lane_of({"dagster/backfill": "abc"}, Lane.DAILY) is Lane.BACKFILL
+    parent = Parent(Lane.DAILY, retried=True)
+    assert lane_of({"dagster/backfill": "abc"}, parent) is Lane.BACKFILL
 
 
 @settings(deadline=None)

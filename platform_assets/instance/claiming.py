@@ -12,7 +12,7 @@ import dagster as dg
 
 from platform_assets.domain.errors import SignalboxError
 from platform_assets.domain.lanes import Lane, lane_of
-from platform_assets.instance.coordinator import parent_lane, wanted_tags
+from platform_assets.instance.coordinator import parent_of, wanted_tags
 from resources.home import Home
 from resources.lanes import load_lanes
 from resources.slots import slot
@@ -20,7 +20,7 @@ from resources.slots import slot
 
 def lane_of_run(context: dg.OpExecutionContext | dg.AssetExecutionContext) -> Lane:
     """The lane of the run that is executing."""
-    return lane_of(context.run.tags, parent_lane(context.instance, context.run))
+    return lane_of(context.run.tags, parent_of(context.instance, context.run))
 
 
 @contextmanager
