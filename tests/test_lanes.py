@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from platform_assets.domain.errors import HomeError, SpecError
 from platform_assets.domain.lane_limits import (
+    InProgress,
     Steering,
+    beyond,
     concurrency_section,
     differences,
     with_steering,
@@ -390,6 +392,49 @@ def test_a_limit_that_nobody_declared_is_named() -> None:
     assert "all of signalbox/lane has a limit of 1, declared is none" in differences(
         LANES, LANES.slots, live
     )
+
+
+def of_lane(lane: Lane, count: int, *, queued: bool) -> list[InProgress]:
+    return [InProgress({"signalbox/lane": lane.value}, queued) for _ in range(count)]
+
+
+def test_runs_past_the_queue_fill_the_slots_and_as_many_more_are_needed() -> None:
+    """The accident: the lanes are as full as they may be, and one more of `dg launch` waits."""
+    full = [run for lane in OTHERS for run in of_lane(lane, LANES.limit(lane), queued=True)]
+    assert len(full) < LANES.slots
+    assert beyond(rules(), full) == 0
+    (waiting,) = of_lane(Lane.ADHOC, 1, queued=False)
+    assert len([*full, waiting]) == LANES.slots, "to Dagster there is no slot for a daily run"
+    assert beyond(rules(), [*full, waiting]) == 1
+    # One that has not come to its claim has no tag yet.
+    assert beyond(rules(), [*full, InProgress({}, queued=False)]) == 1
+
+
+COUNT = st.integers(0, 9)
+COUNTS = st.fixed_dictionaries({lane: st.tuples(COUNT, COUNT) for lane in OTHERS})
+
+
+@settings(deadline=None)
+@given(COUNTS)
+def test_the_daily_lane_has_its_slot_whatever_comes_past_the_queue(
+    counts: Mapping[Lane, tuple[int, int]],
+) -> None:
+    runs: list[InProgress] = []
+    others = 0
+    for lane, (asked, past) in counts.items():
+        started = min(asked, LANES.limit(lane))
+        runs += of_lane(lane, started, queued=True) + of_lane(lane, past, queued=False)
+        others += min(started + past, LANES.limit(lane))
+    free = LANES.slots + beyond(rules(), runs) - len(runs)
+    assert free >= 1
+    assert free == LANES.slots - others, "and no more than the others leave"
+
+
+def test_what_the_queue_has_started_itself_adds_no_slot() -> None:
+    """Of runs that were queued before there were lanes each would let one more start."""
+    older = [InProgress({}, queued=True) for _ in range(9)]
+    assert beyond(rules(), [*older, *of_lane(Lane.ADHOC, 9, queued=True)]) == 0
+    assert beyond(rules(), of_lane(Lane.DAILY, 9, queued=False)) == 0, "it has no limit"
 
 
 # --- the file ---------------------------------------------------------------------------------
