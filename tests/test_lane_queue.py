@@ -1,6 +1,6 @@
 """The queue with lanes: Dagster's own daemon decides what starts, on a real instance."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -9,15 +9,9 @@ import dagster as dg
 import pytest
 import yaml
 from dagster._core.instance.config import ConcurrencyConfig
-from dagster._core.remote_origin import (
-    RegisteredCodeLocationOrigin,
-    RemoteJobOrigin,
-    RemoteRepositoryOrigin,
-)
 from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
 from dagster._core.storage import tags as dagster_tags
 from dagster._core.storage.dagster_run import DagsterRun
-from dagster._core.test_utils import create_run_for_test
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import (
     QueuedRunCoordinatorDaemon,
 )
@@ -30,11 +24,9 @@ from resources.home import Home
 from resources.lanes import load_lanes
 from resources.ledger.backfills import PAUSED, RUNNING, Backfills
 from resources.ledger.records import BackfillRecord
+from tests.queueing import ORIGIN, backfill, lanes, next_to_start, start, submit
 
 LANES = load_lanes()
-ORIGIN = RemoteJobOrigin(
-    RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("signalbox"), "__repository__"), "job"
-)
 PLAIN = {"module": "dagster.core.run_coordinator", "class": "QueuedRunCoordinator"}
 
 
@@ -62,52 +54,6 @@ def plain(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
     (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(document))
     with dg.DagsterInstance.from_config(str(tmp_path)) as opened:
         yield opened
-
-
-def submit(
-    instance: dg.DagsterInstance,
-    tags: Mapping[str, str],
-    assets: Sequence[str] = ("flights/features",),
-    run: DagsterRun | None = None,
-) -> DagsterRun:
-    """Launch a run as sensors, backfills and the UI do: create it, give it to the coordinator."""
-    keys = {dg.AssetKey(asset.split("/")) for asset in assets}
-    created = run or create_run_for_test(
-        instance, tags=dict(tags), asset_selection=keys, remote_job_origin=ORIGIN
-    )
-    return instance.run_coordinator.submit_run(SubmitRunContext(created, cast(Any, None)))
-
-
-def backfill(name: str, n: int, **tags: str) -> list[dict[str, str]]:
-    """The tags of a backfill's runs, of a day each and all airports."""
-    return [
-        {
-            "dagster/backfill": name,
-            "dagster/partition": f"{['JFK', 'LGA', 'EWR'][i % 3]}|2013-01-{i // 3 + 1:02}",
-            **tags,
-        }
-        for i in range(n)
-    ]
-
-
-def next_to_start(instance: dg.DagsterInstance) -> list[DagsterRun]:
-    """What the daemon would start now."""
-    with QueuedRunCoordinatorDaemon(interval_seconds=1) as daemon:
-        config = instance.get_concurrency_config()
-        return daemon._get_runs_to_dequeue(instance, config, fixed_iteration_time=None)
-
-
-def start(instance: dg.DagsterInstance) -> list[DagsterRun]:
-    """Start them: from here on they are in progress."""
-    runs = next_to_start(instance)
-    for run in runs:
-        event = dg.DagsterEvent(dg.DagsterEventType.RUN_STARTING.value, job_name=run.job_name)
-        instance.report_dagster_event(event, run_id=run.run_id)
-    return runs
-
-
-def lanes(runs: Sequence[DagsterRun]) -> list[str]:
-    return sorted(run.tags.get("signalbox/lane", "none") for run in runs)
 
 
 # --- the coordinator --------------------------------------------------------------------------
@@ -143,21 +89,6 @@ def test_a_run_has_the_tags_of_its_lane_before_it_is_enqueued(
         assert found["signalbox/lane_overridden"].startswith("daily: a run of backfill abc")
         assert found["signalbox/lane_key"] == "backfill/flights/JFK"
     assert instance.get_runs(dg.RunsFilter(tags={"signalbox/lane": "daily"})) == []
-
-
-def test_a_retry_takes_the_lane_of_its_parent(instance: dg.DagsterInstance) -> None:
-    parent = submit(instance, {"dagster/sensor_name": "flights_late_data"})
-    # As a re-execution from the UI: none of the parent's tags, but its id.
-    child = create_run_for_test(
-        instance,
-        tags={"dagster/parent_run_id": parent.run_id, "dagster/root_run_id": parent.run_id},
-        parent_run_id=parent.run_id,
-        root_run_id=parent.run_id,
-        remote_job_origin=ORIGIN,
-    )
-    assert submit(instance, {}, run=child).tags["signalbox/lane"] == "late"
-    orphan = {"dagster/parent_run_id": "deleted"}
-    assert submit(instance, orphan).tags["signalbox/lane"] == "adhoc"
 
 
 def test_a_run_that_was_submitted_already_is_left_alone(instance: dg.DagsterInstance) -> None:
@@ -256,6 +187,8 @@ def test_a_size_that_a_backfill_was_launched_with_counts_from_its_first_run(
     for tags in backfill("def", 2):
         submit(instance, tags)
     assert store.find("def") is None
+    steer(home, "abc", PAUSED, None)
+    assert [run.tags["dagster/backfill"] for run in next_to_start(instance)] == ["def", "def"]
 
 
 @pytest.mark.parametrize(("said", "size"), [("2", 2), ("0", 1), ("-3", 1), ("many", 1), ("²", 1)])
@@ -388,6 +321,7 @@ def test_runs_of_somebody_elses_pool_cannot_keep_the_daily_lane_waiting(
 def test_the_tags_are_those_that_dagster_puts_onto_runs() -> None:
     assert lane_tags.BACKFILL_TAG == dagster_tags.BACKFILL_ID_TAG
     assert lane_tags.PARENT_TAG == dagster_tags.PARENT_RUN_ID_TAG
+    assert lane_tags.AUTO_RETRY_TAG == dagster_tags.AUTO_RETRY_RUN_ID_TAG
     assert lane_tags.PRIORITY_TAG == dagster_tags.PRIORITY_TAG
     assert lane_tags.SENSOR_TAG == dagster_tags.SENSOR_NAME_TAG
     assert lane_tags.SCHEDULE_TAG == dagster_tags.SCHEDULE_NAME_TAG

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from platform_assets.domain.errors import HomeError, SpecError
 from platform_assets.domain.lane_limits import (
+    InProgress,
     Steering,
+    beyond,
     concurrency_section,
     differences,
     with_steering,
@@ -21,6 +23,7 @@ from platform_assets.domain.lanes import (
     OTHERS,
     Assigned,
     Lane,
+    Parent,
     assign_lane,
     lane_of,
     origin_of,
@@ -178,21 +181,51 @@ def test_without_the_rule_a_backfill_would_take_the_daily_slots() -> None:
     assert lane_of(tags) in limited
 
 
-@pytest.mark.parametrize("parent", list(Lane))
-def test_a_retry_is_in_the_lane_of_what_it_retries(parent: Lane) -> None:
-    assert lane_of({"dagster/parent_run_id": "0123"}, parent) is parent
-    assert lane_of({"signalbox/lane": "daily"}, Lane.ADHOC) is Lane.ADHOC
+@pytest.mark.parametrize("lane", list(Lane))
+def test_a_retry_is_in_the_lane_of_what_it_retries(lane: Lane) -> None:
+    assert lane_of({"dagster/parent_run_id": "0123"}, Parent(lane, retried=True)) is lane
+    assert lane_of({"signalbox/lane": "daily"}, Parent(Lane.ADHOC, retried=True)) is Lane.ADHOC
 
 
-def test_a_parent_that_no_tag_names_is_no_gap_in_the_reason() -> None:
-    found = assign_lane(origin_of({}, Lane.LATE), "daily")
-    assert found.reason == "a run of lane late once more is in lane late; " + (
-        "it may not take a slot of daily"
-    )
+@pytest.mark.parametrize(
+    ("lane", "given"),
+    [
+        (Lane.DAILY, Lane.ADHOC),
+        (Lane.LATE, Lane.ADHOC),
+        (Lane.ADHOC, Lane.ADHOC),
+        (Lane.BACKFILL, Lane.BACKFILL),
+        (None, Lane.ADHOC),  # the parent is gone
+    ],
+)
+def test_what_is_executed_once_more_by_hand_is_in_no_better_lane_than_a_click(
+    lane: Lane | None, given: Lane
+) -> None:
+    """The UI copies the tags of what it executes again, those of the sensor too."""
+    copied = {
+        "dagster/sensor_name": "flights_readiness",
+        "dagster/retry_number": "1",
+        "dagster/auto_retry_run_id": "4567",
+        "signalbox/lane": "daily",
+    }
+    assert lane_of({"dagster/parent_run_id": "0123", **copied}, Parent(lane)) is given
+
+
+@pytest.mark.parametrize(
+    ("parent", "said"),
+    [
+        (Parent(Lane.LATE, retried=True), "a retry of a run of lane late is in lane late"),
+        (Parent(Lane.LATE), "a re-execution of a run of lane late is in lane adhoc"),
+        (Parent(None), "a re-execution of a run that is gone is in lane adhoc"),
+    ],
+)
+def test_a_parent_that_no_tag_names_is_no_gap_in_the_reason(parent: Parent, said: str) -> None:
+    found = assign_lane(origin_of({}, parent), "daily")
+    assert found.reason == f"{said}; it may not take a slot of daily"
 
 
 def test_a_retry_in_a_backfill_stays_in_it() -> None:
-    assert lane_of({"dagster/backfill": "abc"}, Lane.DAILY) is Lane.BACKFILL
+    parent = Parent(Lane.DAILY, retried=True)
+    assert lane_of({"dagster/backfill": "abc"}, parent) is Lane.BACKFILL
 
 
 @settings(deadline=None)
@@ -359,6 +392,49 @@ def test_a_limit_that_nobody_declared_is_named() -> None:
     assert "all of signalbox/lane has a limit of 1, declared is none" in differences(
         LANES, LANES.slots, live
     )
+
+
+def of_lane(lane: Lane, count: int, *, queued: bool) -> list[InProgress]:
+    return [InProgress({"signalbox/lane": lane.value}, queued) for _ in range(count)]
+
+
+def test_runs_past_the_queue_fill_the_slots_and_as_many_more_are_needed() -> None:
+    """The accident: the lanes are as full as they may be, and one more of `dg launch` waits."""
+    full = [run for lane in OTHERS for run in of_lane(lane, LANES.limit(lane), queued=True)]
+    assert len(full) < LANES.slots
+    assert beyond(rules(), full) == 0
+    (waiting,) = of_lane(Lane.ADHOC, 1, queued=False)
+    assert len([*full, waiting]) == LANES.slots, "to Dagster there is no slot for a daily run"
+    assert beyond(rules(), [*full, waiting]) == 1
+    # One that has not come to its claim has no tag yet.
+    assert beyond(rules(), [*full, InProgress({}, queued=False)]) == 1
+
+
+COUNT = st.integers(0, 9)
+COUNTS = st.fixed_dictionaries({lane: st.tuples(COUNT, COUNT) for lane in OTHERS})
+
+
+@settings(deadline=None)
+@given(COUNTS)
+def test_the_daily_lane_has_its_slot_whatever_comes_past_the_queue(
+    counts: Mapping[Lane, tuple[int, int]],
+) -> None:
+    runs: list[InProgress] = []
+    others = 0
+    for lane, (asked, past) in counts.items():
+        started = min(asked, LANES.limit(lane))
+        runs += of_lane(lane, started, queued=True) + of_lane(lane, past, queued=False)
+        others += min(started + past, LANES.limit(lane))
+    free = LANES.slots + beyond(rules(), runs) - len(runs)
+    assert free >= 1
+    assert free == LANES.slots - others, "and no more than the others leave"
+
+
+def test_what_the_queue_has_started_itself_adds_no_slot() -> None:
+    """Of runs that were queued before there were lanes each would let one more start."""
+    older = [InProgress({}, queued=True) for _ in range(9)]
+    assert beyond(rules(), [*older, *of_lane(Lane.ADHOC, 9, queued=True)]) == 0
+    assert beyond(rules(), of_lane(Lane.DAILY, 9, queued=False)) == 0, "it has no limit"
 
 
 # --- the file ---------------------------------------------------------------------------------

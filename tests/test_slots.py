@@ -11,11 +11,15 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
 from click.testing import CliRunner
+from dagster._core.execution.execution_result import ExecutionResult
 from dagster_dg_cli.cli.launch import launch_command
 
+from platform_assets.domain.errors import TransientError
 from platform_assets.domain.lanes import Lane, LaneFullError, Lanes
 from platform_assets.domain.lease import Lease
+from platform_assets.instance.claiming import RETRIES
 from resources import processes
 from resources.lanes import load_lanes
 from resources.ledger import upgrade
@@ -39,6 +43,13 @@ def line(shared_folder: Path, home_template: Path, tmp_path: Path) -> Iterator[L
     with copied(Templates(shared_folder, home_template).empty, tmp_path) as line:
         line.land("2013-01-03", airports=["JFK"])
         yield line
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run waits for no slot, and not between its attempts either."""
+    monkeypatch.setattr("resources.slots.WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("platform_assets.instance.claiming.RETRY_SECONDS", 0.0)
 
 
 def fill(url: str, lane: Lane, stack: ExitStack, lanes: Lanes = LANES) -> None:
@@ -123,10 +134,8 @@ def newest(line: Line) -> dg.DagsterRun:
     return run
 
 
-def test_dg_launch_is_refused_while_its_lane_is_full(
-    line: Line, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("resources.slots.WAIT_SECONDS", 0.0)
+@pytest.mark.usefixtures("impatient")
+def test_dg_launch_is_refused_while_its_lane_is_full(line: Line) -> None:
     with ExitStack() as stack:
         fill(line.home.ledger_url, Lane.ADHOC, stack)
         assert features(line) != 0
@@ -141,6 +150,7 @@ def test_dg_launch_is_refused_while_its_lane_is_full(
     assert holders(line.home.ledger_url) == {lane: [] for lane in Lane}
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     ("stage", "partition", "words"),
     [
@@ -154,7 +164,6 @@ def test_what_is_held_is_refused_at_once_and_waits_for_no_slot(
     line: Line, monkeypatch: pytest.MonkeyPatch, stage: str, partition: str, words: str
 ) -> None:
     """With its lane full it names the hours that it lacks, not those who hold the slots."""
-    monkeypatch.setattr("resources.slots.WAIT_SECONDS", 0.0)
     line.land("2013-01-05", airports=["JFK"])
     with ExitStack() as stack:
         fill(line.home.ledger_url, Lane.ADHOC, stack)
@@ -177,11 +186,11 @@ def test_what_is_held_is_refused_at_once_and_waits_for_no_slot(
         assert "lane adhoc has 2 slot(s)" in failure_of(several)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_judgement_without_its_days_is_refused_at_once(
-    shared_folder: Path, home_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared_folder: Path, home_template: Path, tmp_path: Path
 ) -> None:
     """The model is there; the day that it is judged on is held."""
-    monkeypatch.setattr("resources.slots.WAIT_SECONDS", 0.0)
     with (
         copied(Templates(shared_folder, home_template).models, tmp_path) as line,
         ExitStack() as stack,
@@ -191,6 +200,89 @@ def test_a_judgement_without_its_days_is_refused_at_once(
         assert "its model is judged on 2013-01-06" in said
         assert "slot(s)" not in said
         assert "slot(s)" in failure_of(line.run("evaluation", partition="2013-01-04"))
+
+
+def retries(result: ExecutionResult) -> list[str]:
+    """Why a run's steps were tried again, each with all that is behind it."""
+    said = []
+    for event in result.all_events:
+        if event.is_step_up_for_retry:
+            error = event.step_retry_data.error
+            words = []
+            while error is not None:
+                words.append(error.message)
+                error = error.cause
+            said.append(" ".join(words))
+    return said
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_passing_fault_of_the_ledger_at_the_claim_is_tried_again(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = [TransientError("the ledger was locked by another process")]
+    claim = Leases.claim
+
+    def fails_once(self: Leases, resource: str, *how: object) -> object:
+        if faults and resource.startswith("lane/"):
+            raise faults.pop()
+        return claim(self, resource, *how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Leases, "claim", fails_once)
+    ran = line.run("features", partition=DONE)
+    assert ran.success, failure_of(ran)
+    (why,) = retries(ran)
+    assert "the ledger was locked" in why
+    assert list(line.versions("features")) == [DONE]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_lane_that_was_full_for_too_long_is_asked_again(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Leases.held
+    with ExitStack() as stack:
+        fill(line.home.ledger_url, Lane.ADHOC, stack)
+
+        def end(self: Leases, prefix: str = "") -> object:
+            found = real(self, prefix)
+            stack.close()  # whoever was at work ends a moment too late
+            return found
+
+        monkeypatch.setattr(Leases, "held", end)
+        ran = line.run("features", partition=DONE)
+    assert ran.success, failure_of(ran)
+    (why,) = retries(ran)
+    assert "lane adhoc has 2 slot(s), held by run run-0" in why
+    assert list(line.versions("features")) == [DONE]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_lane_that_stays_full_is_asked_as_often_as_the_work_is_tried(line: Line) -> None:
+    with ExitStack() as stack:
+        fill(line.home.ledger_url, Lane.ADHOC, stack)
+        ran = line.run("features", partition=DONE)
+    assert len(retries(ran)) == RETRIES
+    assert "lane adhoc has 2 slot(s), held by run run-0" in failure_of(ran)
+    assert line.versions("features") == {}
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_limit_that_is_lowered_counts_at_the_next_claim(
+    line: Line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The queue goes by the older limit until it starts again, the execution by the new one."""
+    tags = {"dagster/backfill": "abc"}
+    with ExitStack() as stack:
+        fill(line.home.ledger_url, Lane.BACKFILL, stack)
+        file = tmp_path / "lanes.yaml"
+        document = LANES.model_dump(mode="json")
+        document["lanes"]["backfill"]["limit"] = 1
+        file.write_text(yaml.safe_dump(document))
+        monkeypatch.setenv("SIGNALBOX_LANES", str(file))
+        ran = line.run("features", partition=DONE, tags=tags)
+        assert len(retries(ran)) == RETRIES, "those at work may end meanwhile"
+    line.must("features", partition=DONE, tags=tags)
 
 
 def test_dg_launch_waits_for_its_lane_and_then_works(line: Line) -> None:
@@ -217,8 +309,8 @@ def test_dg_launch_waits_for_its_lane_and_then_works(line: Line) -> None:
     assert leases.held("lane/") == []
 
 
+@pytest.mark.usefixtures("impatient")
 def test_without_the_claim_it_would_slip_past(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resources.slots.WAIT_SECONDS", 0.0)
     claim = Leases.claim
 
     def generous(self: Leases, resource: str, *how: object) -> object:
@@ -233,15 +325,16 @@ def test_without_the_claim_it_would_slip_past(line: Line, monkeypatch: pytest.Mo
 
 def test_a_run_that_no_queue_has_seen_is_given_its_lane(line: Line) -> None:
     assert features(line) == 0
+    assert newest(line).remote_job_origin is None, "by this a queue is told from it"
     tags = newest(line).tags
     assert tags["signalbox/lane"] == "adhoc"
     assert tags["signalbox/pipeline"] == "flights"
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_run_works_in_the_lane_that_it_came_in(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resources.slots.WAIT_SECONDS", 0.0)
     claimed: list[str] = []
     claim = Leases.claim
 
@@ -261,22 +354,18 @@ def test_a_run_works_in_the_lane_that_it_came_in(
         assert "lane backfill has 2 slot(s)" in failure_of(refused)
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("stage", ["day", "champion", "landed_flights"])
-def test_each_stage_claims_its_slot(
-    line: Line, monkeypatch: pytest.MonkeyPatch, stage: str
-) -> None:
-    monkeypatch.setattr("resources.slots.WAIT_SECONDS", 0.0)
+def test_each_stage_claims_its_slot(line: Line, stage: str) -> None:
     partition = "2013-01-03" if stage == "day" else None
     with ExitStack() as stack:
         fill(line.home.ledger_url, Lane.ADHOC, stack)
         assert "lane adhoc has 2 slot(s)" in failure_of(line.run(stage, partition=partition))
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("job", ["flights_maintain", "flights_live_metric"])
-def test_a_job_that_works_on_the_table_or_on_models_claims_its_slot(
-    line: Line, monkeypatch: pytest.MonkeyPatch, job: str
-) -> None:
-    monkeypatch.setattr("resources.slots.WAIT_SECONDS", 0.0)
+def test_a_job_that_works_on_the_table_or_on_models_claims_its_slot(line: Line, job: str) -> None:
     found = definitions(small_spec(serving={"rollback": {"bound": 0.8, "days": 2}}))
     with ExitStack() as stack:
         fill(line.home.ledger_url, Lane.ADHOC, stack)
@@ -292,7 +381,9 @@ def test_a_declaration_that_cannot_be_read_stops_the_run(
     file = tmp_path / "lanes.yaml"
     file.write_text("slots: many\n")
     monkeypatch.setenv("SIGNALBOX_LANES", str(file))
-    assert "is refused" in failure_of(line.run("features", partition=DONE))
+    ran = line.run("features", partition=DONE)
+    assert "is refused" in failure_of(ran)
+    assert retries(ran) == [], "it would be refused again"
     assert line.versions("features") == {}
 
 

@@ -151,7 +151,9 @@ def describe(home: Home, lanes: Lanes) -> dict[str, Any]:
 
 def live_differences(instance: Any, lanes: Lanes) -> list[str]:
     """How the limits of an instance differ from the declared ones."""
-    queue = instance.get_concurrency_config().run_queue_config
+    from platform_assets.instance.steered import limits_in_force
+
+    queue = limits_in_force(instance).run_queue_config
     if queue is None:
         return differences(lanes, None, ())
     return differences(lanes, queue.max_concurrent_runs, queue.tag_concurrency_limits)

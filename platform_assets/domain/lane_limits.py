@@ -1,6 +1,7 @@
 """The lanes as limits of Dagster's queue, and whether the limits in force are those."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from platform_assets.domain.lanes import (
     SIZE_TAG,
     Lane,
     Lanes,
+    lane_of,
     starving,
 )
 
@@ -75,6 +77,44 @@ def without_backfills(rules: Sequence[Mapping[str, Any]]) -> list[Limit]:
     lane = (LANE_TAG, Lane.BACKFILL.value)
     kept = [dict(rule) for rule in rules if (rule["key"], rule.get("value")) != lane]
     return [*kept, {"key": lane[0], "value": lane[1], "limit": 0}]
+
+
+@dataclass(frozen=True)
+class InProgress:
+    """A run that is in progress.
+
+    Attributes:
+        tags: of the run.
+        queued: whether the queue has started it, which kept to the limits then.
+    """
+
+    tags: Mapping[str, str]
+    queued: bool
+
+
+def beyond(rules: Sequence[Mapping[str, Any]], runs: Iterable[InProgress]) -> int:
+    """How many runs are in progress beyond the limits of their lanes without the queue's doing.
+
+    They wait for a slot of their lane, but are in progress to Dagster, and it counts them against
+    all the slots: as many more are needed for the slot of the daily lane to be one.
+
+    Args:
+        rules: tag_concurrency_limits in force.
+        runs: all that are in progress.
+    """
+    every: Counter[str] = Counter()
+    past: Counter[str] = Counter()
+    for run in runs:
+        # Without the tag where it has not come to its claim yet.
+        lane = run.tags.get(LANE_TAG) or lane_of(run.tags).value
+        every[lane] += 1
+        past[lane] += not run.queued
+    limits = {
+        rule["value"]: int(rule["limit"])
+        for rule in rules
+        if rule["key"] == LANE_TAG and isinstance(rule.get("value"), str)
+    }
+    return sum(min(past[lane], max(0, every[lane] - limit)) for lane, limit in limits.items())
 
 
 def differences(lanes: Lanes, slots: int | None, rules: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -29,6 +29,8 @@ SIZE_TAG = "signalbox/runs_at_once"
 """On a backfill that was launched with a size: how many of its runs may be in progress at once."""
 PRIORITY_TAG = "dagster/priority"
 PARENT_TAG = "dagster/parent_run_id"
+AUTO_RETRY_TAG = "dagster/auto_retry_run_id"
+"""On a run that Dagster launched again by itself: the id of the run that it launched for it."""
 SENSOR_TAG, SCHEDULE_TAG = "dagster/sensor_name", "dagster/schedule_name"
 AUTOMATION_TAGS = ("dagster/from_automation_condition", "dagster/auto_materialize")
 PARTITION_TAGS = (
@@ -180,6 +182,19 @@ def parse_lanes(document: Any, origin: str) -> Lanes:
 
 
 @dataclass(frozen=True)
+class Parent:
+    """The run that a run is a retry or re-execution of.
+
+    Attributes:
+        lane: its own; None where that run is not there any more.
+        retried: whether Dagster launched the run by itself, as a retry of it.
+    """
+
+    lane: Lane | None
+    retried: bool = False
+
+
+@dataclass(frozen=True)
 class Origin:
     """Where a run came from.
 
@@ -205,19 +220,17 @@ class Assigned:
     overridden: str | None = None
 
 
-def origin_of(tags: Mapping[str, str], parent: Lane | None = None) -> Origin:
+def origin_of(tags: Mapping[str, str], parent: Parent | None = None) -> Origin:
     """Where a run came from, by the tags that Dagster itself puts onto it.
 
     Args:
         tags: of the run.
-        parent: the lane of the run that it is a retry or re-execution of, if there is one.
+        parent: the run that it is a retry or re-execution of, if there is one.
     """
     if BACKFILL_TAG in tags:
         return Origin(Lane.BACKFILL, f"a run of backfill {tags[BACKFILL_TAG]}")
     if parent is not None:
-        # The UI may name the parent beside the tags.
-        which = f"run {tags[PARENT_TAG][:8]}" if PARENT_TAG in tags else "a run"
-        return Origin(parent, f"{which} of lane {parent} once more")
+        return _of_child(tags, parent)
     sensor = tags.get(SENSOR_TAG)
     if sensor is not None:
         lane = Lane.LATE if sensor.endswith(LATE_SENSOR_ENDING) else Lane.DAILY
@@ -227,6 +240,18 @@ def origin_of(tags: Mapping[str, str], parent: Lane | None = None) -> Origin:
     if any(tag in tags for tag in AUTOMATION_TAGS):
         return Origin(Lane.DAILY, "a run of an automation condition")
     return Origin(Lane.ADHOC, "a run that a person or a program launched")
+
+
+def _of_child(tags: Mapping[str, str], parent: Parent) -> Origin:
+    """A retry goes on where its parent was; what somebody executes once more is a click as any."""
+    # The UI may name the parent beside the tags.
+    which = f"run {tags[PARENT_TAG][:8]}" if PARENT_TAG in tags else "a run"
+    if parent.lane is None:
+        return Origin(Lane.ADHOC, f"a re-execution of {which} that is gone")
+    if parent.retried:
+        return Origin(parent.lane, f"a retry of {which} of lane {parent.lane}")
+    lane = max(parent.lane, Lane.ADHOC, key=list(Lane).index)
+    return Origin(lane, f"a re-execution of {which} of lane {parent.lane}")
 
 
 def assign_lane(origin: Origin, asked: str | None) -> Assigned:
@@ -247,13 +272,13 @@ def assign_lane(origin: Origin, asked: str | None) -> Assigned:
     return Assigned(origin.lane, why, asked)
 
 
-def lane_of(tags: Mapping[str, str], parent: Lane | None = None) -> Lane:
+def lane_of(tags: Mapping[str, str], parent: Parent | None = None) -> Lane:
     """The lane of a run by its tags, whether or not the queue has seen it."""
     return assign_lane(origin_of(tags, parent), tags.get(LANE_TAG)).lane
 
 
 def tags_of_lane(
-    lanes: Lanes, tags: Mapping[str, str], assets: Iterable[str], parent: Lane | None = None
+    lanes: Lanes, tags: Mapping[str, str], assets: Iterable[str], parent: Parent | None = None
 ) -> dict[str, str]:
     """What a run's tags have to be changed by before it is enqueued.
 
@@ -261,7 +286,7 @@ def tags_of_lane(
         lanes: the declaration.
         tags: of the run, as it was launched.
         assets: the keys of the assets that it is to materialize: `flights/features`.
-        parent: the lane of the run that it is a retry of.
+        parent: the run that it is a retry or re-execution of.
     """
     found = assign_lane(origin_of(tags, parent), tags.get(LANE_TAG))
     wanted = {

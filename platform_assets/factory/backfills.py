@@ -21,6 +21,7 @@ from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory import grid
 from platform_assets.factory.lanes import BACKFILL_TAG, LANE_TAG, PIPELINE_TAG
 from platform_assets.factory.pipeline import STAGES_OF_JOB, job_name
+from platform_assets.instance.steered import limits_in_force
 from platform_assets.line.backfill import span_of
 
 PARTITION_TAG = "dagster/partition"
@@ -166,7 +167,7 @@ def _partitions_of(spec: PipelineSpec, run: DagsterRun) -> list[str]:
 
 def read_queue(instance: dg.DagsterInstance) -> Queue:
     """The limits that are in force on the instance, whatever is declared."""
-    config = instance.get_concurrency_config().run_queue_config
+    config = limits_in_force(instance).run_queue_config
     if config is None:
         return Queue(0, {})
     lanes: dict[str, int] = {}

@@ -12,10 +12,10 @@ from platform_assets.domain.gpu_planning import gpu_tags
 from platform_assets.domain.image_spec import IMAGE_TAG
 from platform_assets.domain.processes import process_tags
 from platform_assets.domain.spec import PipelineSpec
-from platform_assets.factory.events import RETRIES, RETRY_SECONDS, as_metadata
+from platform_assets.factory.events import as_metadata
 from platform_assets.factory.grid import asset_key
 from platform_assets.factory.lanes import PIPELINE_TAG
-from platform_assets.instance.claiming import in_lane
+from platform_assets.instance.claiming import RETRIES, RETRY_SECONDS, in_lane
 from platform_assets.line.canary import run_canary
 from platform_assets.line.environments import described, passage_of, told
 from platform_assets.line.services import Outcome, Services

@@ -19,7 +19,7 @@ from platform_assets.domain.interruptions import SAVED_TAG
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory.grid import asset_key, partition_tags
-from platform_assets.instance.claiming import in_lane
+from platform_assets.instance.claiming import RETRIES, RETRY_SECONDS, in_lane
 from platform_assets.instance.kubernetes.step_pod import STEP_KEY
 from platform_assets.line.features import SourceChange
 from platform_assets.line.services import Outcome, Services
@@ -56,9 +56,6 @@ _WAITED: set[tuple[str, str]] = set()
 
 CANCELED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 """States of a run that somebody has asked to be ended."""
-
-RETRIES, RETRY_SECONDS = 2, 5.0
-"""How often a step is tried again after transient errors alone, and how long it waits."""
 
 
 def opened(context: dg.AssetExecutionContext, spec: PipelineSpec) -> Services:
@@ -255,7 +252,7 @@ def run_partitions(
         ask: raises HeldError for a partition that is not clear now; the work asks again itself.
 
     Raises:
-        dagster.Failure: no slot came free in time; nothing was done.
+        dagster.RetryRequested, dagster.Failure: as `in_lane`; nothing was done.
     """
     refusals = _held_alike(map(PartitionKey.parse, context.partition_keys), ask)
     if refusals:

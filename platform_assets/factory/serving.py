@@ -4,10 +4,10 @@ import dagster as dg
 
 from platform_assets.domain.errors import SignalboxError
 from platform_assets.domain.spec import PipelineSpec
-from platform_assets.factory.events import RETRIES, RETRY_SECONDS, as_metadata
+from platform_assets.factory.events import as_metadata
 from platform_assets.factory.grid import asset_key
 from platform_assets.factory.lanes import PIPELINE_TAG
-from platform_assets.instance.claiming import in_lane
+from platform_assets.instance.claiming import RETRIES, RETRY_SECONDS, in_lane
 from platform_assets.line.live_metric import watch_champion
 from platform_assets.line.services import Services
 

@@ -12,15 +12,18 @@ import dagster as dg
 
 from platform_assets.domain.errors import SignalboxError
 from platform_assets.domain.lanes import Lane, lane_of
-from platform_assets.instance.coordinator import parent_lane, wanted_tags
+from platform_assets.instance.coordinator import parent_of, wanted_tags
 from resources.home import Home
 from resources.lanes import load_lanes
 from resources.slots import slot
 
+RETRIES, RETRY_SECONDS = 2, 5.0
+"""How often a step is tried again after transient errors alone, and how long it waits."""
+
 
 def lane_of_run(context: dg.OpExecutionContext | dg.AssetExecutionContext) -> Lane:
     """The lane of the run that is executing."""
-    return lane_of(context.run.tags, parent_lane(context.instance, context.run))
+    return lane_of(context.run.tags, parent_of(context.instance, context.run))
 
 
 @contextmanager
@@ -33,7 +36,9 @@ def in_lane(
     A run that the queue has not seen gets the tags of its lane here.
 
     Raises:
-        dagster.Failure: no slot came free in time, or the lanes cannot be read; nothing was done.
+        dagster.RetryRequested: no slot came free in time, or the ledger did not answer; nothing
+            was done, and the step is tried again.
+        dagster.Failure: the lanes cannot be read; nothing was done.
     """
     run, lane = context.run, lane_of_run(context)
     with ExitStack() as held:
@@ -45,5 +50,9 @@ def in_lane(
             url = Home.locate().ledger_url
             held.enter_context(slot(url, lanes, lane, run.run_id, tell=tell or context.log.info))
         except SignalboxError as error:
-            raise dg.Failure(description=str(error), allow_retries=False) from error
+            failure = dg.Failure(description=str(error), allow_retries=error.retryable)
+            if not error.retryable:
+                raise failure from error
+            failure.__cause__ = error
+            raise dg.RetryRequested(RETRIES, RETRY_SECONDS) from failure
         yield lane

@@ -10,12 +10,14 @@ from dagster._core.storage.dagster_run import DagsterRun
 
 from platform_assets.domain.lane_limits import size_of
 from platform_assets.domain.lanes import (
+    AUTO_RETRY_TAG,
     BACKFILL_TAG,
     LANE_TAG,
     PARENT_TAG,
     PIPELINE_TAG,
     Lane,
     Lanes,
+    Parent,
     lane_of,
     tags_of_lane,
 )
@@ -85,15 +87,22 @@ class LaneRunCoordinator(QueuedRunCoordinator[Any]):
 def wanted_tags(instance: dg.DagsterInstance, lanes: Lanes, run: DagsterRun) -> dict[str, str]:
     """The tags by which a run's differ from what its lane asks for."""
     assets = [key.to_user_string() for key in run.asset_selection or ()]
-    return tags_of_lane(lanes, run.tags, assets, parent_lane(instance, run))
+    return tags_of_lane(lanes, run.tags, assets, parent_of(instance, run))
 
 
-def parent_lane(instance: dg.DagsterInstance, run: DagsterRun) -> Lane | None:
-    """The lane of the run that this one is a retry of; None if it is none."""
+def parent_of(instance: dg.DagsterInstance, run: DagsterRun) -> Parent | None:
+    """The run that this one is a retry or re-execution of; None if it is none.
+
+    Whether Dagster itself has launched it, the parent says, which names its retry before that is
+    submitted. The number of the retry among its own tags is copied by who executes it once more.
+    """
     parent_id = run.tags.get(PARENT_TAG) or run.parent_run_id
-    parent = instance.get_run_by_id(parent_id) if parent_id else None
-    if parent is None:
+    if not parent_id:
         return None
+    parent = instance.get_run_by_id(parent_id)
+    if parent is None:
+        return Parent(None)
     # Its own tag was given by the queue, which knew its parent.
     given = parent.tags.get(LANE_TAG)
-    return Lane(given) if given in list(Lane) else lane_of(parent.tags)
+    lane = Lane(given) if given in list(Lane) else lane_of(parent.tags, parent_of(instance, parent))
+    return Parent(lane, parent.tags.get(AUTO_RETRY_TAG) == run.run_id)

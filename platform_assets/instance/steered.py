@@ -10,9 +10,17 @@ from dagster._core.events.log import EventLogEntry
 from dagster._core.instance.config import ConcurrencyConfig
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.launcher import RunLauncher
+from dagster._core.run_coordinator.queued_run_coordinator import RunQueueConfig
+from dagster._core.storage.dagster_run import ACTIVE_RUN_STATUSES
 from dagster._core.storage.tags import WILL_RETRY_TAG
 
-from platform_assets.domain.lane_limits import Steering, with_steering, without_backfills
+from platform_assets.domain.lane_limits import (
+    InProgress,
+    Steering,
+    beyond,
+    with_steering,
+    without_backfills,
+)
 from platform_assets.instance.interrupted import launched_again
 from resources.home import Home
 from resources.ledger.backfills import PAUSED, Backfills
@@ -100,6 +108,19 @@ class SignalboxInstance(dg.DagsterInstance):
         return bool(super()._should_retry_run(run, run_failure_reason))  # type: ignore[no-untyped-call]
 
     def get_concurrency_config(self) -> ConcurrencyConfig:
+        """`steered_limits`, and more slots where runs that the queue never saw take them.
+
+        What is executed past the queue is in progress while it waits for a slot of its lane, and
+        counts against all slots: six of `dg launch` would leave the daily lane none.
+        """
+        config = self.steered_limits()
+        queue = config.run_queue_config
+        if queue is None:
+            return config
+        slots = queue.max_concurrent_runs + self._beyond(queue)
+        return _with(config, queue._replace(max_concurrent_runs=slots))
+
+    def steered_limits(self) -> ConcurrencyConfig:
         """The limits of dagster.yaml, and those of the backfills that are steered."""
         config = super().get_concurrency_config()
         queue = config.run_queue_config
@@ -110,10 +131,17 @@ class SignalboxInstance(dg.DagsterInstance):
         limits = (
             without_backfills(declared) if steering is None else with_steering(declared, steering)
         )
-        return ConcurrencyConfig(
-            pool_config=config.pool_config,
-            run_queue_config=queue._replace(tag_concurrency_limits=limits),
-        )
+        return _with(config, queue._replace(tag_concurrency_limits=limits))
+
+    def _beyond(self, queue: RunQueueConfig) -> int:
+        """Asks for the runs only where they fill the slots: a count a second is cheap."""
+        found = dg.RunsFilter(statuses=ACTIVE_RUN_STATUSES)
+        if not 0 <= queue.max_concurrent_runs <= self.get_runs_count(found):
+            return 0
+        runs = self.get_runs(found)
+        # What executes in the process that has made it has no origin that a queue could start.
+        in_progress = [InProgress(run.tags, run.remote_job_origin is not None) for run in runs]
+        return beyond(queue.tag_concurrency_limits, in_progress)
 
     def _read_steering(self) -> list[Steering] | None:
         """How fast backfills may go; the last that was known while the ledger does not answer."""
@@ -139,3 +167,14 @@ class SignalboxInstance(dg.DagsterInstance):
             else f"{len(self._steering)} steered backfill(s) go on as last known"
         )
         log.warning("how fast backfills may go cannot be read (%s): %s", why, state)
+
+
+def limits_in_force(instance: dg.DagsterInstance) -> ConcurrencyConfig:
+    """The limits of an instance as they were set, whoever is in progress now."""
+    if isinstance(instance, SignalboxInstance):
+        return instance.steered_limits()
+    return instance.get_concurrency_config()
+
+
+def _with(config: ConcurrencyConfig, queue: RunQueueConfig) -> ConcurrencyConfig:
+    return ConcurrencyConfig(pool_config=config.pool_config, run_queue_config=queue)

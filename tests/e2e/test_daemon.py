@@ -98,12 +98,15 @@ class TestKilled:
             # It was nobody's run but its own: nothing launches it again.
             assert not server.api.runs({"dagster/parent_run_id": first})
 
-            watched, pid = station.start_slow_training(RETRIED_IF_KILLED)
+            sensors = {"dagster/sensor_name": "slow_readiness"}
+            watched, pid = station.start_slow_training({**RETRIED_IF_KILLED, **sensors})
             (home.root / PID_FILE).unlink()
             psutil.Process(pid).kill()
             assert station.training_process() != pid, "the run is launched again"
             (again,) = server.api.runs({"dagster/parent_run_id": watched})
             second = str(again["runId"])
+            tags = {tag["key"]: tag["value"] for tag in again["tags"]}
+            assert tags["signalbox/lane"] == "daily", "as the run that it is a retry of"
         require_nothing_left(home, 0)
         assert mlflow_states(home, second) == ["KILLED"]
         assert status_in(home, second) == "FAILURE"

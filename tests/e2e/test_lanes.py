@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
+from dagster._core.storage.dagster_run import ACTIVE_RUN_STATUSES
 
 from platform_assets.domain.lanes import Lane
 from platform_assets.domain.partition import PartitionKey, date_range
@@ -23,6 +24,7 @@ from resources.ledger.records import BackfillRecord
 from tests.e2e.conftest import Start, server_on
 from tests.e2e.station import IN_PROGRESS, Station, until, write_slow_catalog
 from tests.e2e.trainers import TRAINING
+from tests.queueing import past_the_queue
 
 FIRST, LAST = date(2013, 1, 3), date(2013, 1, 8)
 LIVE = (date(2013, 1, 10), date(2013, 1, 11))
@@ -177,6 +179,17 @@ def test_dg_launch_waits_for_the_runs_that_a_person_has_clicked(
     (line,) = until(said, 240, "dg launch to wait", server)
     assert line.startswith("waiting for one of 2 slot(s) of lane adhoc, held by run ")
     assert launched.poll() is None
+
+    # Three more of it, as far as Dagster can tell: as many are in progress as there are slots, and
+    # today's data lands.
+    with dg.DagsterInstance.from_config(str(station.home.dagster)) as instance:
+        for _ in range(3):
+            past_the_queue(instance)
+        in_progress = dg.RunsFilter(statuses=ACTIVE_RUN_STATUSES)
+        assert instance.get_runs_count(in_progress) == load_lanes().slots
+    land_flights(station.slow, LIVE[0], LIVE[0], quiet=True)
+    until(lambda: daily_features(station, LIVE[0]), 240, "today's features", server)
+    assert launched.poll() is None, "its own lane is as full as it was"
     for training in trainings(station):
         training.unlink()
     _, errors = launched.communicate(timeout=240)

@@ -37,7 +37,7 @@ from platform_assets.domain.lanes import Lane, lane_of
 from platform_assets.domain.placing import Place
 from platform_assets.domain.processes import processes_of_tag
 from platform_assets.domain.ranks_folder import Ranks
-from platform_assets.instance.coordinator import parent_lane
+from platform_assets.instance.coordinator import parent_of
 from platform_assets.instance.kubernetes.admitting import (
     AdmittingApiClient,
     credentials,
@@ -380,7 +380,7 @@ def _never_shown(seen: Seen) -> str:
 
 def _lane(context: StepHandlerContext) -> Lane:
     run = context.dagster_run
-    return lane_of(run.tags, parent_lane(context.instance, run))
+    return lane_of(run.tags, parent_of(context.instance, run))
 
 
 @dg.executor(

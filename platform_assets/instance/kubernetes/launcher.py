@@ -36,7 +36,7 @@ from platform_assets.domain.cluster_budgets import ClusterError, decide
 from platform_assets.domain.cluster_causes import Cause, Finding, find
 from platform_assets.domain.lanes import lane_of
 from platform_assets.domain.placing import Place
-from platform_assets.instance.coordinator import parent_lane
+from platform_assets.instance.coordinator import parent_of
 from platform_assets.instance.kubernetes.admitting import (
     AdmittingApiClient,
     credentials,
@@ -303,7 +303,7 @@ class PinnedK8sRunLauncher(K8sRunLauncher):
             self._instance.report_engine_event(words, run)
 
     def _making(self, run: dg.DagsterRun) -> AbstractContextManager[object]:
-        place = Place("run", lane_of(run.tags, parent_lane(self._instance, run)))
+        place = Place("run", lane_of(run.tags, parent_of(self._instance, run)))
         return making(f"run {run.run_id}", self.layers(run), place)
 
     def layers(self, run: dg.DagsterRun) -> list[Layer]:
