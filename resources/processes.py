@@ -9,6 +9,9 @@ import psutil
 
 from platform_assets.domain.lease import Holder
 
+PARTS = 3
+"""Host name, start of the kernel, process namespace: what `machine` gives on Linux."""
+
 
 def holder(run_id: str, pid: int | None = None) -> Holder:
     """A process of this machine at work for a run: this one, unless another is named."""
@@ -21,6 +24,17 @@ def is_dead(other: Holder) -> bool:
     if other.machine != machine() or not other.started:
         return False
     return _started(other.pid) != other.started
+
+
+def rebooted(other: Holder) -> bool:
+    """Whether the machine of this name was started anew since a process lived on it.
+
+    Machines are known by their host name here: those that share a database need names that differ.
+    Where the kernel has no id for its start it is False.
+    """
+    before, now = other.machine.split(" "), machine().split(" ")
+    known = len(before) == len(now) == PARTS
+    return known and before[0] == now[0] and before[1] != now[1]
 
 
 @cache

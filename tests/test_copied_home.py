@@ -18,7 +18,7 @@ from platform_assets.domain.errors import HomeError, RefusedError, SignalboxErro
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.reproduction import Verdict
 from platform_assets.factory.instance import end_orphaned_runs
-from platform_assets.instance.forked import PROCESS_TAG
+from platform_assets.instance.whereabouts import PROCESS_TAG
 from platform_assets.line.maintenance import maintain, vacuum
 from platform_assets.line.reproduce import reproduce
 from platform_assets.line.services import Services

@@ -21,8 +21,9 @@ from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 from platform_assets.domain.lanes import LANE_TAG, Lane
 from platform_assets.instance import forked, nursery, preload
 from platform_assets.instance.compute_logs import FileComputeLogManager
-from platform_assets.instance.forked import ForkedRunLauncher, worker_of
+from platform_assets.instance.forked import ForkedRunLauncher
 from platform_assets.instance.nursery import CannotForkError, Fork
+from platform_assets.instance.whereabouts import PROCESS_TAG, worker_of
 from platform_assets.instance.zygote import foreign_threads
 from resources.home import Home
 from resources.lanes import load_lanes
@@ -275,11 +276,7 @@ def test_monitoring_sees_whether_the_process_lives(yard: Yard) -> None:
     # Its number alone would not do: the kernel gives it to somebody else.
     yard.instance.add_run_tags(
         run.run_id,
-        {
-            forked.PROCESS_TAG: yard.now(run)
-            .tags[forked.PROCESS_TAG]
-            .replace('"started": "', '"started": "1')
-        },
+        {PROCESS_TAG: yard.now(run).tags[PROCESS_TAG].replace('"started": "', '"started": "1')},
     )
     assert yard.launcher.check_run_worker_health(yard.now(run)).status is WorkerStatus.FAILED
     assert not forked._interrupt(worker_of(yard.now(run)))  # type: ignore[arg-type]

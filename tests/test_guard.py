@@ -5,20 +5,26 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
 import psutil
 import pytest
+import yaml
+from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._core.test_utils import create_run_for_test
 
 from platform_assets.demo import guard
-from platform_assets.demo.server import require_no_daemon
+from platform_assets.demo.daemons import require_no_daemon
 from platform_assets.domain.errors import RefusedError
+from platform_assets.domain.lease import Holder, Lease
 from platform_assets.factory.instance import end_orphaned_runs
-from platform_assets.instance.forked import PROCESS_TAG
+from platform_assets.instance.whereabouts import PROCESS_TAG, tag_of
 from resources.home import Home
-from resources.processes import holder
+from resources.ledger.leases import Leases
+from resources.processes import holder, machine
 
 FAMILY = "setsid sleep 300 & sleep 300 & wait"
 """A shell with a child, and one that left its session."""
@@ -109,6 +115,95 @@ def test_a_forked_run_that_lives_on_is_not_ended(home: Home) -> None:
         process.kill()
         process.wait()
         assert len(end_orphaned_runs(home)) == 1
+
+
+# --- runs whose process may live --------------------------------------------------------------
+
+
+def started(
+    instance: dg.DagsterInstance, tags: Mapping[str, str] | None = None, by: Holder | None = None
+) -> str:
+    """A run at work; with the process in which it is, if that is said."""
+    tags = {**(tags or {}), **(tag_of(by) if by else {})}
+    return create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED, tags=tags).run_id
+
+
+def leased(home: Home, run_id: str, by: Holder) -> None:
+    """Have a process hold a lease for a run."""
+    lease = Leases(home.ledger_url).claim(f"lane/{run_id}", replace(by, run_id=run_id))
+    assert isinstance(lease, Lease)
+
+
+def messages(instance: dg.DagsterInstance, run_id: str) -> str:
+    return "\n".join(e.user_message or e.message for e in instance.all_logs(run_id))
+
+
+ELSEWHERE = Holder("", "host-a 1f2e pid:[4026531836]", 4711, "77")
+
+
+def before_the_start() -> Holder:
+    """A process of this machine, before it was started the last time."""
+    name, _, space = machine().split(" ")
+    return replace(ELSEWHERE, machine=f"{name} 1f2e {space}")
+
+
+def dead() -> Holder:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        found = holder("", process.pid)
+        process.kill()
+    return found
+
+
+def test_a_run_that_still_holds_a_lease_is_not_ended(home: Home) -> None:
+    """`dg launch`, at work beside a start of Dagster: it would go on committing."""
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        here, away, gone, none = (started(instance) for _ in range(4))
+        for run_id, by in ((here, holder("")), (away, ELSEWHERE), (gone, dead())):
+            leased(home, run_id, by)
+        assert set(end_orphaned_runs(home)) == {gone, none}
+        assert "is at work on it" in messages(instance, here)
+        assert "process 4711 of host-a, which cannot be looked at" in messages(instance, away)
+
+
+def test_a_run_of_another_machine_is_not_ended(home: Home) -> None:
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        away = started(instance, by=ELSEWHERE)
+        assert end_orphaned_runs(home) == []
+        assert "process 4711 of host-a, which cannot be looked at" in messages(instance, away)
+
+
+def test_a_run_of_before_the_machines_start_is_ended(home: Home) -> None:
+    alone = replace(home, dagster_url=None)
+    shared = replace(home, dagster_url="postgresql://server/dagster")
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        waiting, working = (started(instance, by=before_the_start()) for _ in range(2))
+        leased(home, working, before_the_start())
+        # On a server's storage another machine may have the name of this one, and renew it.
+        assert end_orphaned_runs(shared) == [waiting]
+        assert end_orphaned_runs(alone) == [working]
+
+
+def test_a_run_of_a_code_server_is_ended_only_with_that(home: Home) -> None:
+    alone = replace(home, dagster_url=None)
+    shared = replace(home, dagster_url="postgresql://server/dagster")
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        served = started(instance, {GRPC_INFO_TAG: "{}"})
+        assert end_orphaned_runs(alone, servers=True) == []
+        assert end_orphaned_runs(shared) == []
+        assert end_orphaned_runs(alone) == [served]
+
+
+def test_runs_of_a_cluster_are_left_to_its_launcher(home: Home) -> None:
+    config = home.dagster / "dagster.yaml"
+    document = yaml.safe_load(config.read_text())
+    document["run_launcher"] = {
+        "module": "dagster._core.launcher.sync_in_memory_run_launcher",
+        "class": "SyncInMemoryRunLauncher",
+    }
+    config.write_text(yaml.safe_dump(document))
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        started(instance)
+    assert end_orphaned_runs(home) == []
 
 
 def test_a_home_with_a_daemon_is_refused(home: Home) -> None:

@@ -2,17 +2,20 @@
 
 import os
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import psutil
 import pytest
 import yaml
 
 from platform_assets.cli.app import main
 from platform_assets.cli.doctor import Finding, examine
 from platform_assets.cli.lanes import stale_daemons
+from platform_assets.demo import conductor
 from platform_assets.domain.lanes import Lane
 from platform_assets.factory.instance import dagster_yaml
 from platform_assets.instance.pools import pools_of
@@ -186,33 +189,42 @@ def test_the_doctor_refuses_limits_that_leave_the_daily_lane_no_slot(
     assert said in found.found
 
 
-def test_the_doctor_sees_a_daemon_that_goes_by_older_limits(
-    home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    changed = (home.dagster / "dagster.yaml").stat().st_mtime
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-m", conductor.DAEMON, "workspace.yaml"],
+        ["-m", "dagster._daemon", "run"],
+        ["/opt/bin/dagster-daemon", "run"],
+    ],
+)
+def test_the_doctor_sees_a_daemon_that_goes_by_older_limits(home: Home, words: list[str]) -> None:
+    def waits(words: list[str], at: Path) -> "subprocess.Popen[bytes]":
+        """A process with these words on its command line, that only waits."""
+        code = "print(flush=True); import time; time.sleep(60)"
+        command = [sys.executable, "-c", code, *words]
+        environment = {"DAGSTER_HOME": str(at)}
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        return process
 
-    class Daemon:
-        def __init__(self, pid: int, started: float, command: str = "dagster._daemon") -> None:
-            self.pid = pid
-            self.started = started
-            self.command = command
-
-        def environ(self) -> dict[str, str]:
-            return {"DAGSTER_HOME": str(home.dagster)} if self.pid else {}
-
-        def cmdline(self) -> list[str]:
-            return ["python", "-m", self.command, "run"]
-
-        def create_time(self) -> float:
-            return self.started
-
-    found = [Daemon(1, changed - 9), Daemon(2, changed + 9), Daemon(0, changed - 9)]
-    found.append(Daemon(4, changed - 9, "dagster_webserver"))
-    monkeypatch.setattr(psutil, "process_iter", lambda: iter(found))
-    assert list(stale_daemons(home)) == [1]
-    said = instance_finding(home)
-    assert not said.ok
-    assert "daemon 1 started before" in said.found
+    others = (["-m", "dagster_webserver", "-w", "workspace.yaml"], [f"{conductor.DAEMON}.txt"])
+    started = [waits(words, home.dagster)]
+    started += [waits(other, home.dagster) for other in others]
+    started += [waits(words, home.root / "another")]
+    try:
+        assert list(stale_daemons(home)) == []
+        assert instance_finding(home).ok
+        later = time.time() + 60
+        os.utime(home.dagster / "dagster.yaml", (later, later))
+        assert list(stale_daemons(home)) == [started[0].pid]
+        said = instance_finding(home)
+        assert not said.ok
+        assert f"daemon {started[0].pid} started before" in said.found
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
 
 
 def test_the_doctor_names_what_is_in_a_pool(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from dagster._core.test_utils import create_run_for_test
 from dagster._daemon import backfill, controller, sensor
 from dagster._daemon.daemon import BackfillDaemon, SensorDaemon
 
+from platform_assets.cli.lanes import stale_daemons
+from platform_assets.demo.daemons import RESOURCE
+from platform_assets.domain.lease import Holder
 from platform_assets.domain.ticks import IDLE_SECONDS
 from platform_assets.instance import daemon
 from platform_assets.instance.daemon import (
@@ -30,7 +34,10 @@ from platform_assets.instance.daemon import (
     look,
     own_daemons,
 )
+from platform_assets.instance.whereabouts import tag_of
 from resources.home import Home
+from resources.ledger.leases import Leases
+from resources.processes import holder, machine
 
 ORIGIN = RemoteJobOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("l"), "r"), "j")
 
@@ -219,8 +226,13 @@ def test_a_sensor_ticks_when_it_is_due_and_not_half_an_interval_later(
 
 
 @pytest.mark.heavy
-def test_the_daemon_runs_as_a_command_and_ends_with_ctrl_c(home: Home) -> None:
-    log = home.root / "log"
+@pytest.mark.embedded
+def test_the_daemon_runs_as_a_command_and_ends_with_ctrl_c(
+    home: Home, instance: dg.DagsterInstance
+) -> None:
+    log, leases = home.root / "log", Leases(home.ledger_url)
+    tag = tag_of(Holder("", machine(), os.getpid(), "before"))
+    killed = create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED, tags=tag)
     with log.open("wb") as out:
         command = [sys.executable, "-c", "from platform_assets.cli import main; main(['daemon'])"]
         process = subprocess.Popen(
@@ -235,9 +247,21 @@ def test_the_daemon_runs_as_a_command_and_ends_with_ctrl_c(home: Home) -> None:
             if b"QuickBackfillDaemon" in log.read_bytes() or process.poll() is not None:
                 break
             deadline.wait(0.1)
+        assert process.poll() is None, log.read_text()
+        assert [record.holder for record in leases.held(RESOURCE)] == [
+            holder(RESOURCE, process.pid)
+        ]
+        assert list(stale_daemons(home)) == []
+        later = time.time() + 60
+        os.utime(home.dagster / "dagster.yaml", (later, later))
+        assert list(stale_daemons(home)) == [process.pid], "the doctor knows it"
+        found = instance.get_run_by_id(killed.run_id)
+        assert found is not None
+        assert found.status is dg.DagsterRunStatus.FAILURE, "its process has gone"
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0, log.read_text()
     assert "QuickBackfillDaemon" in log.read_text()
+    assert leases.held(RESOURCE) == []
 
 
 def test_mlflows_migrations_are_read_once_where_that_is_asked_for() -> None:

@@ -18,8 +18,9 @@ def daemon(
     ] = None,
 ) -> None:
     """Run Dagster's daemon on the home until Ctrl-C, for a webserver that runs by itself."""
-    from platform_assets.demo.conductor import DAEMON
-    from platform_assets.demo.server import require_no_daemon, workspace_file
+    from platform_assets.demo.daemons import DAEMON, require_no_daemon, sole_daemon
+    from platform_assets.demo.server import workspace_file
+    from platform_assets.factory.instance import end_orphaned_runs
 
     home = Home.locate()
     home.require()
@@ -27,6 +28,8 @@ def daemon(
     if not file.is_file():
         raise UsageError(f"--workspace {file} is no file; name a workspace.yaml")
     require_no_daemon(home)
+    with sole_daemon(home):
+        end_orphaned_runs(home, servers=True)
     # In the environment from its first moment on: OpenMP reads it as it is loaded, and others see
     # by it which home this daemon works on.
     command = [sys.executable, "-m", DAEMON, str(file.resolve())]

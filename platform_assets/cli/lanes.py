@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -163,14 +164,10 @@ def stale_daemons(home: Home) -> Iterator[int]:
     """The daemons of a home that started before its dagster.yaml was last written."""
     import psutil
 
+    from platform_assets.demo.daemons import daemons_of
+
     changed = (home.dagster / "dagster.yaml").stat().st_mtime
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("DAGSTER_HOME") != str(home.dagster):
-                continue
-            command = " ".join(process.cmdline())
-            daemon = "dagster._daemon" in command or "signalbox daemon" in command
-            if daemon and process.create_time() < changed:
+    for process in daemons_of(home):
+        with suppress(psutil.Error):  # ended meanwhile
+            if process.create_time() < changed:
                 yield process.pid
-        except (psutil.Error, OSError):
-            continue  # ended meanwhile, or somebody else's

@@ -20,7 +20,9 @@ import yaml
 from dagster._cli.proxy_server_manager import ProxyServerManager
 from dagster._core.workspace.load_target import WorkspaceFileTarget
 
-DAEMON = "platform_assets.demo.daemon_process"
+from platform_assets.demo import daemons
+
+DAEMON = daemons.DAEMON
 LOOK_SECONDS = 0.5
 END_SECONDS = 10.0
 

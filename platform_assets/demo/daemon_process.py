@@ -6,11 +6,18 @@ from types import FrameType
 
 import dagster as dg
 
+from platform_assets.demo.daemons import end_without, sole_daemon
+from platform_assets.domain.errors import RefusedError
 from platform_assets.instance.daemon import run_daemon
+from resources.home import Home
 
 
 def serve(workspace: str) -> None:
-    """Run Signalbox's daemon on the instance of DAGSTER_HOME until Ctrl-C or SIGTERM."""
+    """Run Signalbox's daemon on the instance of DAGSTER_HOME until Ctrl-C or SIGTERM.
+
+    Raises:
+        RefusedError: another process works as its daemon, on this machine or another.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -18,12 +25,17 @@ def serve(workspace: str) -> None:
     # Whoever started this may have had SIGINT ignored.
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
+    home = Home.locate()
     try:
-        with dg.DagsterInstance.get() as instance:
+        with dg.DagsterInstance.get() as instance, sole_daemon(home) as lease:
+            end_without(home, lease)
             run_daemon(instance, workspace)
     except KeyboardInterrupt:
         return
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    try:
+        serve(sys.argv[1])
+    except RefusedError as error:
+        sys.exit(f"signalbox: {error}")

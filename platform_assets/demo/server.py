@@ -13,18 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 
-import psutil
-
 from platform_assets.demo import conductor, guard
+from platform_assets.demo.daemons import require_no_daemon, sole_daemon
 from platform_assets.domain.errors import RefusedError, TransientError
 from platform_assets.factory.instance import end_orphaned_runs
 from platform_assets.line import links
 from resources.catalog import catalog_environment
 from resources.dagster_api import DagsterApi
 from resources.home import Home
-
-DAEMONS = ("dagster._daemon", "dagster-daemon", conductor.DAEMON)
-"""By one of these words on its command line a daemon is known, Dagster's or Signalbox's."""
 
 READY_SECONDS = 120.0
 PORT_SECONDS = 2.0
@@ -52,26 +48,6 @@ def require_free_port(port: int, seconds: float = PORT_SECONDS) -> None:
                         "there, or choose another with --port"
                     ) from error
         time.sleep(0.05)
-
-
-def require_no_daemon(home: Home) -> None:
-    """Refuse a home that a Dagster daemon works on: two of them would launch everything twice.
-
-    Raises:
-        RefusedError: naming its process.
-    """
-    for process in psutil.process_iter():
-        try:
-            place = process.environ().get("DAGSTER_HOME")
-            if place == str(home.dagster) and any(
-                Path(word).name in DAEMONS for word in process.cmdline()
-            ):
-                raise RefusedError(
-                    f"a Dagster daemon (process {process.pid}) works on {home.root} already; use "
-                    "its UI, or end it first"
-                )
-        except (psutil.Error, OSError):
-            continue  # ended meanwhile, or somebody else's
 
 
 def workspace_file() -> Path:
@@ -106,7 +82,8 @@ class DagsterDev:
     def __enter__(self) -> "DagsterDev":
         require_free_port(self.port)
         require_no_daemon(self.home)
-        end_orphaned_runs(self.home)
+        with sole_daemon(self.home):
+            end_orphaned_runs(self.home)
         with self.log.open("ab") as log:
             self._guard = subprocess.Popen(
                 [sys.executable, "-m", guard.__name__, self._mark, *self.command()],

@@ -4,6 +4,7 @@ The queue keeps to the lanes for what is submitted. `dg launch`, a script, a not
 it; they meet here.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 import dagster as dg
 
 from platform_assets.domain.errors import SignalboxError
+from platform_assets.domain.image_spec import deployment
 from platform_assets.domain.lanes import Lane, lane_of
 from platform_assets.instance.coordinator import parent_of, wanted_tags
+from platform_assets.instance.whereabouts import own_tag
 from resources.home import Home
 from resources.lanes import load_lanes
 from resources.slots import slot
@@ -33,7 +36,8 @@ def in_lane(
 ) -> Iterator[Lane]:
     """Hold a slot of the run's lane while the block works; waits for one.
 
-    A run that the queue has not seen gets the tags of its lane here.
+    A run that the queue has not seen gets the tags of its lane here, and one that nobody launched
+    that of its process, so that it is watched and can be terminated.
 
     Raises:
         dagster.RetryRequested: no slot came free in time, or the ledger did not answer; nothing
@@ -45,6 +49,8 @@ def in_lane(
         try:
             lanes = load_lanes()
             missing = wanted_tags(context.instance, lanes, run)
+            if deployment(os.environ) == "local":
+                missing |= own_tag(run)
             if missing:
                 context.instance.add_run_tags(run.run_id, missing)
             url = Home.locate().ledger_url

@@ -5,7 +5,6 @@ importing. This one forks it (docs/performance.md, docs/adr/0012-forked-runs.md)
 fork it launches as Dagster does, and says why in the run's log.
 """
 
-import json
 import logging
 import os
 import signal
@@ -20,31 +19,19 @@ from dagster._serdes import serialize_value
 
 from platform_assets.domain.lease import Holder
 from platform_assets.instance.nursery import CannotForkError, Fork, Nursery
+from platform_assets.instance.whereabouts import Silence, name_of, tag_of, worker_of
+from resources.home import Home
+from resources.ledger.leases import Leases
 from resources.processes import is_dead, machine
 
 if TYPE_CHECKING:
     from dagster._core.origin import RepositoryPythonOrigin
     from dagster._serdes import ConfigurableClassData
 
-PROCESS_TAG = ".signalbox/process"
-"""On a forked run: which process it is, so that whoever terminates or watches it finds it."""
-
 FORKED = "SIGNALBOX_FORKED_RUNS"
 """Set to 0, runs are launched by Dagster's own launcher."""
 
 logger = logging.getLogger(__name__)
-
-
-def worker_of(run: DagsterRun) -> Holder | None:
-    """The process that a run was forked into; None if it was launched another way."""
-    text = None if GRPC_INFO_TAG in run.tags else run.tags.get(PROCESS_TAG)
-    return Holder(run.run_id, **json.loads(text)) if text else None
-
-
-def is_alive(run: DagsterRun) -> bool:
-    """Whether the process that a run was forked into is known to live, on this machine."""
-    worker = worker_of(run)
-    return worker is not None and worker.machine == machine() and not is_dead(worker)
 
 
 class ForkedRunLauncher(DefaultRunLauncher):
@@ -53,6 +40,7 @@ class ForkedRunLauncher(DefaultRunLauncher):
     def __init__(self, inst_data: "ConfigurableClassData | None" = None) -> None:
         super().__init__(inst_data)
         self._nursery = Nursery()
+        self._silence = Silence()
 
     # --- launching ----------------------------------------------------------------------------
 
@@ -107,9 +95,8 @@ class ForkedRunLauncher(DefaultRunLauncher):
 
     def _start(self, run: DagsterRun, fork: Fork) -> None:
         worker = fork.holder
-        place = {"machine": worker.machine, "pid": worker.pid, "started": worker.started}
         # Before it starts: nobody else writes the run's row yet, and who terminates it finds it.
-        self._instance.add_run_tags(run.run_id, {PROCESS_TAG: json.dumps(place)})
+        self._instance.add_run_tags(run.run_id, tag_of(worker))
         found = self._instance.get_run_by_id(run.run_id)
         if found is None or found.is_finished:
             return
@@ -138,7 +125,7 @@ class ForkedRunLauncher(DefaultRunLauncher):
         if run is None or worker is None:
             return run is not None
         if worker.machine != machine():
-            self._say(run, f"It cannot be terminated from here: it runs on {worker.machine}.")
+            self._say(run, f"It cannot be terminated from here: it is in {name_of(worker)}.")
             return False
         if not _interrupt(worker):
             self._instance.report_run_canceled(run, f"Its process {worker.pid} had gone.")
@@ -154,13 +141,22 @@ class ForkedRunLauncher(DefaultRunLauncher):
             return CheckRunHealthResult(WorkerStatus.RUNNING, "its code server looks after it")
         if is_dead(worker):
             return CheckRunHealthResult(WorkerStatus.FAILED, f"process {worker.pid} has gone")
+        why = self._why_gone(worker) if worker.machine != machine() else None
+        if why is not None:
+            return CheckRunHealthResult(WorkerStatus.FAILED, why)
         return CheckRunHealthResult(WorkerStatus.RUNNING, run_worker_id=str(worker.pid))
+
+    def _why_gone(self, worker: Holder) -> str | None:
+        """Why a process of another machine has gone, as far as its leases tell."""
+        held = Leases(Home.locate().ledger_url).held()
+        own = [one for one in held if one.holder.run_id == worker.run_id]
+        return self._silence.why_gone(worker, own)
 
     def get_run_worker_debug_info(
         self, run: DagsterRun, include_container_logs: bool | None = True
     ) -> str | None:
         worker = worker_of(run)
-        return f"It was forked into process {worker.pid} on {worker.machine}." if worker else None
+        return f"It is in {name_of(worker)}." if worker else None
 
     def dispose(self) -> None:
         self._nursery.close()

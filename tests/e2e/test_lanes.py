@@ -1,8 +1,10 @@
 """Lanes with a real daemon: a backfill fills its lane, and nobody else waits for it."""
 
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,10 @@ from resources.home import Home
 from resources.lanes import load_lanes
 from resources.ledger.backfills import PAUSED, RUNNING, Backfills
 from resources.ledger.records import BackfillRecord
+from resources.slots import slot
 from tests.e2e.conftest import Start, server_on
 from tests.e2e.station import IN_PROGRESS, Station, until, write_slow_catalog
+from tests.e2e.test_forked import TERMINATE
 from tests.e2e.trainers import TRAINING
 from tests.queueing import past_the_queue
 
@@ -30,6 +34,7 @@ FIRST, LAST = date(2013, 1, 3), date(2013, 1, 8)
 LIVE = (date(2013, 1, 10), date(2013, 1, 11))
 KEY = "JFK|2013-01-03"
 LIMIT = load_lanes().limit(Lane.BACKFILL)
+DG = str(Path(sys.executable).with_name("dg"))
 
 pytestmark = [pytest.mark.e2e, pytest.mark.heavy]
 
@@ -157,9 +162,8 @@ def test_dg_launch_waits_for_the_runs_that_a_person_has_clicked(
     for day in ("2013-01-03", "2013-01-04"):
         station.launch("slow_train", day)
     until(lambda: len(trainings(station)) == 2, 240, "the lane adhoc to be full", server)
-    dg_command = str(Path(sys.executable).with_name("dg"))
     launched = command(
-        [dg_command, "launch", "--assets", "slow/features", "--partition", KEY,
+        [DG, "launch", "--assets", "slow/features", "--partition", KEY,
          "--module-name", "platform_assets.definitions", "--attribute", "defs"],
         **station.home.environment(),
         SIGNALBOX_CATALOG=str(station.catalog),
@@ -194,3 +198,41 @@ def test_dg_launch_waits_for_the_runs_that_a_person_has_clicked(
         training.unlink()
     _, errors = launched.communicate(timeout=240)
     assert launched.returncode == 0, errors
+
+
+def test_dg_launch_is_watched_and_terminated_as_any_run(gated: Station, command: Start) -> None:
+    station, server = gated, gated.server
+    day = FIRST.isoformat()
+
+    def launch() -> tuple[subprocess.Popen[str], Path, str]:
+        """`dg launch` of a training, once it trains; and its run."""
+        before = {run["runId"] for run in server.api.runs({"signalbox/lane": "adhoc"})}
+        launched = command(
+            [DG, "launch", "--assets", "slow/model", "--partition", day,
+             "--module-name", "platform_assets.definitions", "--attribute", "defs"],
+            **station.home.environment(),
+            SIGNALBOX_CATALOG=str(station.catalog),
+        )  # fmt: skip
+        (training,) = until(lambda: trainings(station), 240, "it to train", server)
+        runs = [run["runId"] for run in server.api.runs({"signalbox/lane": "adhoc"})]
+        (run,) = set(runs) - before
+        assert training.name == f"{TRAINING}{launched.pid}"
+        return launched, training, run
+
+    launched, training, run = launch()
+    launched.kill()
+    launched.communicate()
+    training.unlink()
+    assert station.run(run)["status"] == "STARTED"
+    until(lambda: station.run(run)["status"] == "FAILURE", 90, "monitoring to find it", server)
+    url, lanes = station.home.ledger_url, load_lanes()
+    with ExitStack() as stack:
+        for name in ("next", "after"):
+            stack.enter_context(slot(url, lanes, Lane.ADHOC, name, limit=0))
+    assert station.slow.ledger.current_version("slow/model", day) is None
+
+    launched, training, run = launch()
+    found = server.api.query(TERMINATE, {"run": run})["terminateRun"]
+    assert found["__typename"] == "TerminateRunSuccess"
+    launched.communicate(timeout=60)
+    until(lambda: station.run(run)["status"] == "CANCELED", 30, "the run to end", server)
