@@ -46,10 +46,16 @@ def print_plan(document: Mapping[str, Any]) -> None:
         print("there is nothing to launch")
         return
     rows = [
-        (", ".join(b["assets"]), b["partitions"], b["runs"], b["partitions_per_run"])
+        (
+            ", ".join(b["assets"]),
+            b["partitions"],
+            b["runs"],
+            b["partitions_per_run"],
+            b["runs_at_once"],
+        )
         for b in document["batches"]
     ]
-    print_table("runs", ("assets", "partitions", "runs", "at most a run"), rows)
+    print_table("runs", ("assets", "partitions", "runs", "at most a run", "runs at once"), rows)
     expected = document["expected"]
     if expected["unmeasured"]:
         print(
@@ -58,9 +64,9 @@ def print_plan(document: Mapping[str, Any]) -> None:
         )
     else:
         print(
-            f"time: about {describe_seconds(expected['seconds'])} with {expected['runs_at_once']} "
-            f"run(s) at once, {expected['cpu_seconds']:.0f} CPU seconds, by the medians of what "
-            "is there"
+            f"time: about {describe_seconds(expected['seconds'])} with at most "
+            f"{expected['runs_at_once']} run(s) at once, {expected['cpu_seconds']:.0f} CPU "
+            "seconds, by the medians of what is there"
         )
     print(f"daily lane: {document['daily_lane']['text']}")
     for advice in document["advice"]:

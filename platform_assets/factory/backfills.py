@@ -16,6 +16,7 @@ from platform_assets.domain.backfill import STAGES
 from platform_assets.domain.backfill_cost import Queue
 from platform_assets.domain.errors import UsageError
 from platform_assets.domain.lane_limits import EACH_VALUE
+from platform_assets.domain.lanes import LANE_KEY_TAG, LANE_PIPELINE_TAG
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory import grid
@@ -170,11 +171,11 @@ def read_queue(instance: dg.DagsterInstance) -> Queue:
     if config is None:
         return Queue(0, {})
     lanes: dict[str, int] = {}
-    each = None
+    each: dict[str, int] = {}
     for rule in config.tag_concurrency_limits:
         value = rule.get("value")
-        if rule["key"] == BACKFILL_TAG and value == EACH_VALUE:
-            each = rule["limit"]
+        if value == EACH_VALUE:
+            each[rule["key"]] = rule["limit"]
             continue
         if rule["key"] == LANE_TAG and isinstance(value, str):
             lane = value
@@ -183,7 +184,13 @@ def read_queue(instance: dg.DagsterInstance) -> Queue:
         else:
             continue
         lanes[lane] = min(lanes.get(lane, rule["limit"]), rule["limit"])
-    return Queue(config.max_concurrent_runs, lanes, each)
+    return Queue(
+        config.max_concurrent_runs,
+        lanes,
+        per_backfill=each.get(BACKFILL_TAG),
+        per_pipeline=each.get(LANE_PIPELINE_TAG),
+        per_key=each.get(LANE_KEY_TAG),
+    )
 
 
 def pipeline_of_backfill(backfill: PartitionBackfill) -> str | None:
