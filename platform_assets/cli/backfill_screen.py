@@ -98,12 +98,24 @@ def print_view(document: Mapping[str, Any]) -> None:
         print(f"error: {' '.join(document['error'].split())[:300]}")
 
 
+def state_of(document: Mapping[str, Any]) -> str:
+    """`paused`, `running` where Dagster has nothing left to do for its runs, or Dagster's status.
+
+    Of `dagster job backfill` the status is `completed` as soon as its runs are queued.
+    """
+    status = str(document["status"])
+    if document["ended"]:
+        return status
+    if document["paused"]:
+        return "paused"
+    return status if status in ("requested", "canceling", "failing") else "running"
+
+
 def headline(document: Mapping[str, Any]) -> str:
     """State, size, runs and the time that is left, in one line."""
     runs = document["runs"]
-    state = "paused" if document["paused"] and not document["ended"] else document["status"]
     parts = [
-        f"backfill {document['backfill']} {state}",
+        f"backfill {document['backfill']} {state_of(document)}",
         f"{runs['in_progress']} run(s) in progress, {runs['queued']} queued, "
         f"{runs['succeeded']} succeeded, {runs['failed']} failed, {runs['canceled']} canceled",
     ]

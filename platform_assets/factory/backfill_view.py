@@ -59,6 +59,8 @@ class BackfillView:
 
     Attributes:
         status: Dagster's, lower case: requested, canceling, completed_success, and so on.
+        ended: it requests no more runs, and has none that has not ended. One of `dagster job
+            backfill` has the status completed from the start.
         stages: progress by asset key; empty for the backfill of a job that is none of a pipeline's.
         runs: how many are queued, in_progress, succeeded, failed, canceled.
         error: why Dagster gave it up.
@@ -105,7 +107,8 @@ class Watcher:
             pipeline=pipeline_of_backfill(backfill),
             title=backfill.title or "",
             status=backfill.status.value.lower(),
-            ended=backfill.status in BULK_ACTION_TERMINAL_STATUSES,
+            ended=backfill.status in BULK_ACTION_TERMINAL_STATUSES
+            and all(run.is_finished for run in runs),
             launched_at=datetime.fromtimestamp(backfill.backfill_timestamp, UTC),
             stages=stages,
             runs=count_runs(runs),

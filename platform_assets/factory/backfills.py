@@ -81,14 +81,37 @@ def ending(instance: dg.DagsterInstance) -> list[str]:
     return [backfill.backfill_id for backfill in instance.get_backfills(filters=wanted)]
 
 
-def ended_of(instance: dg.DagsterInstance, ids: Iterable[str]) -> list[str]:
-    """Those of some backfills that have ended."""
-    found = {name: instance.get_backfill(name) for name in ids}
+def open_of(
+    instance: dg.DagsterInstance, known: Sequence[PartitionBackfill]
+) -> list[PartitionBackfill]:
+    """Those of some backfills that may request runs still, or have runs that have not ended.
+
+    `dagster job backfill` stores its backfill after the last run is queued, as completed already:
+    what is left of it only its runs tell.
+    """
+    closed = [found.backfill_id for found in known if found.status not in OPEN_STATUSES]
+    at_work = _with_unfinished_runs(instance, closed)
     return [
-        name
-        for name, backfill in found.items()
-        if backfill is not None and backfill.status in BULK_ACTION_TERMINAL_STATUSES
+        found for found in known if found.status in OPEN_STATUSES or found.backfill_id in at_work
     ]
+
+
+def _with_unfinished_runs(instance: dg.DagsterInstance, ids: Sequence[str]) -> set[str]:
+    """One query where there are none, as nearly always; no run is read but for its id."""
+
+    def any_of(names: Sequence[str]) -> bool:
+        mine = dg.RunsFilter(tags={BACKFILL_TAG: names}, statuses=NOT_FINISHED_STATUSES)
+        return bool(instance.get_run_ids(mine, limit=1))
+
+    return {name for name in ids if any_of([name])} if ids and any_of(ids) else set()
+
+
+def ended_of(instance: dg.DagsterInstance, ids: Iterable[str]) -> list[str]:
+    """Those of some backfills that have ended; what Dagster does not know has not."""
+    found = [instance.get_backfill(name) for name in ids]
+    known = [backfill for backfill in found if backfill is not None]
+    going_on = {backfill.backfill_id for backfill in open_of(instance, known)}
+    return [one.backfill_id for one in known if one.backfill_id not in going_on]
 
 
 def _described(backfill: PartitionBackfill) -> str:
