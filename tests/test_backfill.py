@@ -1,8 +1,10 @@
 """`signalbox backfill` on a home, without webserver and daemon: planned, seen and steered."""
 
 import json
+import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
+from dagster._cli.job import execute_backfill_command
 from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
 from dagster._core.definitions.automation_tick_evaluation_context import (
     _build_run_requests_with_backfill_policy,
 )
+from dagster._core.events import DagsterEvent, DagsterEventType
 from dagster._core.execution.asset_backfill import AssetBackfillData
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.remote_origin import (
@@ -22,6 +26,14 @@ from dagster._core.remote_origin import (
     RemoteRepositoryOrigin,
 )
 from dagster._core.storage.dagster_run import DagsterRun, DagsterRunStatus
+from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
+from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
+from dagster._core.test_utils import in_process_test_workspace
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._core.workspace.context import WorkspaceRequestContext
+from dagster._daemon.backfill import execute_backfill_iteration
+from dagster_graphql.schema import create_schema
+from dagster_shared.cli import WorkspaceOpts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,19 +41,27 @@ from platform_assets.cli import backfill_screen
 from platform_assets.cli import backfill_steering as steering
 from platform_assets.cli.app import main
 from platform_assets.cli.lanes import describe
-from platform_assets.domain.backfill_cost import batches
+from platform_assets.domain.backfill_cost import Cost, Measured, batches
 from platform_assets.domain.lane_limits import size_of
+from platform_assets.domain.lanes import BACKFILL_TAG, LANE_KEY_TAG, tags_of_lane
 from platform_assets.domain.partition import PartitionKey
-from platform_assets.factory import assets, grid
+from platform_assets.factory import assets, backfill_view, grid
 from platform_assets.factory.backfill_view import Watcher
-from platform_assets.factory.backfills import OPEN_STATUSES, in_work, ranges_of, read_queue
+from platform_assets.factory.backfills import (
+    OPEN_STATUSES,
+    ended_of,
+    in_work,
+    open_of,
+    ranges_of,
+    read_queue,
+)
 from platform_assets.factory.instance import dagster_yaml
 from platform_assets.line import stopwatch
 from platform_assets.line.backfill import make_plan, read_measured, select, span_of
 from platform_assets.line.features import build_features
 from resources.dagster_api import DagsterApi
 from resources.lanes import load_lanes
-from resources.ledger.backfills import PAUSED, Backfills
+from resources.ledger.backfills import PAUSED, RUNNING, Backfills
 from tests.small import HELD, Line, Templates, copied, small_spec
 
 RANGE = ("--from", "2013-01-02", "--to", "2013-01-09")
@@ -103,6 +123,7 @@ def pretend(
     backfill_id: str = "fromthui",
     status: BulkActionStatus = BulkActionStatus.REQUESTED,
     tags: Mapping[str, str] | None = None,
+    launched: float = 1.0,
 ) -> PartitionBackfill:
     """Write a backfill into Dagster's storage as its UI does; no daemon takes it up."""
     assets = {node.key: node for node in line.defs.get_repository_def().asset_graph.asset_nodes}
@@ -118,19 +139,25 @@ def pretend(
         status=status,
         from_failure=False,
         tags=dict(tags or {}),
-        backfill_timestamp=1.0,
+        backfill_timestamp=launched,
         asset_selection=list(subsets),
-        asset_backfill_data=AssetBackfillData.empty(target, 1.0, line.instance),
+        asset_backfill_data=AssetBackfillData.empty(target, launched, line.instance),
     )
     line.instance.add_backfill(found)
     return found
 
 
-def running(line: Line, tags: Mapping[str, str], *stages: str, job: str = "__ASSET_JOB") -> str:
+def running(
+    line: Line,
+    tags: Mapping[str, str],
+    *stages: str,
+    job: str = "__ASSET_JOB",
+    status: DagsterRunStatus = DagsterRunStatus.STARTED,
+) -> str:
     run = DagsterRun(
         job_name=job,
         run_id=f"run-{len(tags)}-{'-'.join(stages) or job}",
-        status=DagsterRunStatus.STARTED,
+        status=status,
         tags=dict(tags),
         asset_selection=frozenset(line.key(stage) for stage in stages) or None,
     )
@@ -261,7 +288,7 @@ def test_what_a_run_or_a_backfill_works_on_is_left_out(line: Line) -> None:
 
 
 def pretend_of_job(line: Line, job: str, names: Sequence[str]) -> PartitionBackfill:
-    """The backfill of a job, as its page in the UI and `dagster job backfill` make it."""
+    """The backfill of a job, as its page in the UI makes it; no daemon takes it up."""
     origin = RemotePartitionSetOrigin(
         repository_origin=RemoteRepositoryOrigin(
             RegisteredCodeLocationOrigin("signalbox"), repository_name="__repository__"
@@ -363,6 +390,10 @@ def test_runs_are_counted_as_dagster_makes_them(names: set[str], per_run: int) -
     )
     (batch,) = batches(spec, {"features": tuple(names)})
     assert batch.runs == len(requests)
+    # As many limits as the queue will have for them.
+    lanes, asset = load_lanes(), spec.asset("features")
+    tags = [tags_of_lane(lanes, {BACKFILL_TAG: "abc", **r.tags}, [asset]) for r in requests]
+    assert batch.keys == len({found[LANE_KEY_TAG] for found in tags})
 
 
 def test_the_queue_is_read_from_the_instance(line: Line) -> None:
@@ -374,6 +405,11 @@ def test_the_queue_is_read_from_the_instance(line: Line) -> None:
             assert found.lanes[rule["value"]] <= rule["limit"]
         if rule["key"] == "dagster/backfill":
             assert found.per_backfill == rule["limit"]
+        if rule["key"] == "signalbox/lane_pipeline":
+            assert found.per_pipeline == rule["limit"]
+        if rule["key"] == "signalbox/lane_key":
+            assert found.per_key == rule["limit"]
+    assert None not in (found.per_backfill, found.per_pipeline, found.per_key)
 
 
 def test_a_batch_that_was_cut_off_goes_on_with_what_is_missing(
@@ -412,6 +448,37 @@ def test_each_version_says_what_it_cost(line: Line) -> None:
     measured = read_measured(line.services)
     assert set(measured.stages) == {"features", "day", "snapshot", "model"}
     assert measured.stages["model"].samples == 4
+
+
+def test_a_plan_for_one_airport_expects_its_runs_one_at_a_time(
+    line: Line, backfill: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lane takes two runs of a backfill at once, of one airport one."""
+    document = small_spec(limits={"partitions_per_run": 1}).model_dump(mode="json")
+    (tmp_path / "catalog" / "flights.yaml").write_text(yaml.safe_dump(document))
+    cost = Measured({"features": Cost(10.0, 9.0, 5), "day": Cost(0.0, 0.0, 5)}, Cost(1.0, 1.0, 5))
+    monkeypatch.setattr("platform_assets.line.backfill.measured_by", lambda _: cost)
+    asked = ("flights", "--from", "2013-01-02", "--to", "2013-01-03", "--restate")
+    one = backfill.json("plan", *asked, "--airport", "JFK")
+    assert [(b["runs"], b["runs_at_once"]) for b in one["batches"]] == [(2, 1), (1, 1)]
+    # The features take 22 s, where two at once would have taken 11; 2 s each and 1 s for the days.
+    assert (one["expected"]["seconds"], one["expected"]["runs_at_once"]) == (27.0, 1)
+    assert "with at most 1 run(s) at once" in backfill("plan", *asked, "--airport", "JFK")
+    both = backfill.json("plan", *asked)
+    assert [(b["runs"], b["runs_at_once"]) for b in both["batches"]] == [(4, 2), (1, 1)]
+    assert (both["expected"]["seconds"], both["expected"]["runs_at_once"]) == (27.0, 2)
+
+
+def test_the_time_left_of_one_airport_is_that_of_one_run_at_a_time(
+    line: Line, backfill: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost = Measured({"features": Cost(10.0, 9.0, 5)})
+    monkeypatch.setattr("platform_assets.line.backfill.read_measured", lambda _: cost)
+    names = [f"JFK|2013-01-{day}" for day in range(10, 14)]
+    pretend(line, {"features": names}, "one")
+    pretend(line, {"features": [*names, *(n.replace("JFK", "LGA") for n in names)]}, "both")
+    assert backfill.json("status", "one")["seconds_left"] == 40.0  # two at once: 20 s
+    assert backfill.json("status", "both")["seconds_left"] == 40.0
 
 
 def test_laps_follow_each_other_and_the_first_tells_the_start(
@@ -467,6 +534,62 @@ def test_a_home_without_backfills_says_so(line: Line, backfill: Shell) -> None:
     assert backfill("status") == "no backfill was launched in this home\n"
     assert backfill.json("status") == {"backfills": []}
     assert "no backfill 'abc' is known" in backfill.refused(2, "status", "abc")
+
+
+def refused_by_others(line: Line, count: int) -> None:
+    """So many results of the check `clear` of the features that are no run's of a backfill."""
+    line.instance.report_runless_asset_event(
+        dg.AssetCheckEvaluation(
+            asset_key=line.key("features"),
+            check_name="clear",
+            passed=False,
+            metadata={"held": dg.MetadataValue.json({HELD: "another reason"})},
+        )
+    )
+    # The others are copies of its row: to report each takes seconds.
+    rows, storage = AssetCheckExecutionsTable, line.instance.event_log_storage
+    assert isinstance(storage, SqlEventLogStorage)
+    with storage.index_connection() as connection:
+        newest = rows.select().order_by(rows.c.id.desc()).limit(1)
+        row = dict(connection.execute(newest).mappings().one())
+        del row["id"]
+        connection.execute(rows.insert(), [row] * (count - 1))
+
+
+def test_why_partitions_are_held_stands_behind_the_results_of_later_runs(line: Line) -> None:
+    """More of them than are read at once: a year of an airport, or some months of all."""
+    pretend(line, {"features": [HELD]})
+    tags = {"dagster/backfill": "fromthui"}
+    assert not line.run("features", partition=HELD, tags=tags).success
+    refused_by_others(line, backfill_view.CHECKS + 1)
+    found = Watcher(line.instance, "fromthui").look().stages["flights/features"]
+    assert (found.held, found.failed, found.waiting) == (1, 0, 0)
+    assert "weather" in found.reasons[HELD]
+
+
+def test_reasons_are_looked_for_no_further_back_than_the_backfill(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backfill_view, "CHECKS", 4)
+    refused_by_others(line, 20)
+    storage = line.instance.event_log_storage
+    history = storage.get_asset_check_execution_history
+    pages: list[int | None] = []
+
+    def counted(*given: Any, **how: Any) -> Any:
+        pages.append(how["cursor"])
+        return history(*given, **how)
+
+    monkeypatch.setattr(storage, "get_asset_check_execution_history", counted)
+    launched = time.time() + 2 * backfill_view.CLOCK_SECONDS
+    pretend(line, {"features": [HELD]}, launched=launched)
+    watcher = Watcher(line.instance, "fromthui")
+    watcher.look()
+    assert pages == []
+    running(line, {"dagster/backfill": "fromthui"}, "features", status=DagsterRunStatus.FAILURE)
+    watcher.look()
+    watcher.look()  # no other run has failed: what they said is known
+    assert pages == [None]
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -699,3 +822,188 @@ def test_where_nothing_is_missing_nothing_is_launched(line: Line, backfill: Shel
     found = backfill.json("launch", "flights", *asked)
     assert found["backfill"] is None
     assert "there is nothing to launch" in backfill("launch", "flights", *asked)
+
+
+# --- `dagster job backfill` ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def workspace(line: Line) -> Iterator[WorkspaceRequestContext]:
+    """The code location of the line, as webserver, daemon and Dagster's CLI see one."""
+    origin = LoadableTargetOrigin(
+        executable_path=None,
+        module_name="tests.small",
+        attribute="repository",
+        working_directory=str(Path(__file__).parent.parent),
+    )
+    with in_process_test_workspace(line.instance, origin) as found:
+        yield found
+
+
+@pytest.fixture
+def of_a_job(
+    line: Line, workspace: WorkspaceRequestContext, monkeypatch: pytest.MonkeyPatch
+) -> PartitionBackfill:
+    """What `dagster job backfill` makes, by Dagster's own code: two runs in the queue."""
+
+    @contextmanager
+    def here(*_: Any, **__: Any) -> Iterator[WorkspaceRequestContext]:
+        yield workspace  # in place of a code server in a process of its own
+
+    line.land("2013-01-10", "2013-01-11")
+    monkeypatch.setattr("dagster._cli.job.get_workspace_from_cli_opts", here)
+    execute_backfill_command(
+        workspace_opts=WorkspaceOpts(),
+        partitions=",".join(line.dagster_key(f"JFK|2013-01-{day}") for day in (10, 11)),
+        job_name="flights_features",
+        tags=json.dumps({"signalbox/runs_at_once": "1"}),
+        noprompt=True,
+        print_fn=lambda *_: None,
+        instance=line.instance,
+    )
+    (found,) = line.instance.get_backfills()
+    return found
+
+
+def runs_of_backfill(line: Line, backfill_id: str) -> list[DagsterRun]:
+    tagged = dg.RunsFilter(tags={"dagster/backfill": backfill_id})
+    return list(line.instance.get_runs(tagged, ascending=True))
+
+
+def steered(line: Line) -> dict[str, tuple[str, int | None]]:
+    """Of the backfills that the queue slows down, state and size."""
+    return {r.id: (r.state, r.max_runs) for r in Backfills(line.home.ledger_url).steered()}
+
+
+def test_what_dagsters_cli_has_launched_goes_on_until_its_runs_have_ended(
+    line: Line, of_a_job: PartitionBackfill, backfill: Shell
+) -> None:
+    """Dagster calls it completed from the start: it was queued, and that is all it looks at."""
+    name = of_a_job.backfill_id
+    assert of_a_job.status is BulkActionStatus.COMPLETED
+    runs = runs_of_backfill(line, name)
+    assert [run.status for run in runs] == [DagsterRunStatus.QUEUED] * 2
+    assert steered(line) == {name: (RUNNING, 1)}
+
+    found = backfill.json("status", name)
+    assert (found["status"], found["ended"], found["runs"]["queued"]) == ("completed", False, 2)
+    assert f"backfill {name} running; at most 1 at once" in backfill("status", name)
+    # Unnamed, it is the one that goes on.
+    assert backfill.json("pause")["backfill"] == name
+    assert steered(line) == {name: (PAUSED, 1)}
+    assert "paused" in backfill("status")
+    assert backfill.json("resume")["paused"] is False
+    assert backfill.json("resize", "--runs", "2")["max_runs"] == 2
+
+    # Its size outlives the steering of another one.
+    pretend(line, {"features": ["JFK|2013-01-09"]}, "other")
+    backfill("resize", "other", "--runs", "1")
+    assert backfill.code == 0
+    assert steered(line) == {name: (RUNNING, 2), "other": (RUNNING, 1)}
+    assert name in json.dumps(describe(line.home, load_lanes())["steered"])
+
+    line.instance.report_run_canceled(runs[0])
+    assert backfill.json("status", name)["ended"] is False
+    line.instance.report_run_canceled(runs[1])
+    assert backfill.json("status", name)["ended"] is True
+    assert "has ended (completed)" in backfill.refused(1, "pause", name)
+    assert backfill.json("pause")["backfill"] == "other"
+    assert steered(line) == {"other": (PAUSED, 1)}
+
+
+def test_watching_a_backfill_of_dagsters_cli_waits_for_its_runs(
+    line: Line, of_a_job: PartitionBackfill, backfill: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter(runs_of_backfill(line, of_a_job.backfill_id))
+    monkeypatch.setattr(
+        "platform_assets.cli.backfill_screen.time.sleep",
+        lambda _: line.instance.report_run_canceled(next(looks)),
+    )
+    found = json.loads(backfill("watch", "--json"))
+    assert (found["status"], found["runs"]["canceled"]) == ("completed", 2)
+    assert list(looks) == []
+    assert "ended as completed (flights/features 2 failed" in backfill.err
+
+
+class Launcher:
+    """Of the instance: ends a run as soon as it is asked to."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self.instance = instance
+        self.ended: list[str] = []
+
+    def terminate(self, run_id: str) -> bool:
+        run = self.instance.get_run_by_id(run_id)
+        assert run is not None
+        self.instance.report_run_canceled(run)
+        self.ended.append(run_id)
+        return True
+
+
+def test_cancelling_a_backfill_of_dagsters_cli_ends_its_runs(
+    line: Line,
+    workspace: WorkspaceRequestContext,
+    of_a_job: PartitionBackfill,
+    backfill: Shell,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Asked of the webserver's GraphQL, and done by the daemon: both Dagster's own code here."""
+
+    def answered(_: DagsterApi, text: str, variables: Mapping[str, Any] | None = None) -> Any:
+        found = create_schema().execute(text, variables=variables, context=workspace)
+        assert not found.errors
+        return found.data
+
+    monkeypatch.setattr(DagsterApi, "query", answered)
+    launcher = Launcher(line.instance)
+    monkeypatch.setattr(type(line.instance), "run_launcher", launcher)
+    first, _ = runs_of_backfill(line, of_a_job.backfill_id)
+    starts = DagsterEvent(DagsterEventType.RUN_START.value, first.job_name)
+    line.instance.report_dagster_event(starts, first.run_id)
+
+    assert "is being cancelled" in backfill("cancel")
+    for _ in range(2):  # it asks for the end of the runs, and sees that they have
+        list(execute_backfill_iteration(workspace.process_context, logging.getLogger(__name__)))
+    runs = runs_of_backfill(line, of_a_job.backfill_id)
+    assert [run.status for run in runs] == [DagsterRunStatus.CANCELED] * 2
+    assert launcher.ended == [first.run_id]
+    found = backfill.json("status", of_a_job.backfill_id)
+    assert (found["status"], found["ended"]) == ("canceled", True)
+    assert "has ended (canceled)" in backfill.refused(1, "cancel", of_a_job.backfill_id)
+
+
+def test_a_run_of_an_ended_backfill_that_is_launched_again_can_be_slowed_down(
+    line: Line, backfill: Shell
+) -> None:
+    one = {"features": ["JFK|2013-01-09"]}
+    first = pretend(line, one, "first")
+    backfill("resize", "first", "--runs", "2")
+    line.instance.update_backfill(first.with_status(BulkActionStatus.COMPLETED_FAILED))
+    pretend(line, one, "second")
+    backfill("resize", "second", "--runs", "1")
+    assert steered(line) == {"second": (RUNNING, 1)}
+
+    running(line, {"dagster/backfill": "first"}, "features")
+    backfill("resize", "first", "--runs", "1")
+    assert steered(line) == {"first": (RUNNING, 1), "second": (RUNNING, 1)}
+
+
+def test_that_many_have_ended_costs_one_query_and_reads_no_run(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        name = f"old{number}"
+        pretend(line, {"features": [HELD]}, name, BulkActionStatus.COMPLETED)
+    asked: list[Any] = []
+    ids = line.instance.get_run_ids
+
+    def counted(*given: Any, **how: Any) -> Any:
+        asked.append(given)
+        return ids(*given, **how)
+
+    monkeypatch.setattr(line.instance, "get_run_ids", counted)
+    monkeypatch.setattr(line.instance, "get_runs", None)
+    known = line.instance.get_backfills()
+    assert (len(known), open_of(line.instance, known), len(asked)) == (20, [], 1)
+    assert len(ended_of(line.instance, [one.backfill_id for one in known])) == 20
+    assert len(asked) == 2

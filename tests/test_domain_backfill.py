@@ -31,6 +31,7 @@ from platform_assets.domain.backfill_cost import (
     daily_effect,
     estimate,
     median_costs,
+    runs_at_once,
 )
 from platform_assets.domain.backfill_progress import (
     StageFacts,
@@ -269,7 +270,7 @@ def test_a_year_is_counted_in_runs_as_dagster_makes_them() -> None:
     gap = [name for name in CELLS if name != "LGA|2013-01-06"]
     found = {b.stages: b for b in batches(spec, {"features": gap, "day": DATES})}
     # JFK: 19 dates, 4 runs; LGA: 4 and 14 dates, 1 and 3 runs.
-    assert found["features",] == Batch(("features",), 37, 8, 5)
+    assert found["features",] == Batch(("features",), 37, 8, 5, keys=2)
     assert found["day",].runs == 1
     both = batches(spec, {"snapshot": DATES[2:], "model": DATES[2:10], "evaluation": DATES[2:3]})
     assert [(b.stages, b.partitions, b.runs) for b in both] == [
@@ -289,6 +290,40 @@ def test_an_estimate_needs_every_stage_measured() -> None:
     found = estimate(planned, known, 2, 30.0)
     assert found.cpu_seconds == 1.0 + 3.0 + 1.0 + 3.0
     assert found.seconds == 2 * 30.0 + 2.0 + 4.0 + 1.0 + 4.0
+
+
+KNOWN = Measured({"features": Cost(2.0, 1.0, 9), "day": Cost(3.0, 1.0, 9)}, Cost(1.0, 1.0, 9))
+
+
+def test_one_airport_goes_as_fast_as_its_limit_lets_it() -> None:
+    """The lane takes two runs, but each airport one at a time: the queue has a limit a key."""
+    spec = small_spec(limits={"partitions_per_run": 5})
+    jfk = [f"JFK|{day}" for day in DATES[:10]]
+    one = batches(spec, {"features": jfk})
+    both = batches(spec, {"features": [*jfk, *(f"LGA|{day}" for day in DATES[:10])]})
+    assert (one[0].runs, one[0].keys, both[0].runs, both[0].keys) == (2, 1, 4, 2)
+    # Ten partitions of 2 s and two starts of 1 s are 22 s of work, those of two airports 44 s.
+    assert estimate(one, KNOWN, 2, 2.0).seconds == 2.0 + 11.0
+    limited = estimate(one, KNOWN, 2, 2.0, per_key=1)
+    assert (limited.seconds, limited.parallel) == (2.0 + 22.0, 1)
+    limited = estimate(both, KNOWN, 4, 2.0, per_key=1)
+    assert (limited.seconds, limited.parallel) == (2.0 + 22.0, 2)
+    assert estimate(both, KNOWN, 4, 2.0, per_key=2).seconds == 2.0 + 11.0
+    # Roll-ups have no key; of one run nothing goes at once.
+    days = batches(spec, {"day": DATES[:10]})
+    assert (days[0].keys, runs_at_once(days[0], 4, 1)) == (0, 1)
+    more = replace(days[0], runs=3)
+    assert runs_at_once(more, 2, 1) == 2
+
+
+def test_runs_of_several_airports_share_one_limit() -> None:
+    """Two dates of two airports are a run a date, each of both: `backfill/flights/several`."""
+    cells = ["JFK|2013-01-02", "LGA|2013-01-02", "JFK|2013-01-05", "LGA|2013-01-05"]
+    spec = small_spec(limits={"partitions_per_run": 5})
+    (found,) = batches(spec, {"features": cells})
+    assert (found.runs, found.keys, runs_at_once(found, 2, 1)) == (2, 1, 1)
+    (found,) = batches(spec, {"features": cells[:3]})
+    assert (found.runs, found.keys, runs_at_once(found, 2, 1)) == (2, 2, 2)
 
 
 @unhurried
@@ -323,6 +358,7 @@ def test_what_is_left_for_the_daily_lane_is_said() -> None:
     assert "no limit" in daily_effect(Queue(3, {}), max_runs=1)["text"]
     shared = daily_effect(Queue(6, {"backfill": 3}, per_backfill=2))
     assert (shared["backfill"], shared["left_for_daily"]) == (2, 3)
+    assert daily_effect(Queue(6, {"backfill": 3}, 2, per_pipeline=1))["backfill"] == 1
 
 
 # --- progress -----------------------------------------------------------------------------------
@@ -380,6 +416,20 @@ def test_the_time_left_is_that_of_what_is_left() -> None:
     assert seconds_left({"model": one, "day": one}, measured, 2) is None
     ended = stage_progress(StageFacts(PARTS, done=PARTS))
     assert seconds_left({"day": ended}, measured, 2) == 0.0
+
+
+def test_the_time_left_counts_the_airports_that_are_left() -> None:
+    wanted = [f"{key}|{day}" for key in ("JFK", "LGA") for day in PARTS[:4]]
+    measured = Measured({"features": Cost(10.0, 9.0, 3)})
+    both = stage_progress(StageFacts(wanted))
+    one = stage_progress(StageFacts(wanted, done=wanted[4:]))
+    assert (both.keys_left, one.keys_left) == (2, 1)
+    assert seconds_left({"features": both}, measured, 4) == 20.0
+    assert seconds_left({"features": both}, measured, 4, per_key=1) == 40.0
+    assert seconds_left({"features": one}, measured, 2) == 20.0
+    assert seconds_left({"features": one}, measured, 2, per_key=1) == 40.0
+    regions = stage_progress(StageFacts(["north", "south"]))  # somebody's own asset
+    assert (regions.keys_left, regions.left) == (0, 2)
 
 
 @pytest.mark.parametrize(

@@ -141,11 +141,12 @@ def described(
     paused = record is not None and record.state == PAUSED
     max_runs = record.max_runs if record else None
     left = None
-    parallel = daily_effect(read_queue(instance), max_runs)["backfill"]
+    queue = read_queue(instance)
+    parallel = daily_effect(queue, max_runs)["backfill"]
     measured = None if view.ended or paused else costs.of(view.pipeline)
     if measured is not None:
         stages = {asset.split("/")[-1]: found for asset, found in view.stages.items()}
-        left = seconds_left(stages, measured, parallel)
+        left = seconds_left(stages, measured, parallel, queue.per_key)
     return {
         "backfill": view.id,
         "pipeline": view.pipeline,

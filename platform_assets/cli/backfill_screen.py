@@ -46,10 +46,16 @@ def print_plan(document: Mapping[str, Any]) -> None:
         print("there is nothing to launch")
         return
     rows = [
-        (", ".join(b["assets"]), b["partitions"], b["runs"], b["partitions_per_run"])
+        (
+            ", ".join(b["assets"]),
+            b["partitions"],
+            b["runs"],
+            b["partitions_per_run"],
+            b["runs_at_once"],
+        )
         for b in document["batches"]
     ]
-    print_table("runs", ("assets", "partitions", "runs", "at most a run"), rows)
+    print_table("runs", ("assets", "partitions", "runs", "at most a run", "runs at once"), rows)
     expected = document["expected"]
     if expected["unmeasured"]:
         print(
@@ -58,9 +64,9 @@ def print_plan(document: Mapping[str, Any]) -> None:
         )
     else:
         print(
-            f"time: about {describe_seconds(expected['seconds'])} with {expected['runs_at_once']} "
-            f"run(s) at once, {expected['cpu_seconds']:.0f} CPU seconds, by the medians of what "
-            "is there"
+            f"time: about {describe_seconds(expected['seconds'])} with at most "
+            f"{expected['runs_at_once']} run(s) at once, {expected['cpu_seconds']:.0f} CPU "
+            "seconds, by the medians of what is there"
         )
     print(f"daily lane: {document['daily_lane']['text']}")
     for advice in document["advice"]:
@@ -92,12 +98,24 @@ def print_view(document: Mapping[str, Any]) -> None:
         print(f"error: {' '.join(document['error'].split())[:300]}")
 
 
+def state_of(document: Mapping[str, Any]) -> str:
+    """`paused`, `running` where Dagster has nothing left to do for its runs, or Dagster's status.
+
+    Of `dagster job backfill` the status is `completed` as soon as its runs are queued.
+    """
+    status = str(document["status"])
+    if document["ended"]:
+        return status
+    if document["paused"]:
+        return "paused"
+    return status if status in ("requested", "canceling", "failing") else "running"
+
+
 def headline(document: Mapping[str, Any]) -> str:
     """State, size, runs and the time that is left, in one line."""
     runs = document["runs"]
-    state = "paused" if document["paused"] and not document["ended"] else document["status"]
     parts = [
-        f"backfill {document['backfill']} {state}",
+        f"backfill {document['backfill']} {state_of(document)}",
         f"{runs['in_progress']} run(s) in progress, {runs['queued']} queued, "
         f"{runs['succeeded']} succeeded, {runs['failed']} failed, {runs['canceled']} canceled",
     ]

@@ -22,7 +22,7 @@ from platform_assets.cli.backfill_common import (
     login,
     watch_to_its_end,
 )
-from platform_assets.cli.backfill_screen import print_view
+from platform_assets.cli.backfill_screen import print_view, state_of
 from platform_assets.domain.errors import RefusedError, UsageError
 from platform_assets.domain.lane_limits import size_of
 from platform_assets.terminal import print_json, print_table
@@ -130,7 +130,7 @@ def cancel(given: Id = None, url: Url = DEFAULT_URL, as_json: AsJson = False) ->
 
     home, backfill_id = Home.locate(), _the_one(given)
     with dagster_of(home) as instance:
-        _require_open(require_backfill(instance, backfill_id))
+        _require_open(instance, require_backfill(instance, backfill_id))
         DagsterApi(url).cancel_backfill(backfill_id)
         asked = document_of(instance, home, backfill_id)
     if as_json:
@@ -149,13 +149,13 @@ def _the_one(given: str | None) -> str:
         RefusedError: none was given and none goes on.
         UsageError: none was given and several go on.
     """
-    from platform_assets.factory.backfills import OPEN_STATUSES
+    from platform_assets.factory.backfills import open_of
 
     if given is not None:
         return given
     with dagster_of() as instance:
         known = instance.get_backfills(limit=100)
-        names = [one.backfill_id for one in known if one.status in OPEN_STATUSES]
+        names = [one.backfill_id for one in open_of(instance, known)]
     if not names:
         raise RefusedError(
             "no backfill goes on in this home; `signalbox backfill status` lists those that were"
@@ -169,9 +169,7 @@ def _print_list(found: Sequence[dict[str, Any]]) -> None:
     rows = [
         (
             one["backfill"],
-            "paused"
-            if one["paused"] and not one["ended"]
-            else one["status"].removesuffix("_success"),  # a narrow terminal would break it
+            state_of(one).removesuffix("_success"),  # a narrow terminal would break it
             one["title"] or one["pipeline"],
             sum(stage["done"] for stage in one["assets"].values()),
             sum(stage["wanted"] for stage in one["assets"].values()),
@@ -196,15 +194,18 @@ def _steering(backfill_id: str, by: str | None) -> Iterator[tuple["Backfills", s
         RefusedError: it has ended.
     """
     from platform_assets.factory.backfill_view import require_backfill
-    from resources.ledger.backfills import Backfills
+    from resources.ledger.backfills import ENDED, RUNNING, Backfills
 
     home, name = Home.locate(), by or login()
     with dagster_of(home) as instance:
         backfill = require_backfill(instance, backfill_id)
-        _require_open(backfill)
+        _require_open(instance, backfill)
         store = Backfills(home.ledger_url)
-        if store.find(backfill_id) is None:  # of two who find that, the second changes nothing
+        record = store.find(backfill_id)
+        if record is None:  # of two who find that, the second changes nothing
             store.put(_adopted(backfill, name))
+        elif record.state == ENDED:  # somebody has launched a run of it again
+            store.set_state(backfill_id, RUNNING, name)
         forget_ended(instance, store)
         yield store, name
 
@@ -228,10 +229,10 @@ def _adopted(backfill: Any, by: str) -> "BackfillRecord":
     )
 
 
-def _require_open(backfill: Any) -> None:
-    from platform_assets.factory.backfills import OPEN_STATUSES
+def _require_open(instance: Any, backfill: Any) -> None:
+    from platform_assets.factory.backfills import open_of
 
-    if backfill.status not in OPEN_STATUSES:
+    if not open_of(instance, [backfill]):
         raise RefusedError(
             f"backfill {backfill.backfill_id} has ended ({backfill.status.value.lower()}); only "
             "one that goes on can be steered; `signalbox backfill launch` launches what is missing"

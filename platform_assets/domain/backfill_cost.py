@@ -39,12 +39,18 @@ class Measured:
 
 @dataclass(frozen=True)
 class Batch:
-    """The runs that one backfill policy makes of some stages' partitions."""
+    """The runs that one backfill policy makes of some stages' partitions.
+
+    Attributes:
+        keys: how many values of the lane's key the runs have, each of which has a limit of its
+            own; 0 where partitions have no key.
+    """
 
     stages: tuple[str, ...]
     partitions: int
     runs: int
     per_run: int
+    keys: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,8 @@ class Estimate:
     """What is expected; None where a stage was never measured.
 
     Attributes:
-        seconds: wall time with `parallel` runs at once and nothing else on the machine.
+        seconds: wall time, with nothing else on the machine.
+        parallel: how many runs are in progress at once, at the most.
         unmeasured: the stages without history.
     """
 
@@ -78,11 +85,15 @@ class Queue:
 
     Attributes:
         per_backfill: runs of one backfill at once; None where there is no such limit.
+        per_pipeline: runs of backfills of one pipeline at once.
+        per_key: those of one pipeline and key (an airport).
     """
 
     slots: int
     lanes: Mapping[str, int]
     per_backfill: int | None = None
+    per_pipeline: int | None = None
+    per_key: int | None = None
 
 
 def median_costs(costs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Measured:
@@ -152,25 +163,51 @@ def _batch(stages: tuple[str, ...], names: Iterable[str], per_run: int) -> Batch
         # Dagster holds the dimension with fewer values and ranges over the other one. Keys that
         # are not neighbours make one run more; that is not looked at here.
         spans = [len(found) for found in by_date.values()]
+        # Runs of several keys share one limit, whichever keys those are.
+        of_runs = {
+            found[at] if len(found[at : at + per_run]) == 1 else None
+            for found in by_date.values()
+            for at in range(0, len(found), per_run)
+        }
     else:
         spans = [
             (last - first).days + 1 for dates in by_key.values() for first, last in runs_of(dates)
         ]
-    return Batch(stages, len(keys), sum(math.ceil(span / per_run) for span in spans), per_run)
+        of_runs = by_key.keys() - {None}
+    runs = sum(math.ceil(span / per_run) for span in spans)
+    return Batch(stages, len(keys), runs, per_run, len(of_runs))
+
+
+def runs_at_once(batch: Batch, parallel: int, per_key: int | None) -> int:
+    """How many of a batch's runs may be in progress at once, at least 1.
+
+    Args:
+        batch: of `batches`.
+        parallel: how many of the backfill may.
+        per_key: how many of one key may; None where there is no such limit.
+    """
+    of_keys = batch.keys * per_key if batch.keys and per_key is not None else parallel
+    return max(1, min(parallel, batch.runs, of_keys))
 
 
 def estimate(
-    planned: Sequence[Batch], measured: Measured, parallel: int, tick_seconds: float
+    planned: Sequence[Batch],
+    measured: Measured,
+    parallel: int,
+    tick_seconds: float,
+    per_key: int | None = None,
 ) -> Estimate:
     """What the runs will take, the stages one after the other.
 
     Args:
         planned: of `batches`.
         measured: of `median_costs`.
-        parallel: how many runs may be in progress at once.
+        parallel: how many runs of the backfill may be in progress at once.
         tick_seconds: between two looks of Dagster's backfill daemon, each of which starts the
             stage whose inputs have become ready.
+        per_key: how many runs of one key may be in progress at once; None: any number.
     """
+    most = max((runs_at_once(batch, parallel, per_key) for batch in planned), default=1)
     unmeasured = {
         stage
         for batch in planned
@@ -178,7 +215,7 @@ def estimate(
         if stage not in measured.stages and stage != "champion"
     }
     if unmeasured:
-        return Estimate(None, None, parallel, tuple(sorted(unmeasured)))
+        return Estimate(None, None, most, tuple(sorted(unmeasured)))
     start = measured.start or Cost(0.0, 0.0, 0)
     nothing = Cost(0.0, 0.0, 0)
     seconds = cpu = 0.0
@@ -187,8 +224,8 @@ def estimate(
         busy = sum(cost.seconds for cost in costs) * batch.partitions + start.seconds * batch.runs
         cpu += sum(cost.cpu_seconds for cost in costs) * batch.partitions
         cpu += start.cpu_seconds * batch.runs
-        seconds += tick_seconds + busy / max(1, min(parallel, batch.runs))
-    return Estimate(round(seconds, 1), round(cpu, 1), parallel)
+        seconds += tick_seconds + busy / runs_at_once(batch, parallel, per_key)
+    return Estimate(round(seconds, 1), round(cpu, 1), most)
 
 
 def advise(spec: PipelineSpec, measured: Measured) -> tuple[Advice, ...]:
@@ -230,9 +267,12 @@ def daily_effect(queue: Queue, max_runs: int | None = None) -> dict[str, Any]:
     Args:
         queue: as the instance has it.
         max_runs: of the backfill, if it has a size of its own.
+
+    Returns:
+        of it `backfill` is how many runs of one backfill, of one pipeline, may be in progress.
     """
     limit = queue.lanes.get("backfill")
-    limits = (limit, max_runs, queue.per_backfill, queue.slots)
+    limits = (limit, max_runs, queue.per_backfill, queue.per_pipeline, queue.slots)
     mine = min(found for found in limits if found is not None)
     others = {lane: n for lane, n in queue.lanes.items() if lane not in ("backfill", "daily")}
     # Whatever this one takes: another backfill may have the rest of the lane.

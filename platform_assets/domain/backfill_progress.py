@@ -4,6 +4,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from platform_assets.domain.backfill_cost import Measured
+from platform_assets.domain.errors import UsageError
+from platform_assets.domain.partition import PartitionKey
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class StageProgress:
         in_progress: a run was requested and has not ended.
         waiting: no run was requested yet.
         reasons: by partition, of what is failed or held.
+        keys_left: of how many keys (airports) what is in progress or waiting is; 0 without keys.
     """
 
     wanted: int
@@ -50,6 +53,7 @@ class StageProgress:
     in_progress: int
     waiting: int
     reasons: Mapping[str, str] = field(default_factory=dict)
+    keys_left: int = 0
 
     @property
     def left(self) -> int:
@@ -80,13 +84,30 @@ def stage_progress(facts: StageFacts) -> StageProgress:
         in_progress=len(running),
         waiting=len(rest - running),
         reasons=reasons,
+        keys_left=len({_key_of(name) for name in rest} - {None}),
     )
 
 
+def _key_of(name: str) -> str | None:
+    try:
+        return PartitionKey.parse(name).key
+    except UsageError:
+        return None  # of somebody's own asset, whose partitions are written otherwise
+
+
 def seconds_left(
-    stages: Mapping[str, StageProgress], measured: Measured, parallel: int
+    stages: Mapping[str, StageProgress],
+    measured: Measured,
+    parallel: int,
+    per_key: int | None = None,
 ) -> float | None:
     """Seconds until a backfill will have ended, by the costs of history.
+
+    Args:
+        stages: by name, the asset key without its pipeline.
+        measured: what a partition of each costs.
+        parallel: how many runs of the backfill may be in progress at once.
+        per_key: how many runs of one key may; None: any number.
 
     Returns:
         None where a stage that is not done was never measured.
@@ -99,7 +120,10 @@ def seconds_left(
             if stage == "champion":
                 continue
             return None
-        total += measured.stages[stage].seconds * progress.left / max(1, parallel)
+        at_once = parallel
+        if per_key is not None and progress.keys_left:
+            at_once = min(parallel, progress.keys_left * per_key)
+        total += measured.stages[stage].seconds * progress.left / max(1, at_once)
     return round(total, 1)
 
 

@@ -5,7 +5,7 @@ event is there. Why one is held or failed stands in the asset check `clear` of i
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +17,7 @@ from dagster._core.execution.backfill import (
     BulkActionStatus,
     PartitionBackfill,
 )
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.dagster_run import DagsterRun, DagsterRunStatus
 
 from platform_assets.domain.backfill_progress import StageFacts, StageProgress, stage_progress
@@ -41,9 +42,15 @@ IN_PROGRESS = {
 }
 CANCELED = {BulkActionStatus.CANCELING, BulkActionStatus.CANCELED}
 CHECKS = 500
-"""Results of an asset check that are looked through for those of a backfill's runs."""
+"""Results of an asset check that are read at once."""
+
+CLOCK_SECONDS = 60.0
+"""By how much the clock of a run may be behind that of who launched the backfill."""
 
 EVENTS = 500
+
+Reasons = tuple[dict[str, str], dict[str, str]]
+"""Why partitions are held, and why they failed."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,8 @@ class BackfillView:
 
     Attributes:
         status: Dagster's, lower case: requested, canceling, completed_success, and so on.
+        ended: it requests no more runs, and has none that has not ended. One of `dagster job
+            backfill` has the status completed from the start.
         stages: progress by asset key; empty for the backfill of a job that is none of a pipeline's.
         runs: how many are queued, in_progress, succeeded, failed, canceled.
         error: why Dagster gave it up.
@@ -76,6 +85,7 @@ class Watcher:
     backfill_id: str
     _done: dict[str, set[str]] = field(default_factory=dict)
     _cursor: dict[str, int] = field(default_factory=dict)
+    _said: dict[dg.AssetKey, tuple[set[str], Reasons]] = field(default_factory=dict)
 
     def look(self) -> BackfillView:
         """How the backfill stands.
@@ -97,7 +107,8 @@ class Watcher:
             pipeline=pipeline_of_backfill(backfill),
             title=backfill.title or "",
             status=backfill.status.value.lower(),
-            ended=backfill.status in BULK_ACTION_TERMINAL_STATUSES,
+            ended=backfill.status in BULK_ACTION_TERMINAL_STATUSES
+            and all(run.is_finished for run in runs),
             launched_at=datetime.fromtimestamp(backfill.backfill_timestamp, UTC),
             stages=stages,
             runs=count_runs(runs),
@@ -113,7 +124,7 @@ class Watcher:
             if key not in data.target_subset.asset_keys:
                 continue
             self._read_events(key, backfill)
-            refused, errors = self._reasons(key, failed_runs)
+            refused, errors = self._reasons(key, failed_runs, backfill)
             name = "/".join(key.path)
             found[name] = stage_progress(
                 StageFacts(
@@ -141,7 +152,7 @@ class Watcher:
         for name, wanted in targets_of_job(backfill).items():
             key = dg.AssetKey(name.split("/"))
             self._read_events(key, backfill)
-            refused, errors = self._reasons(key, failed_runs)
+            refused, errors = self._reasons(key, failed_runs, backfill)
             found[name] = stage_progress(
                 StageFacts(
                     wanted=wanted,
@@ -180,24 +191,46 @@ class Watcher:
                 return
 
     def _reasons(
-        self, key: dg.AssetKey, failed_runs: set[str]
-    ) -> tuple[dict[str, str], dict[str, str]]:
+        self, key: dg.AssetKey, failed_runs: set[str], backfill: PartitionBackfill
+    ) -> Reasons:
         """What the failed runs said of their partitions: held and why, failed and why."""
+        known, found = self._said.get(key, (set(), ({}, {})))
+        if known == failed_runs:  # what a run says it says before it fails
+            return found
         held: dict[str, str] = {}
         failed: dict[str, str] = {}
-        if not failed_runs:
-            return held, failed
-        records = self.instance.event_log_storage.get_asset_check_execution_history(
-            dg.AssetCheckKey(key, HELD_CHECK), limit=CHECKS
-        )
-        for record in reversed(records):
-            event = record.event.dagster_event if record.event else None
-            if record.run_id not in failed_runs or event is None:
-                continue
-            metadata = event.asset_check_evaluation_data.metadata
+        since = backfill.backfill_timestamp - CLOCK_SECONDS
+        said = [metadata for run_id, metadata in self._results(key, since) if run_id in failed_runs]
+        for metadata in reversed(said):  # the newest outweighs
             held |= _reasons_in(metadata, "held")
             failed |= _reasons_in(metadata, "failed")
+        self._said[key] = failed_runs, (held, failed)
         return held, failed
+
+    def _results(self, key: dg.AssetKey, since: float) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Run and metadata of each failed result of the check since an instant, newest first.
+
+        The results of all runs stand in one order, numbered as they were begun: those of a
+        backfill lie behind whatever ran after it, and none behind the first that is older.
+        """
+        cursor: int | None = None
+        while True:
+            records = self.instance.event_log_storage.get_asset_check_execution_history(
+                dg.AssetCheckKey(key, HELD_CHECK),
+                limit=CHECKS,
+                cursor=cursor,
+                status={AssetCheckExecutionRecordStatus.FAILED},
+            )
+            for record in records:
+                event = record.event.dagster_event if record.event else None
+                if record.event is None or event is None:
+                    continue
+                if record.event.timestamp < since:
+                    return
+                yield record.run_id, event.asset_check_evaluation_data.metadata
+            if len(records) < CHECKS:
+                return
+            cursor = records[-1].id
 
 
 def _has_one(run: DagsterRun) -> bool:

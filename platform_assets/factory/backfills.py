@@ -16,6 +16,7 @@ from platform_assets.domain.backfill import STAGES
 from platform_assets.domain.backfill_cost import Queue
 from platform_assets.domain.errors import UsageError
 from platform_assets.domain.lane_limits import EACH_VALUE
+from platform_assets.domain.lanes import LANE_KEY_TAG, LANE_PIPELINE_TAG
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.factory import grid
@@ -81,14 +82,37 @@ def ending(instance: dg.DagsterInstance) -> list[str]:
     return [backfill.backfill_id for backfill in instance.get_backfills(filters=wanted)]
 
 
-def ended_of(instance: dg.DagsterInstance, ids: Iterable[str]) -> list[str]:
-    """Those of some backfills that have ended."""
-    found = {name: instance.get_backfill(name) for name in ids}
+def open_of(
+    instance: dg.DagsterInstance, known: Sequence[PartitionBackfill]
+) -> list[PartitionBackfill]:
+    """Those of some backfills that may request runs still, or have runs that have not ended.
+
+    `dagster job backfill` stores its backfill after the last run is queued, as completed already:
+    what is left of it only its runs tell.
+    """
+    closed = [found.backfill_id for found in known if found.status not in OPEN_STATUSES]
+    at_work = _with_unfinished_runs(instance, closed)
     return [
-        name
-        for name, backfill in found.items()
-        if backfill is not None and backfill.status in BULK_ACTION_TERMINAL_STATUSES
+        found for found in known if found.status in OPEN_STATUSES or found.backfill_id in at_work
     ]
+
+
+def _with_unfinished_runs(instance: dg.DagsterInstance, ids: Sequence[str]) -> set[str]:
+    """One query where there are none, as nearly always; no run is read but for its id."""
+
+    def any_of(names: Sequence[str]) -> bool:
+        mine = dg.RunsFilter(tags={BACKFILL_TAG: names}, statuses=NOT_FINISHED_STATUSES)
+        return bool(instance.get_run_ids(mine, limit=1))
+
+    return {name for name in ids if any_of([name])} if ids and any_of(ids) else set()
+
+
+def ended_of(instance: dg.DagsterInstance, ids: Iterable[str]) -> list[str]:
+    """Those of some backfills that have ended; what Dagster does not know has not."""
+    found = [instance.get_backfill(name) for name in ids]
+    known = [backfill for backfill in found if backfill is not None]
+    going_on = {backfill.backfill_id for backfill in open_of(instance, known)}
+    return [one.backfill_id for one in known if one.backfill_id not in going_on]
 
 
 def _described(backfill: PartitionBackfill) -> str:
@@ -171,11 +195,11 @@ def read_queue(instance: dg.DagsterInstance) -> Queue:
     if config is None:
         return Queue(0, {})
     lanes: dict[str, int] = {}
-    each = None
+    each: dict[str, int] = {}
     for rule in config.tag_concurrency_limits:
         value = rule.get("value")
-        if rule["key"] == BACKFILL_TAG and value == EACH_VALUE:
-            each = rule["limit"]
+        if value == EACH_VALUE:
+            each[rule["key"]] = rule["limit"]
             continue
         if rule["key"] == LANE_TAG and isinstance(value, str):
             lane = value
@@ -184,7 +208,13 @@ def read_queue(instance: dg.DagsterInstance) -> Queue:
         else:
             continue
         lanes[lane] = min(lanes.get(lane, rule["limit"]), rule["limit"])
-    return Queue(config.max_concurrent_runs, lanes, each)
+    return Queue(
+        config.max_concurrent_runs,
+        lanes,
+        per_backfill=each.get(BACKFILL_TAG),
+        per_pipeline=each.get(LANE_PIPELINE_TAG),
+        per_key=each.get(LANE_KEY_TAG),
+    )
 
 
 def pipeline_of_backfill(backfill: PartitionBackfill) -> str | None:

@@ -24,6 +24,7 @@ from platform_assets.domain.backfill_cost import (
     daily_effect,
     estimate,
     median_costs,
+    runs_at_once,
 )
 from platform_assets.domain.errors import UsageError
 from platform_assets.domain.partition import PartitionKey, date_range, runs_of
@@ -190,7 +191,7 @@ def document(
     build = plan.build
     runs = batches(spec, build)
     effect = daily_effect(queue, max_runs)
-    expected = estimate(runs, plan.measured, effect["backfill"], TICK_SECONDS)
+    expected = estimate(runs, plan.measured, effect["backfill"], TICK_SECONDS, queue.per_key)
     return {
         "pipeline": spec.pipeline,
         "dates": [[str(a), str(b)] for a, b in runs_of(plan.selection.dates)],
@@ -205,6 +206,7 @@ def document(
                 "partitions": batch.partitions,
                 "runs": batch.runs,
                 "partitions_per_run": batch.per_run,
+                "runs_at_once": runs_at_once(batch, effect["backfill"], queue.per_key),
             }
             for batch in runs
         ],
