@@ -13,6 +13,9 @@ import dagster as dg
 import pytest
 import yaml
 from dagster._cli.job import execute_backfill_command
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluationPlanned,
+)
 from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
 from dagster._core.definitions.automation_tick_evaluation_context import (
     _build_run_requests_with_backfill_policy,
@@ -590,6 +593,20 @@ def test_reasons_are_looked_for_no_further_back_than_the_backfill(
     watcher.look()
     watcher.look()  # no other run has failed: what they said is known
     assert pages == [None]
+
+
+def test_a_run_that_was_killed_before_its_check_was_judged_is_no_reason(line: Line) -> None:
+    """Of its check there is the plan alone, which Dagster keeps in the same place."""
+    pretend(line, {"features": [HELD]})
+    tags = {"dagster/backfill": "fromthui"}
+    killed = running(line, tags, "features", status=DagsterRunStatus.FAILURE)
+    planned = AssetCheckEvaluationPlanned(asset_key=line.key("features"), check_name="clear")
+    kind = DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED.value
+    event = DagsterEvent(kind, "__ASSET_JOB", event_specific_data=planned)
+    line.instance.report_dagster_event(event, killed)
+    found = Watcher(line.instance, "fromthui").look()
+    assert found.runs["failed"] == 1
+    assert found.stages["flights/features"].reasons == {}
 
 
 @pytest.mark.parametrize("terminal", [True, False])
