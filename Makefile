@@ -40,7 +40,7 @@ types: $(STAMP)
 layers: $(STAMP)
 	@$(BIN)/lint-imports --no-logo
 
-# kill_points is no measurement, and takes hours.
+# kill_points is no measurement, and takes an hour.
 BENCHMARKS := $(filter-out kill_points,$(basename $(notdir $(wildcard benchmarks/*.py))))
 
 ## make bench     the benchmarks, as ratios to a baseline of the same run; which missed their goals
