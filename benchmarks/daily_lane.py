@@ -1,21 +1,24 @@
-"""Today's training while history is rebuilt, against the same on the idle system.
+"""Today's training while history is rebuilt, against the same on an idle system.
 
-In turn, so that whatever else the machine does meets all arms alike:
+Two systems run side by side, each with a home, a daemon, a webserver and a code location of its
+own. On one nothing is ever launched but what its sensors launch: idle. On the other, in turn, so
+that whatever else the machine does meets all arms alike:
 
-    idle     both of the below are paused: what waits of them may not start
+    paused   both of the below are paused: what waits of them may not start
     rebuilt  a backfill of 90 days of flights, with its models, has its slots and waits for more
     minutes  a backfill whose runs take a minute each, and no core, has them
 
-Each time the next whole day lands, and is trained by the sensors. Two times are taken: from the
-last landed hour to the trained model, which has the look of the sensor in it, and from the
-submission of the run that trains to its end. What is queued all the while is held back by pausing
+Each time the next whole day lands, and is trained by the sensors; idle has the first day of each
+turn, and the other two land unmeasured, so that both systems hold the same days. Two times are
+taken: from the last landed hour to the trained model, which has the look of the sensor in it, and
+from the submission of the run that trains to its end; the latter also by its parts, until the run
+starts (queue and launch) and from there on. What is queued all the while is held back by pausing
 it, as `signalbox backfill pause` does; an arm begins when its runs are in progress and nothing
-else is. A backfill that has ended is launched again, and a turn during which it ended is played
-again. The median of an arm may be 1.1 times that of idle, by either time; 1 is the exit code
-otherwise. Ahead of all that come some turns before anything was launched: `empty`. They are not
-in turn with the others, and tell what the paused ones, which the queue still looks at, cost.
+else is, on either system. A backfill that has ended is launched again, and a turn during which it
+ended is played again. The median of an arm may be 1.1 times that of idle, by either time; 1 is
+the exit code otherwise.
 
-    python -m benchmarks.daily_lane [--turns 20] [--empty 10] [--days 90] [--json]
+    python -m benchmarks.daily_lane [--turns 20] [--days 90] [--json]
 """
 
 import argparse
@@ -27,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -42,20 +46,22 @@ from platform_assets.demo.play import ENDED
 from platform_assets.demo.server import DagsterDev
 from platform_assets.domain.lanes import Lane
 from platform_assets.domain.partition import date_range
+from platform_assets.domain.spec import PipelineSpec
 from platform_assets.drills import starvation
 from platform_assets.drills.measure import Rows
 from platform_assets.drills.starvation import Case, build_window, free_port, history_of, until
 from platform_assets.factory.instance import make_home
 from platform_assets.line.landing import land_flights
 from platform_assets.line.services import Services
-from resources.home import Home
+from resources.home import QUIET, Home
 from resources.ledger.backfills import PAUSED, RUNNING, Backfills
 from resources.ledger.records import BackfillRecord
 
 GOAL = 1.1
-EMPTY = "empty"
-IDLE, REBUILT, MINUTES = ARMS = ("idle", "rebuilt", "minutes")
+IDLE, PAUSED_ARM, REBUILT, MINUTES = ARMS = ("idle", "paused", "rebuilt", "minutes")
 TIMES = ("landed_to_model", "submitted_to_done")
+PARTS = ("submitted_to_start", "start_to_done")
+"""Of the second."""
 SENSOR_SECONDS = 5.0
 QUIET_SECONDS = SENSOR_SECONDS + 1
 """What the sensors have to launch after a training they have launched."""
@@ -67,9 +73,9 @@ class Turns:
     """Seconds by arm and by which time, and what else is known of the turns that count."""
 
     seconds: dict[str, dict[str, list[float]]] = field(
-        default_factory=lambda: {arm: {name: [] for name in TIMES} for arm in (EMPTY, *ARMS)}
+        default_factory=lambda: {arm: {name: [] for name in (*TIMES, *PARTS)} for arm in ARMS}
     )
-    queued: dict[str, list[int]] = field(default_factory=lambda: {REBUILT: [], MINUTES: []})
+    queued: dict[str, list[int]] = field(default_factory=lambda: {arm: [] for arm in ARMS[1:]})
     repeated: int = 0
 
 
@@ -135,13 +141,12 @@ class Backfill:
         self.store.put(record)
 
 
-class Landing:
-    """The days of the live year that are whole, one after the other."""
+class System:
+    """One of the two, and the days of the live year that are whole, one after the other."""
 
     def __init__(self, services: Services, server: Lanes) -> None:
         self.services, self.server = services, server
         self._days = self._whole()
-        self._chance = random.Random(0)
 
     def _whole(self) -> Iterator[date]:
         spec, rows = self.services.spec, Rows(self.services.spec)
@@ -156,19 +161,12 @@ class Landing:
             yield day
 
     def next(self) -> date:
-        """The next day to land, when nothing is at work but what is queued on purpose."""
-        day = next(self._days)
-        quiet = time.monotonic()
-        while time.monotonic() - quiet < QUIET_SECONDS:
-            self.server.require_alive()
-            if self._busy():
-                quiet = time.monotonic()
-            time.sleep(0.5)
-        # Else a day would land where the wait before it leaves the sensors, each arm at its own.
-        time.sleep(self._chance.uniform(0, SENSOR_SECONDS))
-        return day
+        """The next day to land."""
+        return next(self._days)
 
-    def _busy(self) -> bool:
+    def busy(self) -> bool:
+        """Whether anything is at work but what is queued on purpose."""
+        self.server.require_alive()
         return any(
             run["status"] not in ("SUCCESS", "FAILURE", "CANCELED")
             for lane in Lane
@@ -176,66 +174,100 @@ class Landing:
             for run in self.server.api.runs({"signalbox/lane": lane.value}, limit=20)
         )
 
-    def train(self, day: date) -> tuple[float, float]:
-        """Land a day; seconds to its model, and those of the run that trained it."""
+    def train(self, *days: date) -> list[float]:
+        """Land days; of the last the seconds to its model, those of its run, and their parts."""
         ledger, asset = self.services.ledger, self.services.spec.asset("model")
-        land_flights(self.services, day, day, quiet=True)
+        land_flights(self.services, days[0], days[-1], quiet=True)
         began = time.monotonic()
-        until(
-            f"the model of {day}",
-            lambda: ledger.current_version(asset, day.isoformat()) is not None,
-            self.server,
-        )
+        for day in days:
+            until(
+                f"the model of {day}",
+                lambda d=day: ledger.current_version(asset, d.isoformat()) is not None,  # type: ignore[misc]
+                self.server,
+            )
         seconds = time.monotonic() - began
         run: dict[str, Any] = {}
 
         def done() -> bool:
-            tags = {"signalbox/lane": "daily", "dagster/partition": day.isoformat()}
+            tags = {"signalbox/lane": "daily", "dagster/partition": days[-1].isoformat()}
             job = f"{self.services.spec.pipeline}_train"
             found = [r for r in self.server.api.runs(tags) if r["jobName"] == job]
             run.update(found[0] if found else {})
             return run.get("status") == "SUCCESS"
 
-        until(f"the end of the run of {day}", done, self.server)
-        return seconds, run["endTime"] - run["creationTime"]
+        until(f"the end of the run of {days[-1]}", done, self.server)
+        submitted, started, ended = run["creationTime"], run["startTime"], run["endTime"]
+        return [seconds, ended - submitted, started - submitted, ended - started]
 
 
-def play(
-    services: Services, server: Lanes, days: tuple[date, date], turns: int, empty: int
-) -> Turns:
-    """First the empty system, then the arms in turn; what is queued goes on from turn to turn."""
-    landing, found = Landing(services, server), Turns()
+def wait_until_quiet(systems: Sequence[System], chance: random.Random) -> None:
+    """Until nothing is at work on either, and then a part of the sensors' interval.
+
+    Without that a day would land where the wait before it leaves the sensors, each arm at its own.
+    """
+    quiet = time.monotonic()
+    while time.monotonic() - quiet < QUIET_SECONDS:
+        if any(system.busy() for system in systems):
+            quiet = time.monotonic()
+        time.sleep(0.5)
+    time.sleep(chance.uniform(0, SENSOR_SECONDS))
+
+
+def play(idle: System, loaded: System, days: tuple[date, date], turns: int) -> Turns:
+    """The arms in turn; what is queued goes on from turn to turn."""
+    found, chance = Turns(), random.Random(0)
+    services, server = loaded.services, loaded.server
     queued = {kind: Backfill(server, services, kind, days) for kind in (REBUILT, MINUTES)}
-    landing.train(landing.next())  # the first one of all warms what the others find warm
-    for turn in range(empty):
-        _note(found, EMPTY, turn, landing.train(landing.next()))
+    for system in (idle, loaded):  # the first one of all warms what the others find warm
+        system.train(system.next())
+    for backfill in queued.values():
+        backfill.go()
+        backfill.hold()
     for turn in range(turns):
-        for arm in ARMS:
-            for repeat in range(MOST_REPEATS):
-                for kind, backfill in queued.items():
-                    if kind != arm:
-                        backfill.hold()
-                if arm in queued:
-                    queued[arm].go()
-                day = landing.next()
-                ahead = queued[arm].waiting() if arm in queued else 0
-                taken = landing.train(day)
-                if arm == IDLE or not queued[arm].ended():
-                    break
-                found.repeated += 1
-                if repeat == MOST_REPEATS - 1:
-                    raise SystemExit(f"the backfill {arm} ended during each of {repeat + 1} turns")
-            if arm in queued:
-                found.queued[arm].append(ahead)
-            _note(found, arm, turn, taken)
+        _hold(queued)
+        wait_until_quiet((idle, loaded), chance)
+        _note(found, IDLE, turn, idle.train(idle.next()))
+        idle.train(*(idle.next() for _ in ARMS[2:]))
+        for arm in ARMS[1:]:
+            _note(found, arm, turn, _beside(found, idle, loaded, queued, arm, chance))
     for backfill in queued.values():
         backfill.hold()
         server.api.cancel_backfill(backfill.id)
     return found
 
 
-def _note(found: Turns, arm: str, turn: int, taken: tuple[float, float]) -> None:
-    for name, seconds in zip(TIMES, taken, strict=True):
+def _beside(
+    found: Turns,
+    idle: System,
+    loaded: System,
+    queued: dict[str, Backfill],
+    arm: str,
+    chance: random.Random,
+) -> list[float]:
+    """A day beside what the arm has queued."""
+    for _ in range(MOST_REPEATS):
+        _hold(queued, but=arm)
+        if arm in queued:
+            queued[arm].go()
+        wait_until_quiet((idle, loaded), chance)
+        waiting = [queued[arm]] if arm in queued else queued.values()
+        ahead = sum(backfill.waiting() for backfill in waiting)
+        taken = loaded.train(loaded.next())
+        if arm not in queued or not queued[arm].ended():
+            found.queued[arm].append(ahead)
+            return taken
+        found.repeated += 1
+    raise SystemExit(f"the backfill {arm} ended during each of {MOST_REPEATS} turns")
+
+
+def _hold(queued: dict[str, Backfill], but: str = "") -> None:
+    for kind, backfill in queued.items():
+        if kind != but:
+            backfill.hold()
+
+
+def _note(found: Turns, arm: str, turn: int, taken: Sequence[float]) -> None:
+    for name, seconds in zip((*TIMES, *PARTS), taken, strict=True):
         found.seconds[arm][name].append(round(seconds, 2))
     told = f"turn {turn + 1}, {arm}: {taken[0]:.1f} s, its run {taken[1]:.1f} s"
     print(told, file=sys.stderr)
@@ -250,52 +282,58 @@ def summed_up(found: Turns) -> dict[str, Any]:
     """Median and p95 by arm, and ratios of the medians to idle."""
     arms = {
         arm: {
-            name: {"median": median(values), "p95": p95(values), "all": values}
+            name: {"median": round(median(values), 2), "p95": p95(values), "all": values}
             for name, values in times.items()
         }
         for arm, times in found.seconds.items()
-        if times[TIMES[0]]
     }
     ratios = {
         f"{arm}_{name}": round(arms[arm][name]["median"] / arms[IDLE][name]["median"], 2)
-        for arm in (REBUILT, MINUTES)
-        for name in TIMES
+        for arm in ARMS[1:]
+        for name in (*TIMES, *PARTS)
     }
-    if EMPTY in arms:
-        to_empty = {
-            name: round(arms[IDLE][name]["median"] / arms[EMPTY][name]["median"], 2)
-            for name in TIMES
-        }
-    else:
-        to_empty = {}
-    missed = [name for name, ratio in ratios.items() if ratio > GOAL]
+    missed = [name for name, ratio in ratios.items() if ratio > GOAL and name.endswith(TIMES)]
     return {
         "arms": arms,
         "runs_waiting": {arm: min(values) for arm, values in found.queued.items()},
         "repeated": found.repeated,
         "ratios": ratios,
-        "idle_to_empty": to_empty,
         "goal": GOAL,
         "missed": missed,
     }
 
 
-def measure(turns: int, days: int, empty: int) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="signalbox-") as folder:
-        home = Home.locate(Path(folder) / "home")
-        make_home(home)
-        os.environ.update(home.environment())
-        with starvation.live_catalog(Case(days=days)) as spec:
-            services = Services.open(spec, home)
-            last = spec.schedule.live_from - timedelta(days=1)
-            first = max(spec.partitions.start, last - timedelta(days=days - 1))
-            land_flights(services, spec.partitions.start, last, quiet=True)
-            build_window(services, first, spec.schedule.live_from)
-            with Lanes(home, free_port(), {"PYTHONPATH": str(ROOT)}) as server:
-                server.wait_until_ready()
-                used, started = tree_cpu(home), time.perf_counter()
-                found = play(services, server, (first, last), turns, empty)
-                wall, cpu = time.perf_counter() - started, tree_cpu(home) - used
+@contextmanager
+def system(
+    folder: Path, spec: PipelineSpec, first: date, variables: dict[str, str]
+) -> Iterator[System]:
+    """A home with the days before the live ones, and Dagster running on it."""
+    home = Home.locate(folder)
+    make_home(home)
+    services = Services.open(spec, home)
+    live = spec.schedule.live_from
+    land_flights(services, spec.partitions.start, live - timedelta(days=1), quiet=True)
+    build_window(services, first, live)
+    with Lanes(home, free_port(), variables) as server:
+        server.wait_until_ready()
+        yield System(services, server)
+
+
+def measure(turns: int, days: int) -> dict[str, Any]:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="signalbox-")))
+        spec = stack.enter_context(starvation.live_catalog(Case(days=days)))
+        os.environ.update(QUIET)
+        last = spec.schedule.live_from - timedelta(days=1)
+        first = max(spec.partitions.start, last - timedelta(days=days - 1))
+        idle, loaded = (
+            stack.enter_context(system(folder / name, spec, first, {"PYTHONPATH": str(ROOT)}))
+            for name in ("idle", "loaded")
+        )
+        homes = (idle.services.home, loaded.services.home)
+        used, started = sum(map(tree_cpu, homes)), time.perf_counter()
+        found = play(idle, loaded, (first, last), turns)
+        wall, cpu = time.perf_counter() - started, sum(map(tree_cpu, homes)) - used
     load = os.getloadavg()[2]
     took = {"wall": round(wall), "cpu": round(cpu), "load_15_minutes": round(load, 1)}
     return {"turns": turns, "days": days, **took, **summed_up(found)}
@@ -304,24 +342,22 @@ def measure(turns: int, days: int, empty: int) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--turns", type=int, default=20)
-    parser.add_argument("--empty", type=int, default=10, help="turns before anything is queued")
     parser.add_argument("--days", type=int, default=90, help="of history that are rebuilt")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    found = measure(arguments.turns, arguments.days, arguments.empty)
+    found = measure(arguments.turns, arguments.days)
     if arguments.json:
         print(json.dumps(found, indent=2))
     else:
         for arm, times in found["arms"].items():
             told = "; ".join(
-                f"{name} median {of['median']:.1f} s, p95 {of['p95']:.1f} s"
+                f"{name} median {of['median']:.2f} s, p95 {of['p95']:.2f} s"
                 for name, of in times.items()
             )
             print(f"{arm:8s} {told}")
         print(", ".join(f"{name} {ratio}" for name, ratio in found["ratios"].items()))
         waiting = ", ".join(f"{n} beside {arm}" for arm, n in found["runs_waiting"].items())
         print(f"runs that waited when a day landed, at least: {waiting}")
-        print(", ".join(f"idle to empty, {n} {r}" for n, r in found["idle_to_empty"].items()))
         print(f"{found['cpu']} CPU-s in {found['wall']} s, load {found['load_15_minutes']}")
     for name in found["missed"]:
         print(f"{name} is above {GOAL}", file=sys.stderr)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.backfill_cost import problems_of
-from benchmarks.daily_lane import ARMS, TIMES, Turns, p95, summed_up
+from benchmarks.daily_lane import ARMS, PARTS, TIMES, Turns, p95, summed_up
 
 ROOT = Path(__file__).resolve().parents[1]
 WELL: dict[str, Any] = {
@@ -58,14 +58,16 @@ def test_a_ratio_above_its_goal_is_missed() -> None:
 
 def test_the_daily_lane_is_judged_by_the_median_of_either_time() -> None:
     turns = Turns()
-    turns.queued = {"rebuilt": [5, 3], "minutes": [80, 70]}
+    turns.queued = {"paused": [90, 85], "rebuilt": [5, 3], "minutes": [80, 70]}
     for arm in ARMS:
-        for name in TIMES:
+        for name in (*TIMES, *PARTS):
             turns.seconds[arm][name] = [10.0, 10.0, 30.0]
     said = summed_up(turns)
-    assert (said["missed"], said["runs_waiting"]) == ([], {"rebuilt": 3, "minutes": 70})
+    waiting = {"paused": 85, "rebuilt": 3, "minutes": 70}
+    assert (said["missed"], said["runs_waiting"]) == ([], waiting)
     assert said["arms"]["idle"][TIMES[0]]["p95"] == 30.0
     turns.seconds["minutes"][TIMES[1]] = [10.0, 11.2, 12.0]
+    turns.seconds["rebuilt"][PARTS[0]] = [10.0, 11.2, 12.0]
     assert summed_up(turns)["missed"] == [f"minutes_{TIMES[1]}"]
 
 

@@ -220,10 +220,10 @@ def test_dg_launch_is_watched_and_terminated_as_any_run(gated: Station, command:
         return launched, training, run
 
     launched, training, run = launch()
+    assert station.run(run)["status"] == "STARTED"
     launched.kill()
     launched.communicate()
     training.unlink()
-    assert station.run(run)["status"] == "STARTED"
     until(lambda: station.run(run)["status"] == "FAILURE", 90, "monitoring to find it", server)
     url, lanes = station.home.ledger_url, load_lanes()
     with ExitStack() as stack:
