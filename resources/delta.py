@@ -1,5 +1,6 @@
 """Delta tables as delta-rs opens them, and what its errors mean."""
 
+import json
 import os
 import threading
 from contextlib import suppress
@@ -48,7 +49,7 @@ def newest_table(path: str) -> "DeltaTable | None":
     before, checkpoint, table = kept.pop(path, (None, 0, None))
     if table is not None and born is not None and before == born:
         with suppress(DeltaError):
-            if Path(path, "_delta_log", f"{table.version() + 1:020}.json").exists():
+            if Path(path, LOG, f"{table.version() + 1:020}.json").exists():
                 table.update_incremental()  # costs as much as the table is large
             if table.version() // CHECKPOINT_INTERVAL == checkpoint:
                 kept[path] = (born, checkpoint, table)
@@ -61,6 +62,25 @@ def newest_table(path: str) -> "DeltaTable | None":
     return table
 
 
+def first_configuration(path: str) -> dict[str, str] | None:
+    """The properties that a local table was made with; None where its first entry does not say.
+
+    Without delta-rs: a process that has used that must not fork, and this is asked for names.
+    """
+    if "://" in path:
+        return None
+    try:
+        lines = Path(path, LOG, f"{0:020}.json").read_text().splitlines()
+        (found,) = [
+            entry["metaData"]["configuration"]
+            for entry in map(json.loads, lines)
+            if "metaData" in entry
+        ]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return dict(found)
+
+
 def close_tables() -> None:
     """Keep none open in this thread any more."""
     _kept.__dict__.clear()
@@ -71,7 +91,7 @@ def _born(path: str) -> tuple[int, ...] | None:
     if "://" in path:
         return None
     try:
-        first = Path(path, "_delta_log", f"{0:020}.json").stat()
+        first = Path(path, LOG, f"{0:020}.json").stat()
     except OSError:
         return None
     return os.getpid(), first.st_dev, first.st_ino, first.st_mtime_ns

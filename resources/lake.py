@@ -1,7 +1,8 @@
-"""The lake: a dataset is a folder of Delta tables, one a key and calendar year.
+"""The lake: a dataset is a folder of Delta tables, one a key and calendar month.
 
-What a commit costs grows with the files of its table (docs/lake.md): so a table ends with its year.
-A dataset that was begun as one table, by an earlier version, goes on as one.
+What a commit costs grows with the files of its table (docs/lake.md): so a table ends with its
+month. A dataset that was begun as one table, or with tables a year, by an earlier version, goes on
+so.
 """
 
 import os
@@ -17,7 +18,7 @@ from resources.content import content_digest
 from resources.delta import LOG
 from resources.table import Commit, DatasetTable
 from resources.table_rows import arranged, named, selected
-from resources.table_schema import ColumnTypes
+from resources.table_schema import MONTH, YEAR, ColumnTypes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,12 +31,14 @@ COLUMNS = "columns"
 ONE = "."
 """The name of the table of a dataset that is one table."""
 
+_DIGITS = {MONTH: len("2013-01"), YEAR: len("2013")}
+"""Of a date, in the name of a table."""
 
 _PLAIN = frozenset((string.ascii_letters + string.digits + "-_.").encode())
 
 
 class Dataset:
-    """The tables of a dataset, each with the rows of one key and calendar year.
+    """The tables of a dataset, each with the rows of one key and calendar month.
 
     An object is a name and may be sent to another process, as with DatasetTable.
     """
@@ -45,6 +48,7 @@ class Dataset:
         self.key_column = key_column
         self._types = ColumnTypes(f"{self.path}/{COLUMNS}")
         self._remote_is_one: bool | None = None
+        self._remote_span: str | None = None
 
     # --- names --------------------------------------------------------------------------------
 
@@ -68,21 +72,36 @@ class Dataset:
     def _require_alone(self, others: bool) -> None:
         if others:
             raise RefusedError(
-                f"{self.path} holds tables a key and year, and is a table itself, which an "
+                f"{self.path} holds tables of its keys, and is a table itself, which an "
                 "earlier version of Signalbox has made since; allowed is one of both. End that "
                 f"version, move {LOG} and {self.key_column}=*/date=* of that folder away, and "
                 "materialize again what that version has built"
             )
 
+    def span(self) -> str:
+        """What a table holds of a key: a month, or a year as an earlier version began it.
+
+        Raises:
+            RefusedError: something else; a later version made the dataset.
+        """
+        if "://" not in self.path:
+            return self._types.layout() or _span_of_tables(self.path)
+        if self._remote_span is None:
+            self._remote_span = self._types.layout()
+        return self._remote_span or MONTH
+
     def table_name(self, partition: PartitionKey) -> str:
-        """The folder of a partition's table in the dataset's: `airport=JFK/year=2013`."""
+        """The folder of a partition's table in the dataset's: `airport=JFK/month=2013-01`."""
         return self._names([partition])[partition]
 
     def _names(self, partitions: Iterable[PartitionKey]) -> dict[PartitionKey, str]:
         if self.is_one_table():
             return dict.fromkeys(partitions, ONE)
+        span = self.span()
+        digits = _DIGITS[span]
         return {
-            p: f"{self.key_column}={quoted(p.key or '')}/year={p.date.year:04}" for p in partitions
+            p: f"{self.key_column}={quoted(p.key or '')}/{span}={p.date.isoformat()[:digits]}"
+            for p in partitions
         }
 
     def table_named(self, name: str) -> DatasetTable:
@@ -208,8 +227,8 @@ def quoted(key: str) -> str:
 
 
 def table_folders(path: str) -> list[str]:
-    """The names of the tables a key and year in a local folder."""
-    found = Path(path).glob(f"*=*/year=*/{LOG}")
+    """The names of the tables of keys in a local folder."""
+    found = [log for span in _DIGITS for log in Path(path).glob(f"*=*/{span}=*/{LOG}")]
     return sorted(log.parent.relative_to(path).as_posix() for log in found)
 
 
@@ -217,6 +236,11 @@ def found_dataset(path: str) -> Dataset:
     """The dataset in a local folder, whatever its keys are called."""
     folders = table_folders(path)
     return Dataset(path, folders[0].partition("=")[0] if folders else "key")
+
+
+def _span_of_tables(path: str) -> str:
+    """Nothing was committed yet; or the table of columns is gone, and with it what it says."""
+    return YEAR if any(f"/{YEAR}=" in name for name in table_folders(path)) else MONTH
 
 
 def _has_log(path: str) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from platform_assets.domain.errors import RefusedError
-from resources.delta import CHECKPOINT_INTERVAL, newest_table, open_table
+from resources.delta import CHECKPOINT_INTERVAL, first_configuration, newest_table, open_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,11 +20,29 @@ _CONFIGURATION: Mapping[str, str | None] = {
     "delta.checkpointInterval": str(CHECKPOINT_INTERVAL),
 }
 
+LAYOUT = "signalbox.tables"
+"""Property of the table of columns: what each table of the dataset holds of a key."""
+
+MONTH, YEAR = "month", "year"
+"""What it may be. A dataset whose table of columns does not say so was begun with years."""
+
 _ATTEMPTS = 5
 
 
-def create_table(path: str, schema: "pa.Schema", partition_by: list[str]) -> "DeltaTable":
-    """Create a table, or open the one that another process has created meanwhile."""
+def create_table(
+    path: str,
+    schema: "pa.Schema",
+    partition_by: list[str],
+    properties: Mapping[str, str] | None = None,
+) -> "DeltaTable":
+    """Create a table, or open the one that another process has created meanwhile.
+
+    Args:
+        path: a folder, or a URL.
+        schema: its columns.
+        partition_by: which of them it is partitioned by.
+        properties: of its own, which Delta does not know.
+    """
     from deltalake import CommitProperties, DeltaTable, Schema
     from deltalake.exceptions import CommitFailedError, DeltaError
 
@@ -33,7 +51,8 @@ def create_table(path: str, schema: "pa.Schema", partition_by: list[str]) -> "De
             path,
             Schema.from_arrow(schema),
             partition_by=partition_by,
-            configuration=dict(_CONFIGURATION),
+            configuration={**_CONFIGURATION, **(properties or {})},
+            raise_if_key_not_exists=False,
             # Of two creations at once delta-rs would commit the second as version 1, and its
             # columns would replace those of the first.
             commit_properties=CommitProperties(max_commit_retries=0),
@@ -79,6 +98,29 @@ class ColumnTypes:
     def __init__(self, path: str) -> None:
         self.path = path
 
+    def layout(self) -> str | None:
+        """What each table of the dataset holds of a key; None if no table was made yet.
+
+        It is said as this table is made, before any other and by one writer.
+
+        Raises:
+            RefusedError: something that this version does not know.
+        """
+        found = first_configuration(self.path)
+        if found is None:
+            table = newest_table(self.path)
+            if table is None:
+                return None
+            found = table.metadata().configuration
+        said = found.get(LAYOUT) or YEAR
+        if said not in (MONTH, YEAR):
+            raise RefusedError(
+                f"each table of the dataset of {self.path} holds a {said} of a key, says its "
+                f"property {LAYOUT}; this version of Signalbox knows {MONTH} and {YEAR}: work "
+                "with the version that made the dataset"
+            )
+        return said
+
     def admit(self, schema: "pa.Schema") -> None:
         """Take the columns of a schema in.
 
@@ -90,7 +132,7 @@ class ColumnTypes:
         from deltalake.exceptions import CommitFailedError
 
         for left in reversed(range(_ATTEMPTS)):
-            table = newest_table(self.path) or create_table(self.path, schema, [])
+            table = newest_table(self.path) or create_table(self.path, schema, [], {LAYOUT: MONTH})
             schema_differs(self.path, table, schema)
             there = _columns(table)
             new = [f for f in Schema.from_arrow(schema).fields if f.name not in there]

@@ -200,7 +200,7 @@ def test_who_fails_after_a_take_over_leaves_the_fence_to_the_next(
             build(line.services)
     assert line.services.dataset.versions() == before
     assert "already_done_by" not in build(line.services).metadata
-    name = "airport=JFK/year=2013"
+    name = "airport=JFK/month=2013-01"
     assert line.services.dataset.versions() == {**before, name: before[name] + 1}
     assert build(line.services).metadata["already_done_by"]
 

@@ -102,7 +102,10 @@ def test_a_line_whose_table_lies_on_s3(home: Home, s3_bucket: str) -> None:
         assert trained.rows == sum(v.rows for v in built if v.partition[4:] < "2013-01-05")
     dataset = Dataset(there.dataset_path("flights"), "airport")
     known = [PartitionKey.parse(v.partition) for v in built]
-    assert list(dataset.versions(known)) == ["airport=JFK/year=2013", "airport=LGA/year=2013"]
+    assert list(dataset.versions(known)) == [
+        "airport=JFK/month=2013-01",
+        "airport=LGA/month=2013-01",
+    ]
     assert dataset.table_of(known[0]).path.startswith("s3://")
     assert dataset.newest_rows(known).num_rows == sum(v.rows for v in built)
     assert not (home.lake / "flights" / "features").exists()
@@ -138,10 +141,10 @@ def test_writers_of_one_partition_leave_the_rows_of_one(s3_bucket: str) -> None:
 
 
 @pytest.mark.heavy
-def test_the_first_writers_of_a_years_tables_all_get_in(s3_bucket: str) -> None:
+def test_the_first_writers_of_a_month_s_tables_all_get_in(s3_bucket: str) -> None:
     """Nobody has made the tables: whoever comes first does, and the others write into them."""
     path = f"{s3_bucket}/first/features"
-    days = [date(year, 1, day) for year in (2013, 2014) for day in (1, 2)]
+    days = [date(2013, month, day) for month in (1, 2) for day in (1, 2)]
     names = [[str(PartitionKey(day, key)) for day in days] for key in ("JFK", "LGA")]
     # Of each table two writers, who begin with the same one and have partitions of their own.
     work = [[name for name in each if name.endswith(end)] for each in names for end in ("1", "2")]
@@ -150,6 +153,6 @@ def test_the_first_writers_of_a_years_tables_all_get_in(s3_bucket: str) -> None:
     keys = [PartitionKey.parse(name) for each in names for name in each]
     dataset = Dataset(path, "airport")
     assert set(dataset.versions(keys)) == {
-        f"airport={key}/year={year}" for key in ("JFK", "LGA") for year in (2013, 2014)
+        f"airport={key}/month=2013-0{month}" for key in ("JFK", "LGA") for month in (1, 2)
     }
     assert dataset.newest_rows(keys).num_rows == 8 * 50

@@ -1,4 +1,4 @@
-"""A dataset is a table a key and year, on the disk and on S3; one that was one table stays so."""
+"""A dataset is a table a key and month, on the disk and on S3; one of an earlier version stays."""
 
 import pickle
 import shutil
@@ -17,7 +17,9 @@ from platform_assets.domain.lease import Lease, LeaseLostError
 from platform_assets.domain.manifest import PartitionVersion
 from platform_assets.domain.partition import PartitionKey
 from resources import delta, processes
+from resources.files import Files
 from resources.lake import Dataset, DatasetTable, content_digest, found_dataset
+from resources.table_schema import LAYOUT, create_table
 from tests.lake_workers import (
     KEY,
     commit_days,
@@ -32,7 +34,7 @@ from tests.test_lake_failures import gathered
 
 LAST = date(2013, 12, 31)
 NEW_YEAR = [PartitionKey(LAST + timedelta(days=n), key) for n in range(2) for key in ("EWR", "JFK")]
-JFK13, JFK14 = "airport=JFK/year=2013", "airport=JFK/year=2014"
+JANUARY = "airport=JFK/month=2013-01"
 
 
 @pytest.fixture
@@ -55,12 +57,13 @@ def commit(
     return pinned(key, dataset.commit(key, rows(key, mark=mark), previous=None))
 
 
-# --- a table a key and year ---------------------------------------------------------------------
+# --- a table a key and month --------------------------------------------------------------------
 
 
-def test_a_window_over_the_year_s_end_is_read_from_four_tables(dataset: Dataset) -> None:
+def test_a_window_over_the_month_s_end_is_read_from_four_tables(dataset: Dataset) -> None:
     versions = [commit(dataset, key) for key in NEW_YEAR]
-    names = [f"airport={key}/year={year}" for key in ("EWR", "JFK") for year in (2013, 2014)]
+    months = ("2013-12", "2014-01")
+    names = [f"airport={key}/month={month}" for key in ("EWR", "JFK") for month in months]
     assert dataset.versions(NEW_YEAR) == dict.fromkeys(names, 1)
     back = dataset.read(versions)
     # By date and key, as from one table.
@@ -107,7 +110,7 @@ def test_a_replay_is_free_and_another_city_s_table_stands_still(dataset: Dataset
     before = dataset.versions([KEY])
     assert not dataset.commit(KEY, rows(), previous=first.data_version).changed
     commit(dataset, PartitionKey(KEY.date, "EWR"))
-    assert dataset.versions([KEY])[JFK13] == before[JFK13] == 1
+    assert dataset.versions([KEY])[JANUARY] == before[JANUARY] == 1
 
 
 @pytest.mark.parametrize("name", ["O'Hare", "a b", "100%", "ü:?#&*=/", '"', "%2F", "東京", ".."])
@@ -131,7 +134,7 @@ def test_no_two_keys_share_a_folder_and_none_leaves_it(disk: Dataset) -> None:
 
 def test_a_table_is_any_reader_s(disk: Dataset) -> None:
     version = commit(disk, KEY)
-    table = DeltaTable(f"{disk.path}/{JFK13}")
+    table = DeltaTable(f"{disk.path}/{JANUARY}")
     assert table.metadata().partition_columns == ["airport", "date"]
     assert content_digest(table.to_pyarrow_table()) == version.data_version
     assert table.metadata().configuration["delta.enableExpiredLogCleanup"] == "false"
@@ -157,7 +160,7 @@ def test_a_column_keeps_its_type_in_every_table(dataset: Dataset) -> None:
     for other in (PartitionKey(KEY.date, "EWR"), PartitionKey(date(2014, 1, 1), "JFK")):
         with pytest.raises(RefusedError, match="column 'n' is string now, but int64 in"):
             dataset.commit(other, strings(other), previous=None)
-    assert list(dataset.versions([KEY])) == [JFK13]
+    assert list(dataset.versions([KEY])) == [JANUARY]
 
 
 def test_without_the_table_of_columns_two_tables_could_not_be_read_at_once(disk: Dataset) -> None:
@@ -247,7 +250,7 @@ def test_first_writers_at_once_make_their_tables_and_keep_their_columns(disk: Da
 
 
 @pytest.mark.heavy
-def test_sixteen_writers_over_a_year_s_end_lose_nothing(disk: Dataset) -> None:
+def test_sixteen_writers_over_a_month_s_end_lose_nothing(disk: Dataset) -> None:
     """Two a key, each with days of its own: four tables change under both."""
     barrier, queue = context.Barrier(16), context.Queue()
     keys, first = [f"C{n}" for n in range(8)], LAST - timedelta(days=3)
@@ -265,7 +268,7 @@ def test_sixteen_writers_over_a_year_s_end_lose_nothing(disk: Dataset) -> None:
 
 def test_a_table_that_is_gone_is_made_anew_and_the_others_stand(disk: Dataset) -> None:
     first, other = commit(disk, KEY), commit(disk, NEW_YEAR[3])
-    shutil.rmtree(Path(disk.path, JFK13))
+    shutil.rmtree(Path(disk.path, JANUARY))
     assert not disk.stands(KEY, 50)
     with pytest.raises(RefusedError, match="is no Delta table, but versions of it are recorded"):
         disk.read([first, other])
@@ -285,6 +288,62 @@ def test_few_tables_are_kept_open(disk: Dataset, monkeypatch: pytest.MonkeyPatch
 
         assert pool.submit(again).result() == 3
     assert disk.read(versions).num_rows == 300
+
+
+# --- a dataset that was begun with tables a year ------------------------------------------------
+
+JFK_OF_YEARS = ["airport=JFK/year=2013", "airport=JFK/year=2014"]
+
+
+def begun_with_years(dataset: Dataset) -> dict[PartitionKey, PartitionVersion]:
+    """What an earlier version made: its table of columns says nothing of the others."""
+    create_table(f"{dataset.path}/columns", rows().schema, [])
+    days = NEW_YEAR[1], NEW_YEAR[3]
+    tables = [DatasetTable(f"{dataset.path}/{name}", "airport") for name in JFK_OF_YEARS]
+    return {key: commit(table, key) for key, table in zip(days, tables, strict=True)}
+
+
+def test_tables_a_year_go_on_so(dataset: Dataset) -> None:
+    versions = begun_with_years(dataset)
+    for key in (KEY, NEW_YEAR[1]):  # one more of that year, and one again
+        versions[key] = commit(dataset, key, 2.0)
+    known = list(versions)
+    assert dataset.versions(known) == dict(zip(JFK_OF_YEARS, (3, 1), strict=True))
+    assert dataset.read(list(versions.values())).num_rows == 3 * 50
+    assert dataset.stands(KEY, 50)
+    assert dataset.newest_rows(known).num_rows == 3 * 50
+    other = Dataset(dataset.path, "airport")
+    assert other.table_name(PartitionKey(KEY.date, "LGA")) == "airport=LGA/year=2013"
+
+
+def test_tables_a_year_are_known_though_the_table_of_columns_is_gone(disk: Dataset) -> None:
+    begun_with_years(disk)
+    shutil.rmtree(Path(disk.path, "columns"))
+    assert disk.table_name(NEW_YEAR[1]) == JFK_OF_YEARS[0]
+
+
+def test_the_layout_is_known_without_the_beginning_of_a_log(dataset: Dataset) -> None:
+    commit(dataset, KEY)
+    path = f"{dataset.path}/columns"
+    DeltaTable(path).create_checkpoint()
+    Files(path).delete(f"_delta_log/{0:020}.json")
+    assert Dataset(dataset.path, "airport").table_name(KEY) == JANUARY
+
+
+def test_naming_a_table_opens_none(disk: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has used delta-rs must not fork; the names are told to many."""
+    commit(disk, KEY)
+    monkeypatch.setattr("resources.delta.open_table", None)
+    delta.close_tables()
+    assert disk.table_name(KEY) == JANUARY
+
+
+def test_a_layout_of_a_later_version_is_refused(dataset: Dataset) -> None:
+    create_table(f"{dataset.path}/columns", rows().schema, [], {LAYOUT: "week"})
+    with pytest.raises(RefusedError, match=r"holds a week of a key.*knows month and year"):
+        commit(dataset, KEY)
+    with pytest.raises(RefusedError, match="work with the version that made the dataset"):
+        dataset.tables([KEY])
 
 
 # --- a dataset that is one table ----------------------------------------------------------------
@@ -334,7 +393,7 @@ def test_an_earlier_version_that_writes_beside_the_tables_is_told_of(
     """It would find no table in the folder, and begin one there."""
     version = commit(dataset, KEY)
     begun_as_one(Dataset(dataset.path, "airport"))
-    with pytest.raises(RefusedError, match="holds tables a key and year, and is a table itself"):
+    with pytest.raises(RefusedError, match="holds tables of its keys, and is a table itself"):
         act(Dataset(dataset.path, "airport"), version)
 
 

@@ -58,7 +58,7 @@ def test_what_nobody_needs_is_removed_and_nothing_else(
     with services.claim("flights/features", NAME, "at work"):
         assert maintain(services, "me")["orphans_removed"] == []
     done = maintain(services, "me")
-    assert done["orphans_removed"] == [f"airport=JFK/year=2013/{left}"]
+    assert done["orphans_removed"] == [f"airport=JFK/month=2013-01/{left}"]
     assert left not in {file.name for file in files.walk()}
 
     assert vacuum(services, "me")["expired_files"] == 0  # replaced a moment ago

@@ -290,9 +290,14 @@ def test_a_version_is_one_of_its_own_table(line: Line) -> None:
     for _ in range(3):
         replace_rows(line, f"JFK|{DAY}")
     pins = pinned_versions(line.services)
-    jfk, lga = (pins[f"airport={key}/year=2013"] for key in ("JFK", "LGA"))
+    jfk, lga = (pins[f"airport={key}/month=2013-01"] for key in ("JFK", "LGA"))
     there = line.services.dataset.versions()
-    assert max(jfk) == there["airport=JFK/year=2013"] > there["airport=LGA/year=2013"] >= max(lga)
+    assert (
+        max(jfk)
+        == there["airport=JFK/month=2013-01"]
+        > there["airport=LGA/month=2013-01"]
+        >= max(lga)
+    )
     assert {key.key for keys in lga.values() for key in keys} == {"LGA"}
     assert len(vacuum(line.services, "by hand", keep=NOW)["removed"]) == 2
     assert reproduce(line.services, line.versions("model")[DAY]).verdict is Verdict.IDENTICAL
