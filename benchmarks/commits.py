@@ -27,7 +27,7 @@ from typing import Any
 
 from platform_assets.domain.partition import PartitionKey
 from resources import processes
-from resources.delta import close_tables
+from resources.delta import CHECKPOINT_INTERVAL, close_tables
 from resources.lake import Dataset, DatasetTable
 from resources.leasing import acquire, keeper
 from resources.ledger import upgrade
@@ -122,9 +122,9 @@ def committed(table: Dataset | DatasetTable, partition: PartitionKey) -> tuple[f
 
 
 def opened_anew(table: Dataset | DatasetTable, partition: PartitionKey) -> dict[str, float]:
-    """Five commits of a partition, by a process that has no table open."""
+    """Commits of a partition by a process that has no table open, a checkpoint among them."""
     found = []
-    for _ in range(5):
+    for _ in range(CHECKPOINT_INTERVAL):
         close_tables()
         found.append(committed(table, partition))
     return mean(found)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LOG = "_delta_log"
 """The folder of a table's log."""
 
-CHECKPOINT_INTERVAL = 20
+CHECKPOINT_INTERVAL = 10
 """A checkpoint is written after so many commits."""
 
 KEPT = 64

@@ -23,6 +23,7 @@ from platform_assets.instance import forked, nursery, preload
 from platform_assets.instance.compute_logs import FileComputeLogManager
 from platform_assets.instance.forked import ForkedRunLauncher
 from platform_assets.instance.nursery import CannotForkError, Fork
+from platform_assets.instance.scheduling import LONG_SLICE, slice_taken, take_slices
 from platform_assets.instance.whereabouts import PROCESS_TAG, worker_of
 from platform_assets.instance.zygote import foreign_threads
 from resources.home import Home
@@ -197,7 +198,7 @@ def test_a_run_starts_no_processes_for_its_logs_where_dagsters_own_manager_does(
 def test_a_session_that_is_somebody_elses_does_not_stand_back(tmp_path: Path) -> None:
     """Where Linux weighs sessions first, nice alone says nothing: a run has one of its own."""
     code = (
-        "import os, sys; from platform_assets.instance.worker import stand_back;"
+        "import os, sys; from platform_assets.instance.scheduling import stand_back;"
         "stand_back({'signalbox/lane': 'backfill'}, sys.argv[1]); print(os.nice(0))"
     )
     for own in (True, False):
@@ -210,6 +211,36 @@ def test_a_session_that_is_somebody_elses_does_not_stand_back(tmp_path: Path) ->
         )
         assert int(done.stdout) == min(19, os.nice(0) + 15)
         assert file.exists() == own
+
+
+def test_who_stands_back_takes_long_slices_and_so_do_its_threads() -> None:
+    """Else each wakeup of a run in a hurry waits for the end of one; benchmarks/wakeups.py."""
+    code = (
+        "import threading; from platform_assets.instance import scheduling as s;"
+        "print(s.slice_taken()); s.stand_back({'signalbox/lane': '%s'}); print(s.slice_taken());"
+        "threading.Thread(target=lambda: print(s.slice_taken())).start()"
+    )
+
+    def slices(lane: Lane) -> list[int]:
+        done = subprocess.run(
+            [sys.executable, "-c", code % lane], stdout=subprocess.PIPE, check=True
+        )
+        return [int(line) for line in done.stdout.split()]
+
+    before, after, thread = slices(Lane.BACKFILL)
+    assert len(set(slices(Lane.DAILY))) == 1
+    if before:  # Linux 6.12 and later say it
+        assert before < after == thread == LONG_SLICE
+    else:
+        assert after == thread == 0
+
+
+def test_where_the_kernel_does_not_hear_it_nothing_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "vax")
+    assert not take_slices(LONG_SLICE)
+    assert slice_taken() == 0
 
 
 def test_a_failing_run_fails_with_its_reason(yard: Yard) -> None:

@@ -19,16 +19,23 @@ from dagster._core.remote_origin import (
     RemoteJobOrigin,
     RemoteRepositoryOrigin,
 )
+from dagster._core.run_coordinator import SubmitRunContext
 from dagster._core.test_utils import create_run_for_test
 from dagster._daemon import backfill, controller, sensor
-from dagster._daemon.daemon import BackfillDaemon, SensorDaemon
+from dagster._daemon.daemon import BackfillDaemon, IntervalDaemon, SensorDaemon
+from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import (
+    QueuedRunCoordinatorDaemon,
+)
 
 from platform_assets.cli.lanes import stale_daemons
 from platform_assets.demo.daemons import RESOURCE
+from platform_assets.domain.lanes import LANE_TAG, Lane
 from platform_assets.domain.lease import Holder
 from platform_assets.domain.ticks import IDLE_SECONDS
 from platform_assets.instance import daemon
+from platform_assets.instance.coordinator import HURRY
 from platform_assets.instance.daemon import (
+    PromptQueueDaemon,
     PunctualSensorDaemon,
     QuickBackfillDaemon,
     look,
@@ -107,7 +114,7 @@ def test_what_is_used_of_dagsters_internals_is_there() -> None:
     assert "execute_backfill_iteration_loop(" in own
 
 
-def test_all_of_dagsters_daemons_run_and_only_two_differ(instance: dg.DagsterInstance) -> None:
+def test_all_of_dagsters_daemons_run_and_only_three_differ(instance: dg.DagsterInstance) -> None:
     ours = {type(made).daemon_type(): type(made) for made in own_daemons(instance)}
     theirs = {
         type(made).daemon_type(): type(made)
@@ -117,7 +124,85 @@ def test_all_of_dagsters_daemons_run_and_only_two_differ(instance: dg.DagsterIns
     assert ours.pop("BACKFILL") is QuickBackfillDaemon
     assert theirs.pop("SENSOR") is SensorDaemon
     assert ours.pop("SENSOR") is PunctualSensorDaemon
+    assert theirs.pop("QUEUED_RUN_COORDINATOR") is QueuedRunCoordinatorDaemon
+    assert ours.pop("QUEUED_RUN_COORDINATOR") is PromptQueueDaemon
     assert ours == theirs
+
+
+class Looks:
+    """A loop of the queue in a thread of its own, and how often it has looked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, self.said, self.ended = 0, "", threading.Event()
+        monkeypatch.setattr(QueuedRunCoordinatorDaemon, "run_iteration", self.iteration)
+        # Nobody waits for so long: what looks again was woken.
+        self.queue = PromptQueueDaemon(interval_seconds=3600)
+
+    def iteration(self, *_: Any, **__: Any) -> Any:
+        self.count += 1
+        if self.count == 2:
+            raise RuntimeError("the storage is away")
+        yield None
+
+    def run(self) -> None:
+        with self.queue as made:
+            for said in made.core_loop(Context(None), self.ended):  # type: ignore[arg-type]
+                self.said += str(said)
+
+    def reach(self, count: int) -> None:
+        until = time.monotonic() + 60
+        while self.count < count:
+            assert time.monotonic() < until, f"{self.count} looks"
+            time.sleep(0.01)
+
+
+def test_the_queue_looks_at_once_when_a_run_in_a_hurry_is_submitted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = Looks(monkeypatch)
+    thread = threading.Thread(target=looks.run)
+    thread.start()
+    try:
+        for count in (1, 2, 3, 4):
+            looks.reach(count)
+            HURRY.set()
+        looks.reach(5)
+    finally:
+        looks.ended.set()
+        thread.join(60)
+    assert not thread.is_alive()
+    assert "the storage is away" in looks.said
+
+
+FROM_A_SENSOR = {"dagster/sensor_name": "flights_readiness"}
+BY_LANE = {
+    Lane.DAILY: FROM_A_SENSOR,
+    Lane.LATE: FROM_A_SENSOR,
+    Lane.BACKFILL: {"dagster/backfill": "b"},
+    Lane.ADHOC: {},
+}
+
+
+@pytest.mark.parametrize("lane", Lane)
+def test_all_but_a_backfills_runs_are_in_a_hurry(instance: dg.DagsterInstance, lane: Lane) -> None:
+    """A backfill's come by the hundred, and the queue would look after each."""
+    run = create_run_for_test(
+        instance,
+        status=dg.DagsterRunStatus.NOT_STARTED,
+        tags={LANE_TAG: lane.value, "dagster/partition": "2013-01-05", **BY_LANE[lane]},
+        remote_job_origin=ORIGIN,
+    )
+    HURRY.clear()
+    submitted = instance.run_coordinator.submit_run(SubmitRunContext(run, None))  # type: ignore[union-attr, arg-type]
+    assert submitted.tags[LANE_TAG] == lane
+    assert HURRY.is_set() == (lane is not Lane.BACKFILL)
+
+
+def test_dagsters_own_queue_looks_once_an_interval() -> None:
+    """If this fails, see whether ours is still needed."""
+    own = inspect.getsource(IntervalDaemon.core_loop)
+    assert "while time.time() - start_time < interval" in own
+    assert QueuedRunCoordinatorDaemon.core_loop is IntervalDaemon.core_loop
 
 
 def add(instance: dg.DagsterInstance, name: str) -> None:

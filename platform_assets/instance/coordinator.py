@@ -1,5 +1,6 @@
 """The queue's door: each run is given its lane before it is enqueued, whoever launched it."""
 
+import threading
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -26,6 +27,13 @@ from resources.lanes import load_lanes
 from resources.ledger.backfills import RUNNING, Backfills
 from resources.ledger.records import BackfillRecord
 
+HURRY = threading.Event()
+"""Set when this process has enqueued a run that does not stand back: the queue may look at once.
+
+The daemon's sensors submit in its own process. Those of a backfill come by the hundred and wait for
+a slot of their lane anyway.
+"""
+
 
 class LaneRunCoordinator(QueuedRunCoordinator[Any]):
     """Dagster's queue, whose runs cannot be in no lane, or in one that is not theirs.
@@ -50,7 +58,10 @@ class LaneRunCoordinator(QueuedRunCoordinator[Any]):
             tagged = self._instance.get_run_by_id(run.run_id)
             assert tagged is not None, run.run_id
             run = tagged
-        return super().submit_run(SubmitRunContext(run, context.workspace))
+        submitted = super().submit_run(SubmitRunContext(run, context.workspace))
+        if run.tags.get(LANE_TAG) != Lane.BACKFILL:
+            HURRY.set()
+        return submitted
 
     def _record_size(self, run: DagsterRun) -> None:
         """Have the queue know the size of a backfill before the first of its runs is in it.

@@ -1,11 +1,12 @@
-"""Dagster's daemon, with backfills every two seconds and sensors when they are due.
+"""Dagster's daemon, with backfills every two seconds, and sensors and queue without delay.
 
 Dagster looks at backfills every 30 s, and every 5 s at which sensors are due: a sensor with an
 interval of 10 s that is not quite due at the second look ticks after 15. Both are constants in its
-source. Everything here goes through the arguments of its own functions, and
-tests/test_own_daemon.py fails where a release of Dagster changes what this leans on. (What is
-replaced is alembic's reading of Dagster's migrations, in instance/migrations.py.) Dagster's own
-daemon does the same work, later. The command is `signalbox daemon`.
+source. And what a sensor submits waits for the queue's next look. Everything here goes through the
+arguments of its own functions, and tests/test_own_daemon.py fails where a release of Dagster
+changes what this leans on. (What is replaced is alembic's reading of Dagster's migrations, in
+instance/migrations.py.) Dagster's own daemon does the same work, later. The command is
+`signalbox daemon`.
 """
 
 import logging
@@ -18,16 +19,21 @@ from typing import TYPE_CHECKING, Any
 
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
+from dagster._core.run_coordinator import QueuedRunCoordinator
 from dagster._core.workspace.context import IWorkspaceProcessContext
 from dagster._core.workspace.load_target import WorkspaceFileTarget
 from dagster._daemon.backfill import execute_backfill_iteration
 from dagster._daemon.controller import create_daemon_of_type, daemon_controller_from_instance
 from dagster._daemon.daemon import BackfillDaemon, DagsterDaemon, SensorDaemon, SpanMarker
+from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import (
+    QueuedRunCoordinatorDaemon,
+)
 from dagster._daemon.sensor import execute_sensor_iteration
 from dagster._daemon.utils import DaemonErrorCapture
 
 from platform_assets.domain.ticks import FEW_QUEUED, Progress, is_due
 from platform_assets.instance.connections import SHARED, keep_connections
+from platform_assets.instance.coordinator import HURRY
 from platform_assets.instance.forked import launcher_of
 from platform_assets.instance.migrations import remember_migrations
 from platform_assets.instance.nursery import CannotForkError
@@ -40,6 +46,12 @@ TICK_SECONDS = 2.0
 
 SENSOR_SECONDS = 1.0
 """How often it is looked which sensors are due: a tick begins that much late at the most."""
+
+GATHER_SECONDS = 0.05
+"""Between a run that is submitted and the look of the queue: a sensor submits several at once."""
+
+BEAT_SECONDS = 0.5
+"""How often a daemon that waits says that it lives."""
 
 WARMED = "are forked from process"
 """In the log once runs are launched without imports."""
@@ -144,16 +156,55 @@ class PunctualSensorDaemon(SensorDaemon):
             yield None
 
 
+class PromptQueueDaemon(QueuedRunCoordinatorDaemon):
+    """Dagster's, which looks at once when a run that is in a hurry was submitted beside it."""
+
+    def core_loop(
+        self,
+        workspace_process_context: IWorkspaceProcessContext[Any],
+        shutdown_event: threading.Event,
+    ) -> "DaemonIterator":
+        while not shutdown_event.is_set():
+            began = monotonic()
+            HURRY.clear()  # what comes during the look is seen by the next
+            yield SpanMarker.START_SPAN
+            try:
+                yield from self.run_iteration(workspace_process_context)
+            except Exception:  # noqa: BLE001 - as in Dagster's own loop: told, and tried again
+                yield DaemonErrorCapture.process_exception(
+                    exc_info=sys.exc_info(),
+                    logger=self._logger,
+                    log_message="The queue's daemon caught an error",
+                )
+            yield SpanMarker.END_SPAN
+            while not shutdown_event.is_set():
+                left = self.interval_seconds - (monotonic() - began)
+                if left <= 0 or HURRY.wait(min(left, BEAT_SECONDS)):
+                    break
+                yield None
+            shutdown_event.wait(GATHER_SECONDS)
+            yield None
+
+
 def own_daemons(instance: DagsterInstance) -> Sequence["DagsterDaemon[Any]"]:
-    """The daemons that the instance asks for, with the two quick ones among them."""
+    """The daemons that the instance asks for, with the three quick ones among them."""
     quick: dict[str, Callable[[], DagsterDaemon[Any]]] = {
         BackfillDaemon.daemon_type(): lambda: QuickBackfillDaemon(instance.get_backfill_settings()),
         SensorDaemon.daemon_type(): lambda: PunctualSensorDaemon(instance.get_sensor_settings()),
+        QueuedRunCoordinatorDaemon.daemon_type(): lambda: PromptQueueDaemon(
+            interval_seconds=_queue_of(instance).dequeue_interval_seconds
+        ),
     }
     return [
         quick[kind]() if kind in quick else create_daemon_of_type(kind, instance)
         for kind in instance.get_required_daemon_types()
     ]
+
+
+def _queue_of(instance: DagsterInstance) -> QueuedRunCoordinator[Any]:
+    queue = instance.run_coordinator
+    assert isinstance(queue, QueuedRunCoordinator), queue  # else no daemon of it is asked for
+    return queue
 
 
 def warm(

@@ -9,8 +9,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from dagster import DagsterInstance, DagsterRun
 
 NAME_LENGTH = 15
@@ -78,6 +76,7 @@ def _execute(run_id: str, instance_ref: str) -> bool:
 
     from platform_assets.instance.compute_logs import write_files_only
     from platform_assets.instance.connections import keep_connections
+    from platform_assets.instance.scheduling import stand_back
 
     write_files_only()
     keep_connections()
@@ -95,30 +94,6 @@ def _execute(run_id: str, instance_ref: str) -> bool:
             for event in core_execute_run(job, run, instance, inject_env_vars=True):
                 ended = ended or event.is_job_event
         return ended and _is_over(instance, run_id)
-
-
-def stand_back(tags: "Mapping[str, str]", autogroup: str = "/proc/self/autogroup") -> None:
-    """Give way to the lanes that are in a hurry: this process, and every thread it will start.
-
-    Each run is a session of its own, and Linux may weigh sessions first and processes within them
-    only (autogroups): then the session has to stand back too. Lanes that cannot be read are said
-    so where the run claims its slot.
-    """
-    from platform_assets.domain.errors import SignalboxError
-    from platform_assets.domain.lanes import LANE_TAG, Lane
-    from resources.lanes import load_lanes
-
-    nice = 0
-    with suppress(SignalboxError, ValueError):
-        nice = load_lanes().nice(Lane(tags.get(LANE_TAG, Lane.ADHOC)))
-    if nice == 0:
-        return
-    with suppress(OSError):
-        os.nice(nice)
-    if os.getsid(0) != os.getpid():
-        return  # somebody else's session, a terminal's
-    with suppress(OSError), open(autogroup, "w") as file:  # noqa: PTH123 - no Path here
-        file.write(str(nice))
 
 
 def _is_over(instance: "DagsterInstance", run_id: str) -> bool:

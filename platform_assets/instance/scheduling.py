@@ -1,0 +1,83 @@
+"""How the kernel shares the cores of this machine between the runs of the lanes.
+
+Two things keep a run that is in a hurry from waiting for a core beside runs that are not. Those are
+nice, so they get little of a core that somebody else wants. And their slices are long: Linux (6.12
+and later) takes a core at once from a process with a longer slice than the one that wakes up, else
+it lets it finish its slice. A run wakes up hundreds of times, after each write to a database, and
+waiting a millisecond each time doubles what is short (`python -m benchmarks.wakeups`).
+"""
+
+import ctypes
+import os
+import platform
+import struct
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+LONG_SLICE = 20_000_000
+"""Nanoseconds; Linux allows 100,000 to 100,000,000, and without being asked takes 700,000 to
+3,000,000 by the number of cores."""
+
+_CALLS = {"x86_64": (314, 315), "aarch64": (274, 275)}
+"""Numbers of sched_setattr and sched_getattr, which Debian's C library has no functions for."""
+
+_ATTRIBUTES = struct.Struct("=IIQiIQQQ")
+"""struct sched_attr, sched(7): size, policy, flags, nice, priority, runtime, deadline, period."""
+
+
+def stand_back(tags: "Mapping[str, str]", autogroup: str = "/proc/self/autogroup") -> None:
+    """Give way to the lanes that are in a hurry: this process, and every thread it will start.
+
+    Each run is a session of its own, and Linux may weigh sessions first and processes within them
+    only (autogroups): then the session has to stand back too. Lanes that cannot be read are said
+    so where the run claims its slot.
+    """
+    from platform_assets.domain.errors import SignalboxError
+    from platform_assets.domain.lanes import LANE_TAG, Lane
+    from resources.lanes import load_lanes
+
+    nice = 0
+    with suppress(SignalboxError, ValueError):
+        nice = load_lanes().nice(Lane(tags.get(LANE_TAG, Lane.ADHOC)))
+    if nice == 0:
+        return
+    with suppress(OSError):
+        os.nice(nice)
+    take_slices(LONG_SLICE)
+    if os.getsid(0) != os.getpid():
+        return  # somebody else's session, a terminal's
+    with suppress(OSError), open(autogroup, "w") as file:  # noqa: PTH123 - no Path here
+        file.write(str(nice))
+
+
+def take_slices(nanoseconds: int) -> bool:
+    """Ask for slices of a length, for this thread and what it starts; tells whether it was heard.
+
+    An older kernel hears it and does nothing.
+    """
+    calls = _calls()
+    if calls is None:
+        return False
+    policy, nice = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
+    wanted = _ATTRIBUTES.pack(_ATTRIBUTES.size, policy, 0, nice, 0, nanoseconds, 0, 0)
+    return bool(_call(calls[0], wanted, 0) == 0)
+
+
+def slice_taken() -> int:
+    """The length of this thread's slices, nanoseconds; 0 where the kernel does not say."""
+    calls = _calls()
+    found = ctypes.create_string_buffer(_ATTRIBUTES.size)
+    if calls is None or _call(calls[1], found, _ATTRIBUTES.size, 0) != 0:
+        return 0
+    return int(_ATTRIBUTES.unpack(found.raw)[5])
+
+
+def _calls() -> tuple[int, int] | None:
+    return _CALLS.get(platform.machine()) if platform.system() == "Linux" else None
+
+
+def _call(number: int, *arguments: object) -> int:
+    return int(ctypes.CDLL(None, use_errno=True).syscall(number, 0, *arguments))
