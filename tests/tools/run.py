@@ -5,8 +5,9 @@ a browser; and in CI (or with --heavy) both again for what takes longer, the lat
 time. Beside that last part, which waits for daemons most of its time, the project's image is built
 and run, and in CI (or with --postgres) what works on a home runs once more with the ledger and
 Dagster's storage on a real Postgres; what needs PyTorch runs there too, where it is installed. What
-they say is printed when they have ended. Of what takes longer, that is the registry of models in
-CI, for its time is limited, and all with --heavy. Other arguments go to pytest.
+they say is printed when they have ended. After them comes what takes longer of what works on a
+home, on Postgres: the registry of models in CI, for its time is limited, and all with --heavy.
+Other arguments go to pytest.
 """
 
 import contextlib
@@ -57,10 +58,9 @@ SIDE_BY_SIDE = "not e2e and not browser and not heavy and not torch"
 NO_TORCH = (
     "NOT RUN: the tests of PyTorch; install it with `make setup-torch`, then run `make test` again"
 )
-ON_POSTGRES = {
-    "none": f"({SIDE_BY_SIDE}) and store",
-    "registry": "not e2e and not browser and not torch and store and (not heavy or registry)",
-    "all": "not e2e and not browser and not torch and store",
+HEAVY_ON_POSTGRES = {
+    "registry": "heavy and registry and not e2e and not browser and not torch and store",
+    "all": "heavy and not e2e and not browser and not torch and store",
 }
 
 
@@ -89,11 +89,13 @@ def parts(*, browser: bool, heavy: bool, postgres: str = "", torch: bool = False
         )
         found.append(Part("heavy and e2e and image", beside=True))
     if postgres:
-        # One worker: the part beside it needs the other core.
-        found.append(Part(ON_POSTGRES[postgres], ("-n", "1"), (STORE,), beside=True))
+        # One worker: the parts beside it need the other core.
+        found.append(Part(f"({SIDE_BY_SIDE}) and store", ("-n", "1"), (STORE,), beside=True))
     if torch:
         # Beside what waits for daemons; without these, after all the others.
         found.append(Part("torch" if heavy else "torch and not heavy", beside=heavy))
+    if postgres in HEAVY_ON_POSTGRES:
+        found.append(Part(HEAVY_ON_POSTGRES[postgres], ("-n", "2"), (STORE,)))
     return found
 
 
