@@ -1,13 +1,13 @@
 """What a commit costs as a dataset grows, what a claim costs, and how fast many writers are.
 
-In date order, three keys a day; a table a key and year, and beside it all in one table, as an
-earlier version had it; and the days of one key and year, which are full after 365 commits and then
-replaced over and over, as corrections do. Each table is made before anything counts. CPU (user
-and system) of this process, and milliseconds by the wall. A figure is the mean over the commits
-that end at the count that is named, checkpoints among them. It is compared with the first ten
-commits of tables that are made for it at that moment, so that whatever else the machine does meets
-both. The rows are as many as an airport has flights on a day. It ends with 1 if the growing
-dataset is above the limit, or a writer failed.
+In date order, three keys a day; a table a key and month, and beside it all in one table, as an
+earlier version had it; and the days of one key and year, which are there after 365 commits and then
+replaced over and over, as corrections do. The first tables are made before anything counts, those
+of later months count. CPU (user and system) of this process, and milliseconds by the wall. A figure
+is the mean over the commits that end at the count that is named, checkpoints among them. It is
+compared with the first ten commits of tables that are made for it at that moment, so that whatever
+else the machine does meets both. The rows are as many as an airport has flights on a day. It ends
+with 1 if the growing dataset is above the limit, or a writer failed.
 """
 
 import argparse
@@ -39,7 +39,7 @@ FIRST = date(2000, 1, 1)
 WINDOW = 60
 """Commits of a figure: a checkpoint of each of the three tables is among them."""
 COUNTS = (10, 200, 1000, 1095, 4000)
-"""At 1,095 the tables of the first year are full."""
+"""At 1,095 the tables of December are full."""
 TENTHS = 8
 """Datasets whose first ten commits a figure is compared with."""
 LIMIT = 1.5
@@ -64,7 +64,7 @@ def partition_of(number: int) -> PartitionKey:
 
 
 def day_of_the_year(number: int) -> PartitionKey:
-    """Of one table: from the 366th commit on a partition that is there is replaced."""
+    """Of one key: from the 366th commit on a partition that is there is replaced."""
     return PartitionKey(date(2001, 1, 1) + timedelta(days=number % 365), KEYS[0])
 
 

@@ -9,7 +9,7 @@ that whatever else the machine does meets all arms alike:
     minutes  a backfill whose runs take a minute each, and no core, has them
 
 Each time the next whole day lands, and is trained by the sensors; idle has the first day of each
-turn, and the other two land unmeasured, so that both systems hold the same days. Two times are
+turn, and the others land unmeasured, so that both systems hold the same days. Two times are
 taken: from the last landed hour to the trained model, which has the look of the sensor in it, and
 from the submission of the run that trains to its end; the latter also by its parts, until the run
 starts (queue and launch) and from there on. What is queued all the while is held back by pausing
@@ -18,7 +18,7 @@ else is, on either system. A backfill that has ended is launched again, and a tu
 ended is played again. The median of an arm may be 1.1 times that of idle, by either time; 1 is
 the exit code otherwise.
 
-    python -m benchmarks.daily_lane [--turns 20] [--days 90] [--json]
+    python -m benchmarks.daily_lane [--turns 20] [--arms paused,rebuilt,minutes] [--json]
 """
 
 import argparse
@@ -213,8 +213,10 @@ def wait_until_quiet(systems: Sequence[System], chance: random.Random) -> None:
     time.sleep(chance.uniform(0, SENSOR_SECONDS))
 
 
-def play(idle: System, loaded: System, days: tuple[date, date], turns: int) -> Turns:
-    """The arms in turn; what is queued goes on from turn to turn."""
+def play(
+    idle: System, loaded: System, days: tuple[date, date], turns: int, beside: Sequence[str]
+) -> Turns:
+    """Idle and these arms in turn; what is queued goes on from turn to turn."""
     found, chance = Turns(), random.Random(0)
     services, server = loaded.services, loaded.server
     queued = {kind: Backfill(server, services, kind, days) for kind in (REBUILT, MINUTES)}
@@ -227,8 +229,9 @@ def play(idle: System, loaded: System, days: tuple[date, date], turns: int) -> T
         _hold(queued)
         wait_until_quiet((idle, loaded), chance)
         _note(found, IDLE, turn, idle.train(idle.next()))
-        idle.train(*(idle.next() for _ in ARMS[2:]))
-        for arm in ARMS[1:]:
+        if len(beside) > 1:
+            idle.train(*(idle.next() for _ in beside[1:]))
+        for arm in beside:
             _note(found, arm, turn, _beside(found, idle, loaded, queued, arm, chance))
     for backfill in queued.values():
         backfill.hold()
@@ -286,16 +289,18 @@ def summed_up(found: Turns) -> dict[str, Any]:
             for name, values in times.items()
         }
         for arm, times in found.seconds.items()
+        if times[TIMES[0]]
     }
     ratios = {
         f"{arm}_{name}": round(arms[arm][name]["median"] / arms[IDLE][name]["median"], 2)
-        for arm in ARMS[1:]
+        for arm in arms
+        if arm != IDLE
         for name in (*TIMES, *PARTS)
     }
     missed = [name for name, ratio in ratios.items() if ratio > GOAL and name.endswith(TIMES)]
     return {
         "arms": arms,
-        "runs_waiting": {arm: min(values) for arm, values in found.queued.items()},
+        "runs_waiting": {arm: min(values) for arm, values in found.queued.items() if values},
         "repeated": found.repeated,
         "ratios": ratios,
         "goal": GOAL,
@@ -319,7 +324,7 @@ def system(
         yield System(services, server)
 
 
-def measure(turns: int, days: int) -> dict[str, Any]:
+def measure(turns: int, days: int, arms: Sequence[str]) -> dict[str, Any]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="signalbox-")))
         spec = stack.enter_context(starvation.live_catalog(Case(days=days)))
@@ -332,7 +337,7 @@ def measure(turns: int, days: int) -> dict[str, Any]:
         )
         homes = (idle.services.home, loaded.services.home)
         used, started = sum(map(tree_cpu, homes)), time.perf_counter()
-        found = play(idle, loaded, (first, last), turns)
+        found = play(idle, loaded, (first, last), turns, arms)
         wall, cpu = time.perf_counter() - started, sum(map(tree_cpu, homes)) - used
     load = os.getloadavg()[2]
     took = {"wall": round(wall), "cpu": round(cpu), "load_15_minutes": round(load, 1)}
@@ -343,9 +348,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--days", type=int, default=90, help="of history that are rebuilt")
+    parser.add_argument("--arms", default=",".join(ARMS[1:]), help="beside idle")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    found = measure(arguments.turns, arguments.days)
+    chosen = arguments.arms.split(",")
+    if unknown := set(chosen) - set(ARMS[1:]):
+        parser.error(f"--arms names {', '.join(sorted(unknown))}; allowed are {ARMS[1:]}")
+    found = measure(arguments.turns, arguments.days, chosen)
     if arguments.json:
         print(json.dumps(found, indent=2))
     else:

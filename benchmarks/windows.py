@@ -1,6 +1,6 @@
 """What it costs to read what a training reads: 28 days of three keys.
 
-From tables a key and year, within a year (three tables), over its end (six), and the newest days;
+From tables a key and month, within a month (three tables), over its end (six), and the newest days;
 and from one table as an earlier version read it, opened anew at the version of the snapshot.
 """
 
@@ -10,7 +10,7 @@ import os
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def built(table: Dataset | DatasetTable, days: int) -> list[PartitionVersion]:
     return found
 
 
-def median(read: Callable[[int], object], firsts: range) -> dict[str, float]:
+def median(read: Callable[[int], object], firsts: Sequence[int]) -> dict[str, float]:
     """Of windows that begin at these days."""
     found = [spent(lambda n=n: read(n)) for n in firsts]  # type: ignore[misc]
     return {
@@ -72,10 +72,14 @@ def main() -> None:
             asked = window(alone, first)
             return one.read(asked, max(version.table_version for version in asked))
 
-        end = (date(2014, 1, 1) - START).days
+        def is_within_a_month(first: int) -> bool:
+            begin, end = (START + timedelta(days=first + n) for n in (0, WINDOW - 1))
+            return begin.month == end.month
+
+        firsts = range(days - WINDOW)
         places = {
-            "within a year": range(0, end - WINDOW, 12),
-            "over the year's end": range(end - WINDOW + 2, min(end - 2, days - WINDOW)),
+            "within a month": [n for n in firsts if is_within_a_month(n)],
+            "over a month's end": [n for n in firsts if not is_within_a_month(n)][::10],
             "newest": range(days - WINDOW - 12, days - WINDOW),
         }
         from_tables(0)
