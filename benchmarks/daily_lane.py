@@ -174,28 +174,27 @@ class System:
             for run in self.server.api.runs({"signalbox/lane": lane.value}, limit=20)
         )
 
-    def train(self, *days: date) -> list[float]:
-        """Land days; of the last the seconds to its model, those of its run, and their parts."""
+    def train(self, day: date) -> list[float]:
+        """Land a day; the seconds to its model, those of the run that trained it, and its parts."""
         ledger, asset = self.services.ledger, self.services.spec.asset("model")
-        land_flights(self.services, days[0], days[-1], quiet=True)
+        land_flights(self.services, day, day, quiet=True)
         began = time.monotonic()
-        for day in days:
-            until(
-                f"the model of {day}",
-                lambda d=day: ledger.current_version(asset, d.isoformat()) is not None,  # type: ignore[misc]
-                self.server,
-            )
+        until(
+            f"the model of {day}",
+            lambda: ledger.current_version(asset, day.isoformat()) is not None,
+            self.server,
+        )
         seconds = time.monotonic() - began
         run: dict[str, Any] = {}
 
         def done() -> bool:
-            tags = {"signalbox/lane": "daily", "dagster/partition": days[-1].isoformat()}
+            tags = {"signalbox/lane": "daily", "dagster/partition": day.isoformat()}
             job = f"{self.services.spec.pipeline}_train"
             found = [r for r in self.server.api.runs(tags) if r["jobName"] == job]
             run.update(found[0] if found else {})
             return run.get("status") == "SUCCESS"
 
-        until(f"the end of the run of {days[-1]}", done, self.server)
+        until(f"the end of the run of {day}", done, self.server)
         submitted, started, ended = run["creationTime"], run["startTime"], run["endTime"]
         return [seconds, ended - submitted, started - submitted, ended - started]
 
@@ -229,8 +228,8 @@ def play(
         _hold(queued)
         wait_until_quiet((idle, loaded), chance)
         _note(found, IDLE, turn, idle.train(idle.next()))
-        if len(beside) > 1:
-            idle.train(*(idle.next() for _ in beside[1:]))
+        for _ in beside[1:]:
+            idle.train(idle.next())
         for arm in beside:
             _note(found, arm, turn, _beside(found, idle, loaded, queued, arm, chance))
     for backfill in queued.values():
@@ -260,6 +259,7 @@ def _beside(
             found.queued[arm].append(ahead)
             return taken
         found.repeated += 1
+        idle.train(idle.next())
     raise SystemExit(f"the backfill {arm} ended during each of {MOST_REPEATS} turns")
 
 

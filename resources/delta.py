@@ -4,6 +4,7 @@ import json
 import os
 import threading
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,8 +68,13 @@ def first_configuration(path: str) -> dict[str, str] | None:
 
     Without delta-rs: a process that has used that must not fork, and this is asked for names.
     """
-    if "://" in path:
-        return None
+    born = _born(path)
+    return None if born is None else _configured(path, born)
+
+
+@lru_cache
+def _configured(path: str, born: tuple[int, ...]) -> dict[str, str] | None:
+    """Of one file, which never changes; `born` tells it from another of its name."""
     try:
         lines = Path(path, LOG, f"{0:020}.json").read_text().splitlines()
         (found,) = [

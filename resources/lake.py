@@ -18,7 +18,7 @@ from resources.content import content_digest
 from resources.delta import LOG
 from resources.table import Commit, DatasetTable
 from resources.table_rows import arranged, named, selected
-from resources.table_schema import MONTH, YEAR, ColumnTypes
+from resources.table_schema import MONTH, SPANS, ColumnTypes, begun_with, table_folders
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,9 +30,6 @@ COLUMNS = "columns"
 
 ONE = "."
 """The name of the table of a dataset that is one table."""
-
-_DIGITS = {MONTH: len("2013-01"), YEAR: len("2013")}
-"""Of a date, in the name of a table."""
 
 _PLAIN = frozenset((string.ascii_letters + string.digits + "-_.").encode())
 
@@ -78,6 +75,16 @@ class Dataset:
                 "materialize again what that version has built"
             )
 
+    def _require_of_a_span(self, names: Sequence[str]) -> None:
+        span = self.span()
+        others = [name for name in names if f"/{span}=" not in name]
+        if others:
+            raise RefusedError(
+                f"{self.path} holds tables a key and {span}, and others that another version of "
+                f"Signalbox has made since: {', '.join(others[:3])}; allowed is one of both. End "
+                "that version, move its tables away, and materialize again what it has built"
+            )
+
     def span(self) -> str:
         """What a table holds of a key: a month, or a year as an earlier version began it.
 
@@ -85,7 +92,7 @@ class Dataset:
             RefusedError: something else; a later version made the dataset.
         """
         if "://" not in self.path:
-            return self._types.layout() or _span_of_tables(self.path)
+            return self._types.layout() or begun_with(self.path)
         if self._remote_span is None:
             self._remote_span = self._types.layout()
         return self._remote_span or MONTH
@@ -98,7 +105,7 @@ class Dataset:
         if self.is_one_table():
             return dict.fromkeys(partitions, ONE)
         span = self.span()
-        digits = _DIGITS[span]
+        digits = SPANS[span]
         return {
             p: f"{self.key_column}={quoted(p.key or '')}/{span}={p.date.isoformat()[:digits]}"
             for p in partitions
@@ -120,12 +127,17 @@ class Dataset:
         Args:
             known: partitions that were committed. A remote dataset is not listed: its tables are
                 those of these partitions.
+
+        Raises:
+            RefusedError: beside them there are tables that another version of Signalbox has made.
         """
         names = set(self._names(known).values())
         if self.is_one_table():
             names = {ONE}
         elif "://" not in self.path:
-            names |= set(table_folders(self.path))
+            found = table_folders(self.path)
+            self._require_of_a_span(found)
+            names |= set(found)
         return {name: self.table_named(name) for name in sorted(names)}
 
     def versions(self, known: Iterable[PartitionKey] = ()) -> dict[str, int]:
@@ -226,21 +238,10 @@ def quoted(key: str) -> str:
     return "".join(chr(b) if plain(b) else f"={b:02X}" for b in key.encode())
 
 
-def table_folders(path: str) -> list[str]:
-    """The names of the tables of keys in a local folder."""
-    found = [log for span in _DIGITS for log in Path(path).glob(f"*=*/{span}=*/{LOG}")]
-    return sorted(log.parent.relative_to(path).as_posix() for log in found)
-
-
 def found_dataset(path: str) -> Dataset:
     """The dataset in a local folder, whatever its keys are called."""
     folders = table_folders(path)
     return Dataset(path, folders[0].partition("=")[0] if folders else "key")
-
-
-def _span_of_tables(path: str) -> str:
-    """Nothing was committed yet; or the table of columns is gone, and with it what it says."""
-    return YEAR if any(f"/{YEAR}=" in name for name in table_folders(path)) else MONTH
 
 
 def _has_log(path: str) -> bool:

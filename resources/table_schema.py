@@ -1,10 +1,17 @@
 """The columns of a Delta table: made with it, added later, and never of another type."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from platform_assets.domain.errors import RefusedError
-from resources.delta import CHECKPOINT_INTERVAL, first_configuration, newest_table, open_table
+from resources.delta import (
+    CHECKPOINT_INTERVAL,
+    LOG,
+    first_configuration,
+    newest_table,
+    open_table,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,6 +32,9 @@ LAYOUT = "signalbox.tables"
 
 MONTH, YEAR = "month", "year"
 """What it may be. A dataset whose table of columns does not say so was begun with years."""
+
+SPANS = {MONTH: len("2013-01"), YEAR: len("2013")}
+"""How much of a date stands in the name of a table."""
 
 _ATTEMPTS = 5
 
@@ -52,7 +62,7 @@ def create_table(
             Schema.from_arrow(schema),
             partition_by=partition_by,
             configuration={**_CONFIGURATION, **(properties or {})},
-            raise_if_key_not_exists=False,
+            raise_if_key_not_exists=not properties,
             # Of two creations at once delta-rs would commit the second as version 1, and its
             # columns would replace those of the first.
             commit_properties=CommitProperties(max_commit_retries=0),
@@ -87,6 +97,22 @@ def _columns(table: "DeltaTable") -> "dict[str, pa.DataType]":
     return {field.name: field.type for field in pa.schema(table.schema().to_arrow())}
 
 
+def table_folders(path: str) -> list[str]:
+    """The names of the tables of keys in a dataset's local folder."""
+    found = [log for span in SPANS for log in Path(path).glob(f"*=*/{span}=*/{LOG}")]
+    return sorted(log.parent.relative_to(path).as_posix() for log in found)
+
+
+def begun_with(path: str) -> str:
+    """What each table of a dataset holds of a key that has no table of columns to say so.
+
+    Nothing was committed to it yet; or, on a disk, that table is gone and the others are there.
+    """
+    if "://" in path:
+        return MONTH
+    return YEAR if any(f"/{YEAR}=" in name for name in table_folders(path)) else MONTH
+
+
 class ColumnTypes:
     """The columns that any table of a dataset ever had, as a Delta table without rows.
 
@@ -113,7 +139,7 @@ class ColumnTypes:
                 return None
             found = table.metadata().configuration
         said = found.get(LAYOUT) or YEAR
-        if said not in (MONTH, YEAR):
+        if said not in SPANS:
             raise RefusedError(
                 f"each table of the dataset of {self.path} holds a {said} of a key, says its "
                 f"property {LAYOUT}; this version of Signalbox knows {MONTH} and {YEAR}: work "
@@ -132,7 +158,9 @@ class ColumnTypes:
         from deltalake.exceptions import CommitFailedError
 
         for left in reversed(range(_ATTEMPTS)):
-            table = newest_table(self.path) or create_table(self.path, schema, [], {LAYOUT: MONTH})
+            table = newest_table(self.path) or create_table(
+                self.path, schema, [], {LAYOUT: begun_with(self.path.rpartition("/")[0])}
+            )
             schema_differs(self.path, table, schema)
             there = _columns(table)
             new = [f for f in Schema.from_arrow(schema).fields if f.name not in there]

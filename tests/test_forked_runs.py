@@ -238,8 +238,17 @@ def test_who_stands_back_takes_long_slices_and_so_do_its_threads() -> None:
 def test_where_the_kernel_does_not_hear_it_nothing_is_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("platform.machine", lambda: "vax")
+    with monkeypatch.context() as patch:
+        patch.setattr("platform.machine", lambda: "vax")
+        assert not take_slices(LONG_SLICE)
+        assert slice_taken() == 0
+
+    def forbidden(*_: object) -> int:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("os.sched_getscheduler", forbidden)
     assert not take_slices(LONG_SLICE)
+    monkeypatch.setitem(sys.modules, "ctypes", None)
     assert slice_taken() == 0
 
 

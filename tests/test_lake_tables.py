@@ -320,6 +320,20 @@ def test_tables_a_year_are_known_though_the_table_of_columns_is_gone(disk: Datas
     begun_with_years(disk)
     shutil.rmtree(Path(disk.path, "columns"))
     assert disk.table_name(NEW_YEAR[1]) == JFK_OF_YEARS[0]
+    other = PartitionKey(KEY.date, "LGA")
+    commit(disk, other)  # it is made again, and says so
+    assert Path(disk.path, "columns").exists()
+    assert Dataset(disk.path, "airport").span() == "year"
+    assert disk.stands(NEW_YEAR[1], 50)
+    assert list(disk.versions()) == [*JFK_OF_YEARS, "airport=LGA/year=2013"]
+
+
+def test_tables_a_year_beside_those_of_months_are_told_of(disk: Dataset) -> None:
+    """Of a version that knows years alone: nobody reads them, so nobody may count them."""
+    commit(disk, KEY)
+    commit(DatasetTable(f"{disk.path}/{JFK_OF_YEARS[0]}", "airport"), KEY)
+    with pytest.raises(RefusedError, match="holds tables a key and month, and others"):
+        disk.tables()
 
 
 def test_the_layout_is_known_without_the_beginning_of_a_log(dataset: Dataset) -> None:

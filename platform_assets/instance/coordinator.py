@@ -28,7 +28,7 @@ from resources.ledger.backfills import RUNNING, Backfills
 from resources.ledger.records import BackfillRecord
 
 HURRY = threading.Event()
-"""Set when this process has enqueued a run that does not stand back: the queue may look at once.
+"""Set when this process has enqueued a run, but one of a backfill: the queue looks at once.
 
 The daemon's sensors submit in its own process. Those of a backfill come by the hundred and wait for
 a slot of their lane anyway.

@@ -50,6 +50,9 @@ SENSOR_SECONDS = 1.0
 GATHER_SECONDS = 0.05
 """Between a run that is submitted and the look of the queue: a sensor submits several at once."""
 
+PAUSE_SECONDS = 0.25
+"""Between the beginnings of two looks of the queue, however many runs are submitted."""
+
 BEAT_SECONDS = 0.5
 """How often a daemon that waits says that it lives."""
 
@@ -182,7 +185,7 @@ class PromptQueueDaemon(QueuedRunCoordinatorDaemon):
                 if left <= 0 or HURRY.wait(min(left, BEAT_SECONDS)):
                     break
                 yield None
-            shutdown_event.wait(GATHER_SECONDS)
+            shutdown_event.wait(max(GATHER_SECONDS, PAUSE_SECONDS - (monotonic() - began)))
             yield None
 
 
