@@ -135,6 +135,11 @@ class Keeper:
         self._guard = threading.Lock()
         self._thread: threading.Thread | None = None
 
+    @property
+    def holds_any(self) -> bool:
+        """Whether others may be waiting for this process."""
+        return bool(self._held)
+
     @contextmanager
     def keep(self, lease: Lease, *, fences: bool = False) -> Iterator[Lease]:
         """Renew a lease until the block is left, then give it back.

@@ -27,6 +27,15 @@ class Progress(BaseModel):
     unfinished: frozenset[str]
 
 
+REQUESTED = "REQUESTED"
+"""Status of a backfill that goes on."""
+
+
+def can_wait(before: Mapping[str, Progress], now: Mapping[str, Progress]) -> bool:
+    """Whether nobody notices a later evaluation: none is new, and none is being ended."""
+    return all(name in before and now[name].status == REQUESTED for name in now)
+
+
 def is_due(
     before: Mapping[str, Progress], now: Mapping[str, Progress], seconds: float
 ) -> str | None:

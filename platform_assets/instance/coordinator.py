@@ -22,6 +22,7 @@ from platform_assets.domain.lanes import (
     lane_of,
     tags_of_lane,
 )
+from resources.giving_way import Way
 from resources.home import Home
 from resources.lanes import load_lanes
 from resources.ledger.backfills import RUNNING, Backfills
@@ -58,10 +59,25 @@ class LaneRunCoordinator(QueuedRunCoordinator[Any]):
             tagged = self._instance.get_run_by_id(run.run_id)
             assert tagged is not None, run.run_id
             run = tagged
+        if self._nice(run) == 0:
+            self._way.announce()
         submitted = super().submit_run(SubmitRunContext(run, context.workspace))
         if run.tags.get(LANE_TAG) != Lane.BACKFILL:
             HURRY.set()
         return submitted
+
+    def stands_back(self, run: DagsterRun) -> bool:
+        """Whether it is in a lane whose runs let others go first on their machine."""
+        return (self._nice(run) or 0) > 0
+
+    def _nice(self, run: DagsterRun) -> int | None:
+        """None: it is in no lane."""
+        lane = run.tags.get(LANE_TAG)
+        return self.lanes.nice(Lane(lane)) if lane in list(Lane) else None
+
+    @cached_property
+    def _way(self) -> Way:
+        return Way(Home.locate().root)
 
     def _record_size(self, run: DagsterRun) -> None:
         """Have the queue know the size of a backfill before the first of its runs is in it.

@@ -1,10 +1,11 @@
-"""How the kernel shares the cores of this machine between the runs of the lanes.
+"""How the runs of the lanes share the cores of this machine.
 
 Two things keep a run that is in a hurry from waiting for a core beside runs that are not. Those are
 nice, so they get little of a core that somebody else wants. And their slices are long: Linux (6.12
 and later) takes a core at once from a process with a longer slice than the one that wakes up, else
 it lets it finish its slice. A run wakes up hundreds of times, after each write to a database, and
-waiting a millisecond each time doubles what is short (`python -m benchmarks.wakeups`).
+waiting a millisecond each time doubles what is short (`python -m benchmarks.wakeups`). A third
+keeps it from being slowed by what runs on the other cores: `resources.giving_way`.
 """
 
 import os
@@ -31,7 +32,7 @@ _IN_THE_WAY = (OSError, AttributeError, ImportError)
 
 
 def stand_back(tags: "Mapping[str, str]", autogroup: str = "/proc/self/autogroup") -> None:
-    """Give way to the lanes that are in a hurry: this process, and every thread it will start.
+    """Give way to the lanes that are in a hurry: this process, and all that it will start.
 
     Each run is a session of its own, and Linux may weigh sessions first and processes within them
     only (autogroups): then the session has to stand back too. Lanes that cannot be read are said
@@ -39,13 +40,18 @@ def stand_back(tags: "Mapping[str, str]", autogroup: str = "/proc/self/autogroup
     """
     from platform_assets.domain.errors import SignalboxError
     from platform_assets.domain.lanes import LANE_TAG, Lane
+    from resources.giving_way import GIVES_WAY, Way
+    from resources.home import Home
     from resources.lanes import load_lanes
 
     nice = 0
     with suppress(SignalboxError, ValueError):
         nice = load_lanes().nice(Lane(tags.get(LANE_TAG, Lane.ADHOC)))
     if nice == 0:
+        with suppress(SignalboxError):
+            Way(Home.locate().root).enter()
         return
+    os.environ[GIVES_WAY] = "1"
     with suppress(OSError):
         os.nice(nice)
     take_slices(LONG_SLICE)
@@ -53,6 +59,22 @@ def stand_back(tags: "Mapping[str, str]", autogroup: str = "/proc/self/autogroup
         return  # somebody else's session, a terminal's
     with suppress(OSError), open(autogroup, "w") as file:  # noqa: PTH123 - no Path here
         file.write(str(nice))
+
+
+def step_aside() -> None:
+    """If this process stands back: let one in a hurry have the machine first, for a moment.
+
+    A termination that comes meanwhile, and is held back until the run begins, ends that.
+    """
+    from dagster._utils.interrupts import check_captured_interrupt
+
+    from platform_assets.domain.errors import SignalboxError
+    from resources.giving_way import Way, gives_way
+    from resources.home import Home
+
+    if gives_way():
+        with suppress(SignalboxError):
+            Way(Home.locate().root).step_aside(ended=check_captured_interrupt)
 
 
 def take_slices(nanoseconds: int) -> bool:

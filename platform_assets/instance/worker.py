@@ -76,7 +76,7 @@ def _execute(run_id: str, instance_ref: str) -> bool:
 
     from platform_assets.instance.compute_logs import write_files_only
     from platform_assets.instance.connections import keep_connections
-    from platform_assets.instance.scheduling import stand_back
+    from platform_assets.instance.scheduling import stand_back, step_aside
 
     write_files_only()
     keep_connections()
@@ -88,6 +88,7 @@ def _execute(run_id: str, instance_ref: str) -> bool:
             f"Run forked into process {os.getpid()}.", run, EngineEventData.in_process(os.getpid())
         )
         stand_back(run.tags)
+        step_aside()
         ended = False
         with suppress(Exception):  # each was written into the event log before it was raised
             job = recon_job_from_origin(run.job_code_origin)

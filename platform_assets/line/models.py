@@ -226,6 +226,7 @@ def _train(
         def on_round(step: int, metrics: Mapping[str, float]) -> None:
             rounds.append(dict(metrics))
             run.log_round(step, metrics)
+            services.step_aside()
 
         ranks = Ranks(services, partition, run_id, log)
         how: dict[str, Any] = {
@@ -236,7 +237,9 @@ def _train(
             **with_processes(trainer, ranks.processes),
             **course.argument(),
         }
+        services.step_aside()
         model = rows.fit(trainer, how)
+        services.step_aside()
         course.log_metrics(run)
         # What is registered stays: a run that was taken for dead shall add nothing any more.
         services.leases.require(lease)

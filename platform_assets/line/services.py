@@ -18,6 +18,7 @@ from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.stopwatch import Stopwatch
 from resources import processes
+from resources.giving_way import Way, gives_way
 from resources.home import Home
 from resources.lake import Dataset
 from resources.landing import LandingZone
@@ -213,6 +214,7 @@ class Services:
             LeaseTakenError: another run was at work on it for all of that time.
         """
         self.ran()
+        self.step_aside()
         lease = acquire(
             self.leases,
             f"{asset} {partition}" if partition else asset,
@@ -222,6 +224,12 @@ class Services:
         )
         with keeper(self.home.ledger_url).keep(lease, fences=True):
             yield lease
+
+    def step_aside(self) -> None:
+        """If this is a run that stands back: do nothing while one in a hurry needs the machine."""
+        if gives_way():
+            holding = keeper(self.home.ledger_url).holds_any
+            Way(self.home.root).step_aside(self.tell, holding=holding)
 
     def record(
         self,

@@ -1,0 +1,333 @@
+"""Runs that stand back do nothing while one in a hurry is at work, for a while and holding nothing.
+
+What that is worth is measured: `python -m benchmarks.daily_lane`.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster._core.run_coordinator import SubmitRunContext
+from dagster._core.test_utils import create_run_for_test
+
+from platform_assets.domain.giving_way import (
+    ANNOUNCED_SECONDS,
+    HOLDING_SECONDS,
+    STEP_ASIDE_SECONDS,
+    why_step_aside,
+)
+from platform_assets.domain.lanes import LANE_TAG, Lane
+from platform_assets.domain.partition import PartitionKey
+from platform_assets.domain.ticks import REQUESTED, Progress, can_wait
+from platform_assets.instance.daemon import PromptQueueDaemon
+from platform_assets.instance.scheduling import step_aside
+from platform_assets.line.features import build_features
+from platform_assets.line.models import train_model
+from resources import giving_way
+from resources.giving_way import FILE, GIVES_WAY, Way
+from resources.home import Home
+from tests.small import Templates, copied
+from tests.test_forked_runs import Yard, until
+from tests.test_own_daemon import BY_LANE, ORIGIN
+
+LIVES = (
+    "import sys, time; from pathlib import Path; from resources.giving_way import Way;"
+    "Way(Path(sys.argv[1])).enter(); print('in', flush=True); time.sleep(600)"
+)
+A_WHILE = 0.5
+"""Seconds after which what was free to go on would have: it has nothing else to do."""
+
+LONG_AGO = time.time() - 10 * STEP_ASIDE_SECONDS
+
+
+@contextmanager
+def in_a_hurry(root: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that is, until it is killed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", LIVES, str(root)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def begin(way: Way, tell: Callable[[str], None] = lambda _: None) -> threading.Thread:
+    thread = threading.Thread(target=way.step_aside, args=(tell,), daemon=True)
+    thread.start()
+    return thread
+
+
+def waits(way: Way) -> bool:
+    """Whether who steps aside is still at it after a while."""
+    thread = begin(way)
+    thread.join(A_WHILE)
+    return thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("at_work", "age", "waited", "expected"),
+    [
+        (False, 600, 0, None),
+        (False, ANNOUNCED_SECONDS, 0, None),
+        (False, 0, 0, "submitted"),
+        (False, 0, STEP_ASIDE_SECONDS, None),
+        (False, -5, 0, None),  # the clock was set back: nobody is known to come
+        (True, 0, 0, "at work"),
+        (True, STEP_ASIDE_SECONDS - 1, 0, "at work"),
+        (True, STEP_ASIDE_SECONDS, 0, None),  # it works for long
+        (True, -5, 0, "at work"),
+        (True, -5, STEP_ASIDE_SECONDS, None),  # nor is it waited for by such a clock
+        (True, -STEP_ASIDE_SECONDS, 0, None),
+    ],
+)
+def test_when_it_is_stepped_aside(
+    at_work: bool, age: float, waited: float, expected: str | None
+) -> None:
+    found = why_step_aside(at_work=at_work, age=age, waited=waited)
+    assert found is None if expected is None else expected in str(found)
+
+
+def test_who_holds_something_steps_aside_for_a_moment() -> None:
+    """The run in a hurry may be waiting for it."""
+    assert HOLDING_SECONDS < STEP_ASIDE_SECONDS
+    for age, waited in ((HOLDING_SECONDS, 0), (0, HOLDING_SECONDS)):
+        assert why_step_aside(at_work=True, age=age, waited=waited)
+        assert why_step_aside(at_work=True, age=age, waited=waited, holding=True) is None
+    assert why_step_aside(at_work=True, age=0, holding=True)
+
+
+def test_who_stands_back_waits_for_who_is_in_a_hurry_until_that_is_killed(tmp_path: Path) -> None:
+    way, told = Way(tmp_path), list[str]()
+    assert not way.at_work()
+    assert way.step_aside(told.append) < STEP_ASIDE_SECONDS
+    with in_a_hurry(tmp_path) as first, in_a_hurry(tmp_path) as second:
+        assert way.at_work()
+        waiting = begin(way, told.append)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        waiting.join(ANNOUNCED_SECONDS + A_WHILE)
+        assert waiting.is_alive(), "the second is still at work"
+        second.send_signal(signal.SIGKILL)
+        waiting.join(STEP_ASIDE_SECONDS / 2)
+        assert not waiting.is_alive()
+    assert not way.at_work()
+    assert len(told) == 1
+    assert "a run in a hurry is at work on this machine" in told[0]
+
+
+def test_nobody_waits_for_those_who_look(tmp_path: Path) -> None:
+    """Whoever looks takes no lock: else a process that is nice could hold up one in a hurry."""
+    way, ended = Way(tmp_path), threading.Event()
+    way.announce()
+    seen: list[bool] = []
+
+    def look() -> None:
+        while not ended.is_set():
+            seen.append(way.at_work())
+
+    threads = [threading.Thread(target=look) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(seen) > 1000, "looks")
+    assert not any(seen), "they are taken for one in a hurry by each other"
+    with in_a_hurry(tmp_path):
+        until(lambda: seen[-1], "it to be seen")
+    ended.set()
+    for thread in threads:
+        thread.join()
+
+
+def test_one_that_works_for_long_is_not_waited_for(tmp_path: Path) -> None:
+    with in_a_hurry(tmp_path):
+        assert waits(Way(tmp_path))
+        os.utime(tmp_path / FILE, (LONG_AGO, LONG_AGO))
+        assert Way(tmp_path).at_work()
+        assert Way(tmp_path).step_aside() < STEP_ASIDE_SECONDS / 2
+
+
+def test_one_that_was_submitted_is_waited_for_and_not_for_long(tmp_path: Path) -> None:
+    way = Way(tmp_path)
+    way.announce()
+    assert waits(way)
+    until(lambda: not waits(way), "it to be given up")
+
+
+@pytest.mark.parametrize("locking", ["refused", "unknown"])
+@pytest.mark.parametrize("folder", ["there", "none"])
+def test_where_files_are_not_locked_nobody_is_in_a_hurry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locking: str, folder: str
+) -> None:
+    (tmp_path / "there").mkdir()
+    for name in ("F_OFD_SETLK", "F_OFD_GETLK"):
+        if locking == "refused":
+            monkeypatch.setattr(giving_way.fcntl, name, -1)
+        else:
+            monkeypatch.delattr(giving_way.fcntl, name)
+    way = Way(tmp_path / folder)
+    way.announce()
+    way.enter()
+    assert not way.at_work()
+    assert way.step_aside() < STEP_ASIDE_SECONDS
+
+
+def test_it_is_stepped_aside_before_a_partition_and_within_a_training(
+    shared_folder: Path, home_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aside: list[bool] = []
+
+    def noted(*_: Any, holding: bool = False) -> float:
+        aside.append(holding)
+        return 0.0
+
+    monkeypatch.setattr(Way, "step_aside", noted)
+    with copied(Templates(shared_folder, home_template).models, tmp_path) as line:
+        features, day = PartitionKey.parse("JFK|2013-01-04"), PartitionKey.parse("2013-01-04")
+        again = replace(line.services, restate="again")
+        build_features(again, features, "first")
+        assert not aside, "not a run that stands back"
+        monkeypatch.setenv(GIVES_WAY, "1")
+        build_features(again, features, "backfill")
+        assert aside == [False]
+        with line.services.claim("flights/champion", None, "backfill"):
+            build_features(again, features, "backfill")
+        assert aside == [False, False, True]
+        aside.clear()
+        train_model(again, day, "backfill", lane="backfill")
+        rounds = int(line.services.spec.model.parameters["num_boost_round"])
+        assert aside == [False, *[True] * (rounds + 2)]
+
+
+def test_a_process_steps_aside_only_if_its_run_stands_back(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Path] = []
+    monkeypatch.setattr(Way, "step_aside", lambda self, **_: calls.append(self._path))
+    step_aside()
+    assert not calls
+    monkeypatch.setenv(GIVES_WAY, "1")
+    step_aside()
+    assert calls == [home.root / FILE]
+
+
+class Queue(PromptQueueDaemon):
+    """Its choice alone."""
+
+    def chosen(self, instance: dg.DagsterInstance) -> set[str]:
+        config = instance.get_concurrency_config()
+        runs = self._get_runs_to_dequeue(instance, config, fixed_iteration_time=None)
+        return {run.tags[LANE_TAG] for run in runs}
+
+
+def test_the_queue_starts_nothing_that_would_only_step_aside(home: Home) -> None:
+    queue, every = Queue(interval_seconds=1), {lane.value for lane in Lane}
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        for lane in Lane:
+            create_run_for_test(
+                instance,
+                status=dg.DagsterRunStatus.QUEUED,
+                tags={LANE_TAG: lane.value, **BY_LANE[lane]},
+                remote_job_origin=ORIGIN,
+            )
+        assert queue.chosen(instance) == every
+        with in_a_hurry(home.root):
+            assert queue.chosen(instance) == {Lane.DAILY, Lane.ADHOC}
+            os.utime(home.root / FILE, (LONG_AGO, LONG_AGO))
+            assert queue.chosen(instance) == every
+    with dg.instance_for_test() as plain:
+        create_run_for_test(
+            plain,
+            status=dg.DagsterRunStatus.QUEUED,
+            tags={LANE_TAG: Lane.BACKFILL.value},
+            remote_job_origin=ORIGIN,
+        )
+        Way(home.root).announce()
+        assert queue.chosen(plain) == {Lane.BACKFILL}, "not a queue with lanes"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        ({}, {"a": REQUESTED}, False),  # somebody has just launched it
+        ({"a": REQUESTED}, {"a": REQUESTED}, True),
+        ({"a": REQUESTED}, {"a": "CANCELING"}, False),
+        ({"a": REQUESTED}, {"a": REQUESTED, "b": REQUESTED}, False),
+        ({"a": REQUESTED, "b": REQUESTED}, {"a": REQUESTED}, True),
+    ],
+)
+def test_which_evaluation_of_backfills_can_wait(
+    before: dict[str, str], now: dict[str, str], expected: bool
+) -> None:
+    def looked(found: dict[str, str]) -> dict[str, Progress]:
+        return {
+            name: Progress(status=status, queued=0, unfinished=frozenset())
+            for name, status in found.items()
+        }
+
+    assert can_wait(looked(before), looked(now)) == expected
+
+
+@pytest.fixture
+def yard(home: Home, tmp_path: Path) -> Iterator[Yard]:
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        yield Yard(instance, tmp_path)
+        (tmp_path / "enough").touch()
+
+
+@pytest.mark.embedded
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux")
+def test_a_run_of_a_backfill_begins_once_todays_has_ended(yard: Yard, home: Home) -> None:
+    backfills = {LANE_TAG: Lane.BACKFILL.value}
+    first = yard.launch("waiting", backfills)
+    yard.running(first)
+    assert not Way(home.root).at_work(), "a backfill's is not in a hurry"
+    today = yard.launch("waiting", {LANE_TAG: Lane.DAILY.value})
+    yard.running(today)
+    assert Way(home.root).at_work()
+    second = yard.launch("waiting", backfills)
+    until(lambda: "Run forked into" in yard.messages(second), "the second to be forked")
+    time.sleep(A_WHILE)
+    assert yard.now(second).status is dg.DagsterRunStatus.STARTING
+    assert yard.now(first).status is dg.DagsterRunStatus.STARTED, "it is not stopped"
+    assert yard.launcher.terminate(today.run_id)
+    assert yard.ended(today) == "CANCELED"
+    yard.running(second)
+    third = yard.launch("waiting", backfills)
+    yard.running(third)
+
+
+@pytest.mark.embedded
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux")
+def test_a_run_that_steps_aside_can_be_terminated(yard: Yard, home: Home) -> None:
+    with in_a_hurry(home.root):
+        run = yard.launch("waiting", {LANE_TAG: Lane.BACKFILL.value})
+        until(lambda: "Run forked into" in yard.messages(run), "it to be forked")
+        assert yard.launcher.terminate(run.run_id)
+        assert yard.ended(run) == "CANCELED"
+        assert Way(home.root).why_not(), "it was not waited for"
+
+
+@pytest.mark.parametrize("lane", Lane)
+def test_what_is_in_a_hurry_is_announced_as_it_is_submitted(home: Home, lane: Lane) -> None:
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        run = create_run_for_test(
+            instance,
+            status=dg.DagsterRunStatus.NOT_STARTED,
+            tags={LANE_TAG: lane.value, "dagster/partition": "2013-01-05", **BY_LANE[lane]},
+            remote_job_origin=ORIGIN,
+        )
+        instance.run_coordinator.submit_run(SubmitRunContext(run, None))  # type: ignore[union-attr, arg-type]
+    assert (home.root / FILE).exists() == (lane in (Lane.DAILY, Lane.ADHOC))
