@@ -132,13 +132,14 @@ class Keeper:
     def __init__(self, leases: Leases) -> None:
         self._leases = leases
         self._held: dict[str, Lease] = {}
+        self._fencing = 0
         self._guard = threading.Lock()
         self._thread: threading.Thread | None = None
 
     @property
-    def holds_any(self) -> bool:
-        """Whether others may be waiting for this process."""
-        return bool(self._held)
+    def holds_work(self) -> bool:
+        """Whether others may be waiting for what this process works on; a slot is no such thing."""
+        return self._fencing > 0
 
     @contextmanager
     def keep(self, lease: Lease, *, fences: bool = False) -> Iterator[Lease]:
@@ -151,6 +152,7 @@ class Keeper:
         """
         clean = not (fences and lease.after_crash)
         with self._guard:
+            self._fencing += fences
             self._held[lease.resource] = lease
             if self._thread is None:
                 self._thread = threading.Thread(target=self._renew, name="leases", daemon=True)
@@ -160,6 +162,7 @@ class Keeper:
             clean = True
         finally:
             with self._guard:
+                self._fencing -= fences
                 self._held.pop(lease.resource, None)
             if clean:
                 # Whoever waits finds out by itself that it is not renewed any more.

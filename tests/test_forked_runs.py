@@ -110,6 +110,13 @@ def instance(
 ) -> Iterator[dg.DagsterInstance]:
     root = tmp_path_factory.mktemp("yard") / "home"
     shutil.copytree(home_template, root)
+    # No home of their own: none of these runs is in a hurry, nor steps aside.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIGNALBOX_HOME", str(root / "none"))
+        yield from _opened(root)
+
+
+def _opened(root: Path) -> Iterator[dg.DagsterInstance]:
     with dg.DagsterInstance.from_config(str(Home.locate(root).dagster)) as found:
         yield found
 

@@ -3,6 +3,7 @@
 What that is worth is measured: `python -m benchmarks.daily_lane`.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -20,13 +21,16 @@ import pytest
 from dagster._core.run_coordinator import SubmitRunContext
 from dagster._core.test_utils import create_run_for_test
 
+from platform_assets.domain.errors import HomeError
 from platform_assets.domain.giving_way import (
     ANNOUNCED_SECONDS,
-    HOLDING_SECONDS,
-    STEP_ASIDE_SECONDS,
+    MOST_HOLDING_SECONDS,
+    MOST_SECONDS,
+    RECOVERS,
+    YOUNG_SECONDS,
     why_step_aside,
 )
-from platform_assets.domain.lanes import LANE_TAG, Lane
+from platform_assets.domain.lanes import LANE_TAG, PRIORITY_TAG, Lane
 from platform_assets.domain.partition import PartitionKey
 from platform_assets.domain.ticks import REQUESTED, Progress, can_wait
 from platform_assets.instance.daemon import PromptQueueDaemon
@@ -34,8 +38,10 @@ from platform_assets.instance.scheduling import step_aside
 from platform_assets.line.features import build_features
 from platform_assets.line.models import train_model
 from resources import giving_way
-from resources.giving_way import FILE, GIVES_WAY, Way
+from resources.giving_way import FILE, FREE, GIVES_WAY, HOLDING, Patience, Way
 from resources.home import Home
+from resources.lanes import load_lanes
+from resources.slots import slot
 from tests.small import Templates, copied
 from tests.test_forked_runs import Yard, until
 from tests.test_own_daemon import BY_LANE, ORIGIN
@@ -47,7 +53,7 @@ LIVES = (
 A_WHILE = 0.5
 """Seconds after which what was free to go on would have: it has nothing else to do."""
 
-LONG_AGO = time.time() - 10 * STEP_ASIDE_SECONDS
+LONG_AGO = time.time() - 10 * YOUNG_SECONDS
 
 
 @contextmanager
@@ -66,7 +72,7 @@ def in_a_hurry(root: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def begin(way: Way, tell: Callable[[str], None] = lambda _: None) -> threading.Thread:
-    thread = threading.Thread(target=way.step_aside, args=(tell,), daemon=True)
+    thread = threading.Thread(target=way.step_aside, args=(Patience(), tell), daemon=True)
     thread.start()
     return thread
 
@@ -79,41 +85,47 @@ def waits(way: Way) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("at_work", "age", "waited", "expected"),
+    ("at_work", "age", "patience", "expected"),
     [
-        (False, 600, 0, None),
-        (False, ANNOUNCED_SECONDS, 0, None),
-        (False, 0, 0, "submitted"),
-        (False, 0, STEP_ASIDE_SECONDS, None),
-        (False, -5, 0, None),  # the clock was set back: nobody is known to come
-        (True, 0, 0, "at work"),
-        (True, STEP_ASIDE_SECONDS - 1, 0, "at work"),
-        (True, STEP_ASIDE_SECONDS, 0, None),  # it works for long
-        (True, -5, 0, "at work"),
-        (True, -5, STEP_ASIDE_SECONDS, None),  # nor is it waited for by such a clock
-        (True, -STEP_ASIDE_SECONDS, 0, None),
+        (False, 600, 1, None),
+        (False, ANNOUNCED_SECONDS, 1, None),
+        (False, 0, 1, "submitted"),
+        (False, 0, 0, None),
+        (False, -5, 1, None),  # the clock was set back: nobody is known to come
+        (True, 0, 1, "at work"),
+        (True, YOUNG_SECONDS - 1, 1, "at work"),
+        (True, YOUNG_SECONDS, 1, None),  # it works for long
+        (True, 0, 0, None),
+        (True, -5, 1, "at work"),
+        (True, -YOUNG_SECONDS, 1, None),  # nor is it waited for by such a clock
     ],
 )
 def test_when_it_is_stepped_aside(
-    at_work: bool, age: float, waited: float, expected: str | None
+    at_work: bool, age: float, patience: float, expected: str | None
 ) -> None:
-    found = why_step_aside(at_work=at_work, age=age, waited=waited)
+    found = why_step_aside(at_work=at_work, age=age, patience=patience)
     assert found is None if expected is None else expected in str(found)
 
 
-def test_who_holds_something_steps_aside_for_a_moment() -> None:
-    """The run in a hurry may be waiting for it."""
-    assert HOLDING_SECONDS < STEP_ASIDE_SECONDS
-    for age, waited in ((HOLDING_SECONDS, 0), (0, HOLDING_SECONDS)):
-        assert why_step_aside(at_work=True, age=age, waited=waited)
-        assert why_step_aside(at_work=True, age=age, waited=waited, holding=True) is None
-    assert why_step_aside(at_work=True, age=0, holding=True)
+@pytest.mark.parametrize("most", [MOST_SECONDS, MOST_HOLDING_SECONDS])
+def test_a_stream_of_runs_in_a_hurry_takes_a_fifth_of_the_time(tmp_path: Path, most: float) -> None:
+    """One is submitted every second, for an hour; who holds a lease has the less patience."""
+    now = 0.0
+    patience, stood = Patience(most, lambda: now), 0
+    way = Way(tmp_path)
+    for _ in range(3600):
+        way.announce()
+        stood += way.why_not(patience) is not None
+        now += 1
+    assert most < stood <= most + RECOVERS / (1 + RECOVERS) * 3600 + 2
+    now += most / RECOVERS
+    assert patience.left() == most, "and all of it comes back"
 
 
 def test_who_stands_back_waits_for_who_is_in_a_hurry_until_that_is_killed(tmp_path: Path) -> None:
     way, told = Way(tmp_path), list[str]()
     assert not way.at_work()
-    assert way.step_aside(told.append) < STEP_ASIDE_SECONDS
+    assert way.step_aside(Patience(), told.append) < YOUNG_SECONDS
     with in_a_hurry(tmp_path) as first, in_a_hurry(tmp_path) as second:
         assert way.at_work()
         waiting = begin(way, told.append)
@@ -122,7 +134,7 @@ def test_who_stands_back_waits_for_who_is_in_a_hurry_until_that_is_killed(tmp_pa
         waiting.join(ANNOUNCED_SECONDS + A_WHILE)
         assert waiting.is_alive(), "the second is still at work"
         second.send_signal(signal.SIGKILL)
-        waiting.join(STEP_ASIDE_SECONDS / 2)
+        waiting.join(YOUNG_SECONDS / 2)
         assert not waiting.is_alive()
     assert not way.at_work()
     assert len(told) == 1
@@ -139,16 +151,18 @@ def test_nobody_waits_for_those_who_look(tmp_path: Path) -> None:
         while not ended.is_set():
             seen.append(way.at_work())
 
-    threads = [threading.Thread(target=look) for _ in range(3)]
+    threads = [threading.Thread(target=look, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
-    until(lambda: len(seen) > 1000, "looks")
-    assert not any(seen), "they are taken for one in a hurry by each other"
-    with in_a_hurry(tmp_path):
-        until(lambda: seen[-1], "it to be seen")
-    ended.set()
-    for thread in threads:
-        thread.join()
+    try:
+        until(lambda: len(seen) > 1000, "looks")
+        assert not any(seen), "they are taken for one in a hurry by each other"
+        with in_a_hurry(tmp_path):
+            until(lambda: seen[-1], "it to be seen")
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_one_that_works_for_long_is_not_waited_for(tmp_path: Path) -> None:
@@ -156,13 +170,17 @@ def test_one_that_works_for_long_is_not_waited_for(tmp_path: Path) -> None:
         assert waits(Way(tmp_path))
         os.utime(tmp_path / FILE, (LONG_AGO, LONG_AGO))
         assert Way(tmp_path).at_work()
-        assert Way(tmp_path).step_aside() < STEP_ASIDE_SECONDS / 2
+        assert Way(tmp_path).step_aside(Patience()) < YOUNG_SECONDS / 2
 
 
-def test_one_that_was_submitted_is_waited_for_and_not_for_long(tmp_path: Path) -> None:
+def test_one_that_was_submitted_is_waited_for_and_not_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     way = Way(tmp_path)
-    way.announce()
-    assert waits(way)
+    with monkeypatch.context() as patch:
+        patch.setattr("platform_assets.domain.giving_way.ANNOUNCED_SECONDS", 60.0)
+        way.announce()
+        assert waits(way)
     until(lambda: not waits(way), "it to be given up")
 
 
@@ -181,17 +199,17 @@ def test_where_files_are_not_locked_nobody_is_in_a_hurry(
     way.announce()
     way.enter()
     assert not way.at_work()
-    assert way.step_aside() < STEP_ASIDE_SECONDS
+    assert way.step_aside(Patience()) < YOUNG_SECONDS
 
 
 def test_it_is_stepped_aside_before_a_partition_and_within_a_training(
     shared_folder: Path, home_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    aside: list[bool] = []
+    aside: list[Patience] = []
 
-    def noted(*_: Any, holding: bool = False) -> float:
-        aside.append(holding)
-        return 0.0
+    def noted(_: Way, patience: Patience, tell: object) -> float:
+        aside.append(patience)
+        return 1000.0
 
     monkeypatch.setattr(Way, "step_aside", noted)
     with copied(Templates(shared_folder, home_template).models, tmp_path) as line:
@@ -200,22 +218,25 @@ def test_it_is_stepped_aside_before_a_partition_and_within_a_training(
         build_features(again, features, "first")
         assert not aside, "not a run that stands back"
         monkeypatch.setenv(GIVES_WAY, "1")
-        build_features(again, features, "backfill")
-        assert aside == [False]
-        with line.services.claim("flights/champion", None, "backfill"):
+        with slot(line.home.ledger_url, load_lanes(), Lane.BACKFILL, "backfill"):
             build_features(again, features, "backfill")
-        assert aside == [False, False, True]
-        aside.clear()
-        train_model(again, day, "backfill", lane="backfill")
-        rounds = int(line.services.spec.model.parameters["num_boost_round"])
-        assert aside == [False, *[True] * (rounds + 2)]
+            assert aside == [FREE, FREE], "before and after, and nobody waits for its slot"
+            with line.services.claim("flights/champion", None, "backfill"):
+                build_features(again, features, "backfill")
+            assert aside == [FREE, FREE, FREE, HOLDING, HOLDING, FREE]
+            aside.clear()
+            train_model(again, day, "backfill", lane="backfill")
+            rounds = int(line.services.spec.model.parameters["num_boost_round"])
+            assert aside == [FREE, *[HOLDING] * (rounds + 2), FREE]
+        cost = line.history("model", "2013-01-04")[-1].detail["cost"]
+        assert cost["seconds"] < 1000, "it did nothing meanwhile, and was not at work for longer"
 
 
 def test_a_process_steps_aside_only_if_its_run_stands_back(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Path] = []
-    monkeypatch.setattr(Way, "step_aside", lambda self, **_: calls.append(self._path))
+    monkeypatch.setattr(Way, "step_aside", lambda self, *_: calls.append(self._path))
     step_aside()
     assert not calls
     monkeypatch.setenv(GIVES_WAY, "1")
@@ -226,36 +247,60 @@ def test_a_process_steps_aside_only_if_its_run_stands_back(
 class Queue(PromptQueueDaemon):
     """Its choice alone."""
 
-    def chosen(self, instance: dg.DagsterInstance) -> set[str]:
+    def chosen(self, instance: dg.DagsterInstance) -> list[str]:
         config = instance.get_concurrency_config()
         runs = self._get_runs_to_dequeue(instance, config, fixed_iteration_time=None)
-        return {run.tags[LANE_TAG] for run in runs}
+        return [run.tags[LANE_TAG] for run in runs]
 
 
-def test_the_queue_starts_nothing_that_would_only_step_aside(home: Home) -> None:
-    queue, every = Queue(interval_seconds=1), {lane.value for lane in Lane}
+def queued(instance: dg.DagsterInstance, lane: Lane, status: str = "QUEUED") -> None:
+    create_run_for_test(
+        instance,
+        status=dg.DagsterRunStatus(status),
+        tags={LANE_TAG: lane.value, PRIORITY_TAG: str(load_lanes().priority(lane))},
+        remote_job_origin=ORIGIN,
+    )
+
+
+def test_the_queue_starts_nothing_that_would_only_step_aside(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
         for lane in Lane:
-            create_run_for_test(
-                instance,
-                status=dg.DagsterRunStatus.QUEUED,
-                tags={LANE_TAG: lane.value, **BY_LANE[lane]},
-                remote_job_origin=ORIGIN,
-            )
-        assert queue.chosen(instance) == every
+            queued(instance, lane)
+        every, queue = set(Lane), Queue(interval_seconds=1)
+        assert set(queue.chosen(instance)) == every
         with in_a_hurry(home.root):
-            assert queue.chosen(instance) == {Lane.DAILY, Lane.ADHOC}
+            assert set(queue.chosen(instance)) == {Lane.DAILY, Lane.ADHOC}
+            impatient = Queue(interval_seconds=1)
+            impatient._patience = Patience(0.0)
+            assert set(impatient.chosen(instance)) == every, "not for good"
+            with monkeypatch.context() as patch:
+                patch.setenv("SIGNALBOX_HOME", "")
+                patch.setattr(Home, "locate", refuse)
+                assert set(queue.chosen(instance)) == every, "the queue has to go on"
             os.utime(home.root / FILE, (LONG_AGO, LONG_AGO))
-            assert queue.chosen(instance) == every
+            assert set(queue.chosen(instance)) == every
     with dg.instance_for_test() as plain:
-        create_run_for_test(
-            plain,
-            status=dg.DagsterRunStatus.QUEUED,
-            tags={LANE_TAG: Lane.BACKFILL.value},
-            remote_job_origin=ORIGIN,
-        )
+        queued(plain, Lane.BACKFILL)
         Way(home.root).announce()
-        assert queue.chosen(plain) == {Lane.BACKFILL}, "not a queue with lanes"
+        assert Queue(interval_seconds=1).chosen(plain) == [Lane.BACKFILL], "not one with lanes"
+
+
+def refuse(*_: Any) -> Home:
+    raise HomeError("no home")
+
+
+def test_what_the_queue_leaves_out_takes_no_slot(home: Home) -> None:
+    """A late run stands before a click by its priority: the last free slot would be nobody's."""
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        for _ in range(load_lanes().slots - 1):
+            queued(instance, Lane.DAILY, "STARTED")
+        queued(instance, Lane.LATE)
+        queued(instance, Lane.ADHOC)
+        assert Queue(interval_seconds=1).chosen(instance) == [Lane.LATE]
+        with in_a_hurry(home.root):
+            assert Queue(interval_seconds=1).chosen(instance) == [Lane.ADHOC]
 
 
 @pytest.mark.parametrize(
@@ -300,11 +345,13 @@ def test_a_run_of_a_backfill_begins_once_todays_has_ended(yard: Yard, home: Home
     second = yard.launch("waiting", backfills)
     until(lambda: "Run forked into" in yard.messages(second), "the second to be forked")
     time.sleep(A_WHILE)
+    Way(home.root).announce()  # else nobody steps aside any more on a machine that is slow
     assert yard.now(second).status is dg.DagsterRunStatus.STARTING
     assert yard.now(first).status is dg.DagsterRunStatus.STARTED, "it is not stopped"
     assert yard.launcher.terminate(today.run_id)
     assert yard.ended(today) == "CANCELED"
     yard.running(second)
+    assert "It stepped aside for" in yard.messages(second)
     third = yard.launch("waiting", backfills)
     yard.running(third)
 
@@ -312,12 +359,63 @@ def test_a_run_of_a_backfill_begins_once_todays_has_ended(yard: Yard, home: Home
 @pytest.mark.embedded
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux")
 def test_a_run_that_steps_aside_can_be_terminated(yard: Yard, home: Home) -> None:
+    yard.zygote()
     with in_a_hurry(home.root):
         run = yard.launch("waiting", {LANE_TAG: Lane.BACKFILL.value})
         until(lambda: "Run forked into" in yard.messages(run), "it to be forked")
+        time.sleep(A_WHILE)
+        assert yard.now(run).status is dg.DagsterRunStatus.STARTING
         assert yard.launcher.terminate(run.run_id)
         assert yard.ended(run) == "CANCELED"
-        assert Way(home.root).why_not(), "it was not waited for"
+        assert Way(home.root).why_not(Patience()), "it was not waited for"
+
+
+def test_what_a_run_in_a_hurry_leaves_behind_is_not_in_a_hurry(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time; from pathlib import Path; from resources.giving_way import Way;"
+        "Way(Path(sys.argv[1])).enter(); os.fork() or time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], start_new_session=True)
+    try:
+        assert process.wait(60) == 0
+        assert not Way(tmp_path).at_work()
+        os.killpg(process.pid, 0)  # the child lives
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("tags", "enters"),
+    [
+        ({LANE_TAG: "daily"}, True),
+        ({LANE_TAG: "late"}, False),
+        ({}, True),
+        (BY_LANE[Lane.BACKFILL], False),  # queued before there were lanes
+    ],
+)
+def test_who_is_in_a_hurry(home: Home, tags: dict[str, str], enters: bool) -> None:
+    assert entered(home, tags) == enters
+
+
+def test_who_cannot_tell_is_not(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIGNALBOX_LANES", str(home.root / "none.yaml"))
+    assert not entered(home, {LANE_TAG: "daily"})
+
+
+def entered(home: Home, tags: dict[str, str]) -> bool:
+    code = (
+        "import json, sys; from platform_assets.instance.scheduling import stand_back;"
+        "stand_back(json.loads(sys.argv[1])); print('in', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(tags)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in\n"
+        return Way(home.root).at_work()
 
 
 @pytest.mark.parametrize("lane", Lane)

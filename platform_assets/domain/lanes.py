@@ -277,6 +277,12 @@ def lane_of(tags: Mapping[str, str], parent: Parent | None = None) -> Lane:
     return assign_lane(origin_of(tags, parent), tags.get(LANE_TAG)).lane
 
 
+def lane_given(tags: Mapping[str, str]) -> Lane:
+    """The lane that the queue has given a run; what it would give one that it has not seen."""
+    given = tags.get(LANE_TAG)
+    return Lane(given) if given in list(Lane) else lane_of(tags)
+
+
 def tags_of_lane(
     lanes: Lanes, tags: Mapping[str, str], assets: Iterable[str], parent: Parent | None = None
 ) -> dict[str, str]:

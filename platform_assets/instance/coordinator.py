@@ -1,6 +1,7 @@
 """The queue's door: each run is given its lane before it is enqueued, whoever launched it."""
 
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -9,6 +10,7 @@ import dagster as dg
 from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
 from dagster._core.storage.dagster_run import DagsterRun
 
+from platform_assets.domain.errors import SignalboxError
 from platform_assets.domain.lane_limits import size_of
 from platform_assets.domain.lanes import (
     AUTO_RETRY_TAG,
@@ -19,6 +21,7 @@ from platform_assets.domain.lanes import (
     Lane,
     Lanes,
     Parent,
+    lane_given,
     lane_of,
     tags_of_lane,
 )
@@ -59,8 +62,9 @@ class LaneRunCoordinator(QueuedRunCoordinator[Any]):
             tagged = self._instance.get_run_by_id(run.run_id)
             assert tagged is not None, run.run_id
             run = tagged
-        if self._nice(run) == 0:
-            self._way.announce()
+        if not self.stands_back(run):
+            with suppress(SignalboxError):
+                Way(Home.locate().root).announce()
         submitted = super().submit_run(SubmitRunContext(run, context.workspace))
         if run.tags.get(LANE_TAG) != Lane.BACKFILL:
             HURRY.set()
@@ -68,16 +72,10 @@ class LaneRunCoordinator(QueuedRunCoordinator[Any]):
 
     def stands_back(self, run: DagsterRun) -> bool:
         """Whether it is in a lane whose runs let others go first on their machine."""
-        return (self._nice(run) or 0) > 0
-
-    def _nice(self, run: DagsterRun) -> int | None:
-        """None: it is in no lane."""
-        lane = run.tags.get(LANE_TAG)
-        return self.lanes.nice(Lane(lane)) if lane in list(Lane) else None
-
-    @cached_property
-    def _way(self) -> Way:
-        return Way(Home.locate().root)
+        try:
+            return self.lanes.nice(lane_given(run.tags)) > 0
+        except SignalboxError:
+            return False  # the lanes cannot be read; where it claims its slot that is said
 
     def _record_size(self, run: DagsterRun) -> None:
         """Have the queue know the size of a backfill before the first of its runs is in it.

@@ -12,7 +12,7 @@ instance/migrations.py.) Dagster's own daemon does the same work, later. The com
 import logging
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -31,13 +31,14 @@ from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import (
 from dagster._daemon.sensor import execute_sensor_iteration
 from dagster._daemon.utils import DaemonErrorCapture
 
+from platform_assets.domain.errors import SignalboxError
 from platform_assets.domain.ticks import FEW_QUEUED, Progress, can_wait, is_due
 from platform_assets.instance.connections import SHARED, keep_connections
 from platform_assets.instance.coordinator import HURRY, LaneRunCoordinator
 from platform_assets.instance.forked import launcher_of
 from platform_assets.instance.migrations import remember_migrations
 from platform_assets.instance.nursery import CannotForkError
-from resources.giving_way import Way
+from resources.giving_way import Patience, Way
 from resources.home import Home
 
 if TYPE_CHECKING:
@@ -49,8 +50,9 @@ TICK_SECONDS = 2.0
 SENSOR_SECONDS = 1.0
 """How often it is looked which sensors are due: a tick begins that much late at the most."""
 
-GATHER_SECONDS = 0.05
-"""Between a run that is submitted and the look of the queue: a sensor submits several at once."""
+GATHER_SECONDS = 0.1
+"""Between a run that is submitted and the look of the queue: a sensor submits several at once, and
+what comes during a look waits for it, and for the launches, before the next."""
 
 SWITCH_SECONDS = 0.0005
 """After what time a thread that computes lets another one go on. By Python's 5 ms the queue, which
@@ -76,9 +78,12 @@ GOING_ON = [
 logger = logging.getLogger("dagster.daemon.signalbox")
 
 
-def why_not_begin() -> str | None:
+def why_not_begin(patience: Patience) -> str | None:
     """Why runs that stand back are not to be started now: they would only step aside."""
-    return Way(Home.locate().root).why_not()
+    try:
+        return Way(Home.locate().root).why_not(patience)
+    except SignalboxError:
+        return None  # no home, nobody in a hurry
 
 
 def look(instance: DagsterInstance) -> dict[str, Progress]:
@@ -99,7 +104,10 @@ def look(instance: DagsterInstance) -> dict[str, Progress]:
 
 
 class QuickBackfillDaemon(BackfillDaemon):
-    """Dagster's, which evaluates as soon as there is news: see `domain.ticks.is_due`."""
+    """Dagster's, which evaluates as soon as there is news: see `domain.ticks.is_due`.
+
+    What can wait waits while a run in a hurry is at work on this machine.
+    """
 
     def core_loop(
         self,
@@ -108,14 +116,14 @@ class QuickBackfillDaemon(BackfillDaemon):
     ) -> "DaemonIterator":
         futures: dict[str, Future[Any]] = {}
         before: Mapping[str, Progress] = {}
-        evaluated = monotonic()
+        evaluated, patience = monotonic(), Patience()
         while not shutdown_event.is_set():
             try:
                 if all(future.done() for future in futures.values()):
                     # Looked at first: what changes during the evaluation is news to the next.
                     now = look(workspace_process_context.instance)
                     if is_due(before, now, monotonic() - evaluated) and not (
-                        can_wait(before, now) and why_not_begin()
+                        can_wait(before, now) and why_not_begin(patience)
                     ):
                         before, evaluated = now, monotonic()
                         yield SpanMarker.START_SPAN
@@ -170,7 +178,15 @@ class PunctualSensorDaemon(SensorDaemon):
 
 
 class PromptQueueDaemon(QueuedRunCoordinatorDaemon):
-    """Dagster's, which looks at once when a run that is in a hurry was submitted beside it."""
+    """Dagster's, which looks at once when a run that is in a hurry was submitted beside it.
+
+    While one is at work on this machine it starts none of those that would only step aside.
+    """
+
+    def __init__(self, interval_seconds: float) -> None:
+        super().__init__(interval_seconds)
+        self._patience = Patience()
+        self._stands_back: Callable[[DagsterRun], bool] | None = None
 
     def core_loop(
         self,
@@ -190,25 +206,27 @@ class PromptQueueDaemon(QueuedRunCoordinatorDaemon):
                     log_message="The queue's daemon caught an error",
                 )
             yield SpanMarker.END_SPAN
-            took = monotonic() - began
             while not shutdown_event.is_set():
                 left = self.interval_seconds - (monotonic() - began)
                 if left <= 0 or HURRY.wait(min(left, BEAT_SECONDS)):
                     break
                 yield None
-            # However many runs are submitted, it looks for half of the time at the most.
-            shutdown_event.wait(max(GATHER_SECONDS, began + 2 * took - monotonic()))
+            shutdown_event.wait(GATHER_SECONDS)
             yield None
 
     def _get_runs_to_dequeue(
         self, instance: DagsterInstance, *args: Any, **more: Any
     ) -> list[DagsterRun]:
-        runs = super()._get_runs_to_dequeue(instance, *args, **more)
         queue = instance.run_coordinator
-        if not isinstance(queue, LaneRunCoordinator):
-            return runs
-        hurried = [run for run in runs if not queue.stands_back(run)]
-        return hurried if len(hurried) < len(runs) and why_not_begin() else runs
+        self._stands_back = None
+        if isinstance(queue, LaneRunCoordinator) and why_not_begin(self._patience):
+            self._stands_back = queue.stands_back
+        return super()._get_runs_to_dequeue(instance, *args, **more)
+
+    def _priority_sort(self, runs: Iterable[DagsterRun]) -> list[DagsterRun]:
+        # Here, before the free slots are dealt out: one that is left out takes none of them.
+        back = self._stands_back
+        return super()._priority_sort(run for run in runs if back is None or not back(run))
 
 
 def own_daemons(instance: DagsterInstance) -> Sequence["DagsterDaemon[Any]"]:

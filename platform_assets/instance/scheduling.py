@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 LONG_SLICE = 20_000_000
 """Nanoseconds; Linux allows 100,000 to 100,000,000, and without being asked takes 700,000 to
@@ -39,17 +39,18 @@ def stand_back(tags: "Mapping[str, str]", autogroup: str = "/proc/self/autogroup
     so where the run claims its slot.
     """
     from platform_assets.domain.errors import SignalboxError
-    from platform_assets.domain.lanes import LANE_TAG, Lane
+    from platform_assets.domain.lanes import lane_given
     from resources.giving_way import GIVES_WAY, Way
     from resources.home import Home
     from resources.lanes import load_lanes
 
-    nice = 0
-    with suppress(SignalboxError, ValueError):
-        nice = load_lanes().nice(Lane(tags.get(LANE_TAG, Lane.ADHOC)))
-    if nice == 0:
-        with suppress(SignalboxError):
+    try:
+        nice = load_lanes().nice(lane_given(tags))
+        if nice == 0:
             Way(Home.locate().root).enter()
+    except (SignalboxError, ValueError):
+        return
+    if nice == 0:
         return
     os.environ[GIVES_WAY] = "1"
     with suppress(OSError):
@@ -61,7 +62,7 @@ def stand_back(tags: "Mapping[str, str]", autogroup: str = "/proc/self/autogroup
         file.write(str(nice))
 
 
-def step_aside() -> None:
+def step_aside(tell: "Callable[[str], object]" = lambda _: None) -> None:
     """If this process stands back: let one in a hurry have the machine first, for a moment.
 
     A termination that comes meanwhile, and is held back until the run begins, ends that.
@@ -69,12 +70,12 @@ def step_aside() -> None:
     from dagster._utils.interrupts import check_captured_interrupt
 
     from platform_assets.domain.errors import SignalboxError
-    from resources.giving_way import Way, gives_way
+    from resources.giving_way import FREE, Way, gives_way
     from resources.home import Home
 
     if gives_way():
         with suppress(SignalboxError):
-            Way(Home.locate().root).step_aside(ended=check_captured_interrupt)
+            Way(Home.locate().root).step_aside(FREE, tell, check_captured_interrupt)
 
 
 def take_slices(nanoseconds: int) -> bool:

@@ -88,7 +88,7 @@ def _execute(run_id: str, instance_ref: str) -> bool:
             f"Run forked into process {os.getpid()}.", run, EngineEventData.in_process(os.getpid())
         )
         stand_back(run.tags)
-        step_aside()
+        step_aside(lambda said: instance.report_engine_event(f"It {said}.", run))
         ended = False
         with suppress(Exception):  # each was written into the event log before it was raised
             job = recon_job_from_origin(run.job_code_origin)

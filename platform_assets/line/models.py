@@ -221,14 +221,15 @@ def _train(
             rows=rows.count,
         )
         log(f"{asset} {name}: training on {rows.count} rows of {len(snapshot.days)} days")
+        ranks = Ranks(services, partition, run_id, log)
         rounds = course.rounds
 
         def on_round(step: int, metrics: Mapping[str, float]) -> None:
             rounds.append(dict(metrics))
             run.log_round(step, metrics)
-            services.step_aside()
+            if ranks.processes is None:  # those of others go on, and are to be listened to
+                services.step_aside()
 
-        ranks = Ranks(services, partition, run_id, log)
         how: dict[str, Any] = {
             "kind": spec.model.kind,
             "parameters": parameters,

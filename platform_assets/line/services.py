@@ -18,7 +18,7 @@ from platform_assets.domain.partition import PartitionKey, local_hours
 from platform_assets.domain.spec import PipelineSpec
 from platform_assets.line.stopwatch import Stopwatch
 from resources import processes
-from resources.giving_way import Way, gives_way
+from resources.giving_way import FREE, HOLDING, Way, gives_way
 from resources.home import Home
 from resources.lake import Dataset
 from resources.landing import LandingZone
@@ -224,12 +224,14 @@ class Services:
         )
         with keeper(self.home.ledger_url).keep(lease, fences=True):
             yield lease
+        self.step_aside()
 
     def step_aside(self) -> None:
         """If this is a run that stands back: do nothing while one in a hurry needs the machine."""
         if gives_way():
-            holding = keeper(self.home.ledger_url).holds_any
-            Way(self.home.root).step_aside(self.tell, holding=holding)
+            patience = HOLDING if keeper(self.home.ledger_url).holds_work else FREE
+            aside = Way(self.home.root).step_aside(patience, self.tell)
+            self.stopwatch.leave_out(aside)
 
     def record(
         self,
