@@ -2,7 +2,7 @@
 
 YOUNG_SECONDS = 30.0
 """How long a run in a hurry is stepped aside for. Whoever works for longer has its cores by `nice`,
-and is a few percent slower by what shares a cache with it."""
+and is slower by what shares a cache with it."""
 
 ANNOUNCED_SECONDS = 1.0
 """How long a run in a hurry that was submitted is waited for."""

@@ -56,7 +56,8 @@ what comes during a look waits for it, and for the launches, before the next."""
 
 SWITCH_SECONDS = 0.0005
 """After what time a thread that computes lets another one go on. By Python's 5 ms the queue, which
-waits for the disk forty times a launch, took 0.3 s longer while backfills were evaluated."""
+waits for the disk dozens of times a launch, is late by that much each time while a backfill is
+evaluated."""
 
 BEAT_SECONDS = 0.5
 """How often a daemon that waits says that it lives."""
