@@ -7,6 +7,10 @@ back does nothing for a moment.
 A run in a hurry has a lock on a file of the home for as long as its process lives, however that
 ends. Others only look whether there is one, and never take it: nobody waits for them. Where files
 cannot be locked (another system, some network file systems), nobody ever is in a hurry.
+
+Who stands back does so for a fifth of the time at the most. Runs of a few seconds follow each
+other, each in a process of its own: so what is left after each time is kept in the home, and the
+next begins with no more.
 """
 
 import fcntl
@@ -28,6 +32,9 @@ GIVES_WAY = "SIGNALBOX_GIVES_WAY"
 """Variable of the processes of a run that stands back, set by whoever executes it."""
 
 FILE = "hurry"
+LEFT = "patience"
+"""Beside it: what was left after somebody stood aside, and when that was."""
+
 POLL_SECONDS = 0.02
 TELL_SECONDS = 1.0
 """Who stepped aside for longer says so in its log."""
@@ -35,8 +42,14 @@ TELL_SECONDS = 1.0
 _LOCK = struct.Struct("@hhqqi4x")
 """struct flock of 64-bit Linux, fcntl(2): type, whence, start, length, pid."""
 
+_LEFT = struct.Struct("<dd")
+"""Seconds that were left, and the clock of `Patience` then, which is one of the whole machine."""
+
 _kept: list[int] = []
 """Open for as long as this process lives."""
+
+_stood = [0.0]
+"""For how long this process has stood aside, seconds."""
 
 
 class Patience:
@@ -45,28 +58,43 @@ class Patience:
     Args:
         most: seconds at a stretch.
         monotonic: a clock that never goes back, in seconds.
+        within: what it is a part of: it takes from that, and has no more than that has.
     """
 
     def __init__(
-        self, most: float = MOST_SECONDS, monotonic: Callable[[], float] = time.monotonic
+        self,
+        most: float = MOST_SECONDS,
+        monotonic: Callable[[], float] = time.monotonic,
+        within: "Patience | None" = None,
     ) -> None:
-        self._most, self._monotonic = most, monotonic
-        self._left, self._since, self._aside = most, monotonic(), False
+        self._most, self.monotonic, self._within = most, monotonic, within
+        self._left, self._since, self.aside = most, monotonic(), False
+
+    @property
+    def whole(self) -> "Patience":
+        """What it is a part of, or itself."""
+        return self._within or self
 
     def left(self) -> float:
         """Seconds, as of now."""
-        now = self._monotonic()
+        now = self.monotonic()
         passed, self._since = now - self._since, now
-        if self._aside:
+        if self.aside:
             self._left -= passed
         else:
             self._left = recovered(self._left, passed, self._most)
-        return self._left
+        return self._left if self._within is None else min(self._left, self._within.left())
 
     def stands(self, aside: bool) -> None:
         """From now on it is spent, or grows."""
         self.left()
-        self._aside = aside
+        self.aside = aside
+        if self._within is not None:
+            self._within.stands(aside)
+
+    def at_most(self, left: float) -> None:
+        """There is no more than this."""
+        self._left = min(self.left(), left)
 
 
 class Way:
@@ -77,7 +105,7 @@ class Way:
     """
 
     def __init__(self, root: Path) -> None:
-        self._path = root / FILE
+        self._path, self._left = root / FILE, root / LEFT
 
     def announce(self) -> None:
         """A run in a hurry was submitted, and will begin here within moments."""
@@ -110,10 +138,30 @@ class Way:
         try:
             age = time.time() - self._path.stat().st_mtime
         except OSError:
-            return None  # nobody ever was
-        why = why_step_aside(at_work=self.at_work(), age=age, patience=patience.left())
-        patience.stands(why is not None)
-        return why
+            self.goes_on(patience)  # nobody ever was
+            return None
+
+        def why() -> str | None:
+            return why_step_aside(at_work=self.at_work(), age=age, patience=patience.left())
+
+        reason = why()
+        if reason is not None and not patience.aside:
+            patience.whole.at_most(self._left_to_all(patience))
+            reason = why()
+        if reason is None:
+            self.goes_on(patience)
+        else:
+            patience.stands(True)
+        return reason
+
+    def goes_on(self, patience: Patience) -> None:
+        """Who was told to do nothing does so no more."""
+        stood = patience.aside
+        patience.stands(False)
+        if stood:
+            whole = patience.whole
+            whole.at_most(self._left_to_all(patience))
+            self._keep(_LEFT.pack(whole.left(), whole.monotonic()))
 
     def step_aside(
         self,
@@ -135,16 +183,35 @@ class Way:
         while why is not None and not ended():
             time.sleep(POLL_SECONDS)
             why = self.why_not(patience)
-        patience.stands(False)
+        self.goes_on(patience)
         waited = time.monotonic() - began
+        _stood[0] += waited
         if waited >= TELL_SECONDS:
             tell(f"stepped aside for {waited:.1f} s: {reason}")
         return waited
 
+    def _left_to_all(self, patience: Patience) -> float:
+        """What those who stood aside before have left by now, in whatever process."""
+        with suppress(OSError, struct.error):
+            left, then = _LEFT.unpack(self._left.read_bytes())
+            passed = patience.monotonic() - then
+            if passed >= 0 and abs(left) <= MOST_SECONDS:  # else of before the machine was started
+                return recovered(left, passed, MOST_SECONDS)
+        return MOST_SECONDS
+
+    def _keep(self, left: bytes) -> None:
+        with suppress(OSError):
+            file = os.open(self._left, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                os.pwrite(file, left, 0)  # 16 bytes at once: nobody reads a part
+            finally:
+                os.close(file)
+
     def _open(self) -> int:
         file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         now = time.time()  # by the clock that ages are told by: a file server has one of its own
-        os.utime(file, (now, now))
+        with suppress(OSError):
+            os.utime(file, (now, now))
         return file
 
 
@@ -153,7 +220,13 @@ def gives_way() -> bool:
     return os.environ.get(GIVES_WAY) == "1"
 
 
-FREE, HOLDING = Patience(), Patience(MOST_HOLDING_SECONDS)
+def seconds_aside() -> float:
+    """For how long this process has stood aside until now."""
+    return _stood[0]
+
+
+FREE = Patience()
+HOLDING = Patience(MOST_HOLDING_SECONDS, within=FREE)
 """Of this process, while it holds no lease and while it does."""
 
 
@@ -166,6 +239,7 @@ def _after_fork() -> None:
     while _kept:
         with suppress(OSError):
             os.close(_kept.pop())
+    _stood[0] = 0.0
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -6,6 +6,7 @@ What that is worth is measured: `python -m benchmarks.daily_lane`.
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ import pytest
 from dagster._core.run_coordinator import SubmitRunContext
 from dagster._core.test_utils import create_run_for_test
 
+from platform_assets.domain.checkpoints import TrainingInterruptedError
 from platform_assets.domain.errors import HomeError
 from platform_assets.domain.giving_way import (
     ANNOUNCED_SECONDS,
@@ -37,8 +39,9 @@ from platform_assets.instance.daemon import PromptQueueDaemon
 from platform_assets.instance.scheduling import step_aside
 from platform_assets.line.features import build_features
 from platform_assets.line.models import train_model
+from platform_assets.line.stopwatch import _since_start
 from resources import giving_way
-from resources.giving_way import FILE, FREE, GIVES_WAY, HOLDING, Patience, Way
+from resources.giving_way import FILE, FREE, GIVES_WAY, HOLDING, LEFT, Patience, Way
 from resources.home import Home
 from resources.lanes import load_lanes
 from resources.slots import slot
@@ -107,19 +110,89 @@ def test_when_it_is_stepped_aside(
     assert found is None if expected is None else expected in str(found)
 
 
-@pytest.mark.parametrize("most", [MOST_SECONDS, MOST_HOLDING_SECONDS])
-def test_a_stream_of_runs_in_a_hurry_takes_a_fifth_of_the_time(tmp_path: Path, most: float) -> None:
+A_FIFTH = RECOVERS / (1 + RECOVERS)
+
+
+@pytest.mark.parametrize("which", ["free", "holding", "in turn"])
+def test_a_stream_of_runs_in_a_hurry_takes_a_fifth_of_the_time(tmp_path: Path, which: str) -> None:
     """One is submitted every second, for an hour; who holds a lease has the less patience."""
     now = 0.0
-    patience, stood = Patience(most, lambda: now), 0
-    way = Way(tmp_path)
-    for _ in range(3600):
+    free = Patience(MOST_SECONDS, lambda: now)
+    holding = Patience(MOST_HOLDING_SECONDS, lambda: now, within=free)
+    most = MOST_HOLDING_SECONDS if which == "holding" else MOST_SECONDS
+    way, stood = Way(tmp_path), 0
+    for second in range(3600):
         way.announce()
-        stood += way.why_not(patience) is not None
+        for each in (free, holding):
+            way.goes_on(each)
+        either = {"free": free, "holding": holding}.get(which, (free, holding)[second // 10 % 2])
+        stood += way.why_not(either) is not None
         now += 1
-    assert most < stood <= most + RECOVERS / (1 + RECOVERS) * 3600 + 2
-    now += most / RECOVERS
-    assert patience.left() == most, "and all of it comes back"
+    assert most < stood <= most + A_FIFTH * 3600 + 2
+    way.goes_on(holding)
+    now += MOST_SECONDS / RECOVERS
+    assert (free.left(), holding.left()) == (MOST_SECONDS, MOST_HOLDING_SECONDS), "all comes back"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_runs_that_follow_each_other_share_their_patience(tmp_path: Path, kept: bool) -> None:
+    """Twenty of three seconds each, in processes of their own, beside such a stream."""
+    now = 0.0
+
+    def clock() -> float:
+        return now
+
+    way, work = Way(tmp_path), 20 * 3.0
+    for _ in range(20):
+        own = Patience(MOST_SECONDS, clock)
+        way.announce()
+        while way.why_not(own) is not None:
+            way.announce()
+            now += 0.1
+        way.goes_on(own)
+        now += 3
+        if not kept:
+            (tmp_path / LEFT).unlink()
+    stood = now - work
+    assert stood > MOST_SECONDS - 1
+    assert (stood <= MOST_SECONDS + A_FIFTH * now + 2) == kept, "the failure that it is kept for"
+
+
+@pytest.mark.parametrize(
+    "found",
+    [b"", b"rubbish", b"x" * 16, struct.pack("<dd", 0.0, 1e18), struct.pack("<dd", -1e9, 0), None],
+    ids=repr,
+)
+def test_what_was_left_before_this_machine_was_started_does_not_count(
+    tmp_path: Path, found: bytes | None
+) -> None:
+    if found is None:
+        (tmp_path / LEFT).mkdir()
+    else:
+        (tmp_path / LEFT).write_bytes(found)
+    way, patience = Way(tmp_path), Patience()
+    way.announce()
+    assert way.why_not(patience)
+    assert patience.left() > MOST_SECONDS - 1
+    way.goes_on(patience)
+    assert patience.left() > MOST_SECONDS - 1
+
+
+def test_what_cannot_be_dated_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file may be another user's."""
+    way = Way(tmp_path)
+    way.announce()
+
+    def refused(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(giving_way.os, "utime", refused)
+    before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names only
+    for _ in range(10):
+        way.announce()
+    assert len(set(os.listdir("/proc/self/fd")) - before) <= 1  # noqa: PTH208 - the list's own
 
 
 def test_who_stands_back_waits_for_who_is_in_a_hurry_until_that_is_killed(tmp_path: Path) -> None:
@@ -207,7 +280,7 @@ def test_it_is_stepped_aside_before_a_partition_and_within_a_training(
 ) -> None:
     aside: list[Patience] = []
 
-    def noted(_: Way, patience: Patience, tell: object) -> float:
+    def noted(_: Way, patience: Patience, *__: object) -> float:
         aside.append(patience)
         return 1000.0
 
@@ -230,6 +303,41 @@ def test_it_is_stepped_aside_before_a_partition_and_within_a_training(
             assert aside == [FREE, *[HOLDING] * (rounds + 2), FREE]
         cost = line.history("model", "2013-01-04")[-1].detail["cost"]
         assert cost["seconds"] < 1000, "it did nothing meanwhile, and was not at work for longer"
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_training_that_is_told_to_go_stands_aside_no_more(
+    shared_folder: Path,
+    home_template: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    heard: bool,
+) -> None:
+    """Its checkpoint is to be written within what is left until it is killed."""
+    stood: list[float] = []
+    step_aside = Way.step_aside
+
+    def noted(way: Way, patience: Patience, tell: Any, ended: Callable[[], bool]) -> float:
+        aside = 0.0
+        if len(stood) == 2:  # before its first partition, before and in the midst of its rounds
+            os.kill(os.getpid(), signal.SIGTERM)
+            shortly = Patience(MOST_HOLDING_SECONDS / 2)
+            aside = step_aside(way, shortly, tell, ended if heard else lambda: False)
+        stood.append(aside)
+        return aside
+
+    monkeypatch.setattr(Way, "step_aside", noted)
+    monkeypatch.setenv(GIVES_WAY, "1")
+    with (
+        copied(Templates(shared_folder, home_template).models, tmp_path) as line,
+        slot(line.home.ledger_url, load_lanes(), Lane.BACKFILL, "backfill"),
+        in_a_hurry(line.home.root),
+    ):
+        Way(line.home.root).announce()
+        again, day = replace(line.services, restate="again"), PartitionKey.parse("2013-01-04")
+        with pytest.raises(TrainingInterruptedError):
+            train_model(again, day, "backfill", lane="backfill")
+    assert (stood[2] < MOST_HOLDING_SECONDS / 4) == heard
 
 
 def test_a_process_steps_aside_only_if_its_run_stands_back(
@@ -285,6 +393,15 @@ def test_the_queue_starts_nothing_that_would_only_step_aside(
         queued(plain, Lane.BACKFILL)
         Way(home.root).announce()
         assert Queue(interval_seconds=1).chosen(plain) == [Lane.BACKFILL], "not one with lanes"
+
+
+def test_what_a_process_stood_aside_for_is_no_part_of_its_start(tmp_path: Path) -> None:
+    way = Way(tmp_path)
+    before = _since_start()["start_seconds"]
+    way.announce()
+    stood = way.step_aside(Patience())
+    assert stood > ANNOUNCED_SECONDS / 2
+    assert _since_start()["start_seconds"] - before < stood / 2
 
 
 def refuse(*_: Any) -> Home:

@@ -42,6 +42,7 @@ from platform_assets.instance.daemon import (
     own_daemons,
 )
 from platform_assets.instance.whereabouts import tag_of
+from resources.giving_way import Patience
 from resources.home import Home
 from resources.ledger.leases import Leases
 from resources.processes import holder, machine
@@ -267,6 +268,60 @@ def test_the_loop_evaluates_at_news_and_survives_errors(
         for _ in range(4):
             next(loop)
         assert len(evaluated) >= 2
+        ended.set()
+        loop.close()
+
+
+def test_what_can_wait_waits_while_a_run_in_a_hurry_is_at_work(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated: list[Patience] = []
+    asked: list[Patience] = []
+    hurry = True
+
+    def iteration(*_: Any, **__: Any) -> Any:
+        evaluated.append(asked[-1] if asked else Patience())
+        yield None
+
+    def why_not_begin(patience: Patience) -> str | None:
+        asked.append(patience)
+        patience.stands(hurry)
+        return "hurry" if hurry else None
+
+    monkeypatch.setattr(daemon, "execute_backfill_iteration", iteration)
+    monkeypatch.setattr(daemon, "why_not_begin", why_not_begin)
+    monkeypatch.setattr(daemon, "TICK_SECONDS", 0.0)
+    add(instance, "b")
+    own = {"dagster/backfill": "b"}
+    runs = [
+        create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED, tags=own)
+        for _ in range(2)
+    ]
+    ended = threading.Event()
+    with QuickBackfillDaemon(settings={}) as made:
+        loop = made.core_loop(Context(instance), ended)  # type: ignore[arg-type]
+
+        def turn() -> int:
+            for _ in range(6):
+                next(loop)
+            return len(evaluated)
+
+        assert turn() == 1, "one that is new does not wait"
+        assert not asked
+        instance.report_run_canceled(runs[0])
+        assert turn() == 1, "what its run has made possible does"
+        assert asked[-1].aside
+        hurry = False
+        assert turn() == 2
+        hurry = True
+        instance.report_run_canceled(runs[1])
+        assert turn() == 2
+        assert asked[-1].aside
+        instance.update_backfill(
+            instance.get_backfill("b").with_status(BulkActionStatus.CANCELING)  # type: ignore[union-attr]
+        )
+        assert turn() > 2, "nor does one that is being ended"
+        assert not evaluated[2].aside, "it goes on, and its patience grows again"
         ended.set()
         loop.close()
 

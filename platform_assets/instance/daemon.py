@@ -123,9 +123,12 @@ class QuickBackfillDaemon(BackfillDaemon):
                 if all(future.done() for future in futures.values()):
                     # Looked at first: what changes during the evaluation is news to the next.
                     now = look(workspace_process_context.instance)
-                    if is_due(before, now, monotonic() - evaluated) and not (
-                        can_wait(before, now) and why_not_begin(patience)
-                    ):
+                    due = is_due(before, now, monotonic() - evaluated)
+                    if due is None or not can_wait(before, now):
+                        patience.stands(False)
+                    elif why_not_begin(patience):
+                        due = None
+                    if due is not None:
                         before, evaluated = now, monotonic()
                         yield SpanMarker.START_SPAN
                         yield from execute_backfill_iteration(

@@ -228,7 +228,7 @@ def _train(
             rounds.append(dict(metrics))
             run.log_round(step, metrics)
             if ranks.processes is None:  # those of others go on, and are to be listened to
-                services.step_aside()
+                services.step_aside(lambda: course.notice.told)
 
         how: dict[str, Any] = {
             "kind": spec.model.kind,

@@ -226,11 +226,15 @@ class Services:
             yield lease
         self.step_aside()
 
-    def step_aside(self) -> None:
-        """If this is a run that stands back: do nothing while one in a hurry needs the machine."""
+    def step_aside(self, ended: Callable[[], bool] = lambda: False) -> None:
+        """If this is a run that stands back: do nothing while one in a hurry needs the machine.
+
+        Args:
+            ended: whether somebody has asked for an end meanwhile.
+        """
         if gives_way():
             patience = HOLDING if keeper(self.home.ledger_url).holds_work else FREE
-            aside = Way(self.home.root).step_aside(patience, self.tell)
+            aside = Way(self.home.root).step_aside(patience, self.tell, ended)
             self.stopwatch.leave_out(aside)
 
     def record(

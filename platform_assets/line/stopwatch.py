@@ -2,6 +2,8 @@
 
 import time
 
+from resources.giving_way import seconds_aside
+
 _start_is_told = False
 
 
@@ -19,6 +21,8 @@ class Stopwatch:
     @classmethod
     def of_process(cls) -> "Stopwatch":
         """One that tells the start of this process, if none has done so yet.
+
+        What it has stood aside for by then is no part of it.
 
         A process that was forked from one that had, such as a run of a prepared process, has a
         start of its own that takes next to nothing and is told by nobody.
@@ -47,6 +51,6 @@ def _since_start() -> dict[str, float]:
 
     started = psutil.Process().create_time()
     return {
-        "start_seconds": max(0.0, time.time() - started),
+        "start_seconds": max(0.0, time.time() - started - seconds_aside()),
         "start_cpu_seconds": time.process_time(),
     }

@@ -29,6 +29,11 @@ class Notice:
         self._told = True
 
     @property
+    def told(self) -> bool:
+        """Whether it was given, whoever meant it."""
+        return self._told
+
+    @property
     def given(self) -> bool:
         """Whether it was, and is no person's word."""
         if self._told and not self._judged:
